@@ -1,0 +1,68 @@
+# make demo    set up everything and run unguided beside guided generation on the embedded models
+# make test    set up everything, lint, run all tests
+# make wheel   build dist/entrgi-*.whl
+# Everything happens in .venv and build/; only Python >= 3.10 with its headers, a C++ compiler and git are needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+CXX_SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
+BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml
+# Tools (cmake, ninja) come from the virtual environment.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: env build demo test lint format wheel wheel-test bench clean
+
+$(BIN)/.env: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch setuptools cmake ninja pybind11
+	$(PIP) install -c constraints.txt --no-deps nvidia-cutlass
+	@touch $@
+env: $(BIN)/.env
+
+$(BIN)/.build: $(BIN)/.env $(BUILD_INPUTS)
+	$(PIP) install -v -c constraints.txt --no-build-isolation -e '.[test,lint,bench]' > $(VENV)/build.log 2>&1 \
+	  || { tail -n 60 $(VENV)/build.log; exit 1; }
+	@grep -E '^ *(-- )?entrgi: ' $(VENV)/build.log
+	@touch $@
+build: $(BIN)/.build
+
+demo: build
+	$(BIN)/entrgi sample --compare --prompt "The movie was" --prompt "I think"
+
+test: build lint
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: build
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+wheel: build
+	rm -rf dist
+	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	@ls -l dist/*.whl
+
+# The wheel in a clean environment with another version of torch than the one that built it.
+OTHER_TORCH ?= 2.13.0
+WHEEL_VENV := build/wheel-venv
+wheel-test: wheel
+	rm -rf $(WHEEL_VENV)
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q torch==$(OTHER_TORCH) dist/*.whl
+	cd build && wheel-venv/bin/entrgi doctor
+	cd build && wheel-venv/bin/entrgi sample --prompt "The movie was" --seed 0
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt pytest pytest-timeout hypothesis expecttest numpy scipy
+	cd build && wheel-venv/bin/python -P -m pytest -c ../pyproject.toml --rootdir .. ../tests/ops
+
+bench: build
+	$(BIN)/python benchmarks/cpu_step.py
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info entrgi_ext/*.so

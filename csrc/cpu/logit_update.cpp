@@ -1,0 +1,114 @@
+// Operator 3: dReward/dz = q (G E^T - G . soft) / tau, written out or applied as an Adam or SGD ascent step.
+//
+// The vocabulary is cut into stretches that threads work on independently: G E^T of a stretch in a scratch that stays
+// in cache (2 N V d FLOPs in all), then one pass over z and the moments. Bytes: E once, z and each moment once each
+// way. No reduction over the vocabulary: the result does not depend on the number of threads.
+#include <cmath>
+#include <cstring>
+
+#include "relaxation.h"
+
+namespace entrgi::cpu {
+namespace {
+
+// G of the active rows in acc, dense, and G . soft of each.
+class Incoming {
+ public:
+  Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows, const Parallel& parallel)
+      : packed_(static_cast<int64_t>(rows.size()), r.width, accumulator_of(r.logits.dtype)), dots_(rows.size()) {
+    const RowKernels& kernels = row_kernels(grad.dtype);
+    const Range pack = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        kernels.to_accumulator(grad.at(target_row(r, rows[i])), r.width, packed_.matrix().at(i));
+        const void *g = packed_.matrix().at(i), *soft = r.soft.at(rows[i]);
+        double dot = 0;
+        for (int64_t k = 0; k < r.width; ++k) dot += read(g, k, r.soft.dtype) * read(soft, k, r.soft.dtype);
+        dots_[i] = dot;
+      }
+    };
+    parallel.run(static_cast<int64_t>(rows.size()), pack);
+  }
+  Matrix matrix() const { return packed_.matrix(); }
+  double dot(int64_t i) const { return dots_[i]; }
+
+ private:
+  Scratch packed_;
+  std::vector<double> dots_;
+};
+
+// Calls apply(logits row, first id, length, logsumexp, G . soft, inner products) for every stretch of active rows.
+template <class Apply>
+void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& parallel, const Gemm& gemm,
+                   const Apply& apply) {
+  const std::vector<int64_t> rows = active_rows(r);
+  const int64_t count = static_cast<int64_t>(rows.size());
+  if (count == 0) return;
+  const DType acc = accumulator_of(r.logits.dtype);
+  const Incoming incoming(r, grad, rows, parallel);
+  const int64_t stretch = stretch_of(r, count);
+  const int64_t stretches = (r.vocabulary + stretch - 1) / stretch;
+  const bool wide = size_of(r.embedding.dtype) > 2;
+
+  parallel.run(stretches, [&](int64_t begin, int64_t end) {
+    const Scratch inner(count, stretch, acc);
+    const Scratch table(wide ? 0 : stretch, r.width, acc);
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t id = s * stretch, n = std::min(stretch, r.vocabulary - id);
+      const Matrix e = table_rows(r, id, n, table.matrix(), nullptr);
+      gemm({incoming.matrix(), e, inner.matrix(), count, n, r.width, /*b_transposed=*/true, /*accumulate=*/false});
+      for (int64_t i = 0; i < count; ++i) {
+        apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i), inner.matrix().at(i));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void logit_gradient(const Relaxation& r, const Matrix& grad, const Matrix& out, const Parallel& parallel,
+                    const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(r.logits.dtype);
+  const int64_t row_bytes = r.vocabulary * size_of(out.dtype);
+  for (int64_t n = 0; n < r.rows; ++n) {
+    if (target_row(r, n) < 0) std::memset(out.at(n), 0, row_bytes);
+  }
+  for_stretches(r, grad, parallel, gemm,
+                [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
+                  kernels.gradient(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner);
+                  std::memcpy(out.at(row, id), inner, n * size_of(out.dtype));
+                });
+}
+
+void adam_step(const Relaxation& r, const Matrix& grad, const Adam& adam, const Parallel& parallel,
+               const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(r.logits.dtype);
+  const double step = static_cast<double>(adam.step);
+  const AdamFactors factors{adam.beta1,
+                            adam.beta2,
+                            1 - adam.beta1,
+                            1 - adam.beta2,
+                            1 / (1 - std::pow(adam.beta1, step)),
+                            1 / (1 - std::pow(adam.beta2, step)),
+                            adam.lr,
+                            adam.eps,
+                            adam.step == 1,
+                            adam.last};
+  const auto moment = [](const Matrix& m, int64_t row, int64_t id) -> void* {
+    return m.data == nullptr ? nullptr : m.at(row, id);
+  };
+  for_stretches(r, grad, parallel, gemm,
+                [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
+                  kernels.adam(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner,
+                               moment(adam.exp_avg, row, id), moment(adam.exp_avg_sq, row, id), factors);
+                });
+}
+
+void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel, const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(r.logits.dtype);
+  for_stretches(r, grad, parallel, gemm,
+                [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
+                  kernels.sgd(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner, lr);
+                });
+}
+
+}  // namespace entrgi::cpu

@@ -1,0 +1,3 @@
+// The inner loops on the baseline instruction set of the build (SSE2 on x86-64, NEON on aarch64).
+#define ENTRGI_ISA generic
+#include "row_kernels_impl.h"

@@ -1,0 +1,112 @@
+// Operator 1 without the draw: logsumexp(z / tau), H(softmax z), H(softmax z / tau) and argmax of each row.
+//
+// Each chunk gives sums relative to its own maximum, in float lanes; chunks are merged in order, in double:
+//   s = sum e^x, t = sum x e^x with x = z - m   ->   lse = m + log s,  H = log s - t / s
+// (x e^x, not z e^z: the second would cancel.) One read of z from memory, 2 exponentials an element.
+#include "vocabulary_rows.h"
+
+namespace entrgi::cpu {
+namespace {
+
+// Sums relative to a running maximum.
+struct Online {
+  double max = -kInfinity, s = 0, t = 0;
+
+  void add(double chunk_max, double chunk_s, double chunk_t) {
+    if (chunk_s == 0) return;
+    if (chunk_max > max) {
+      rescale(chunk_max);
+      s += chunk_s;
+      t += chunk_t;
+    } else {
+      const double x = chunk_max - max, factor = std::exp(x);
+      s += factor * chunk_s;
+      t += factor * (chunk_t + x * chunk_s);
+    }
+  }
+  double logsumexp() const { return max + std::log(s); }
+  double entropy() const { return std::log(s) - t / s; }
+
+ private:
+  void rescale(double new_max) {
+    if (s != 0) {
+      const double x = max - new_max, factor = std::exp(x);
+      t = factor * (t + x * s);
+      s = factor * s;
+    }
+    max = new_max;
+  }
+};
+
+}  // namespace
+
+RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperature, const ChunkLoop& loop) {
+  const RowKernels& kernels = row_kernels(logits.dtype);
+  std::vector<ChunkStatistics> chunks(loop.count());
+  loop([&](int64_t chunk, int64_t id, int64_t n) {
+    kernels.statistics(logits.at(row, id), n, temperature, chunks[chunk]);
+  });
+
+  RowStatistics result;
+  Online unit, tempered;
+  int64_t best_chunk = -1;
+  for (int64_t c = 0; c < loop.count(); ++c) {
+    const ChunkStatistics& chunk = chunks[c];
+    if (chunk.invalid) return RowStatistics();
+    if (chunk.max > result.max) {
+      result.max = chunk.max;
+      best_chunk = c;
+    }
+    unit.add(chunk.max, chunk.unit_s, chunk.unit_t);
+    tempered.add(chunk.tempered_max, chunk.tempered_s, chunk.tempered_t);
+  }
+  if (best_chunk < 0) return RowStatistics();  // nothing finite
+  result.logsumexp = tempered.logsumexp();
+  result.entropy = unit.entropy();
+  result.tempered_entropy = tempered.entropy();
+  const int64_t first = best_chunk * kChunk;
+  result.argmax = first + kernels.find(logits.at(row, first), std::min(kChunk, loop.vocabulary() - first), result.max);
+  return result;
+}
+
+void raise_bad_rows(const std::vector<uint8_t>& status) {
+  for (size_t row = 0; row < status.size(); ++row) {
+    if (status[row] == kInvalidRow) {
+      throw std::runtime_error("logits must not hold NaN or +inf and must have a finite value in every row, row " +
+                               std::to_string(row) + " does not");
+    }
+    if (status[row] == kNothingAllowed) {
+      throw std::runtime_error("logits must have a finite value at an id that is not forbidden in every row, row " +
+                               std::to_string(row) + " has none");
+    }
+  }
+}
+
+void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, double temperature,
+                      const Statistics& out, const Parallel& parallel) {
+  std::vector<uint8_t> status(rows, 0);
+  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
+    const RowStatistics result = row_statistics(logits, row, temperature, loop);
+    if (result.argmax < 0) status[row] = kInvalidRow;
+    result.write_to(out, row, accumulator_of(logits.dtype));
+  });
+  raise_bad_rows(status);
+}
+
+void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocabulary, double temperature,
+                               const StatisticsGradients& grads, const StatisticsValues& values,
+                               const Matrix& out, const Parallel& parallel) {
+  const RowKernels& kernels = row_kernels(logits.dtype);
+  const DType acc = accumulator_of(logits.dtype);
+  const auto grad = [&](const void* array, int64_t row) { return array == nullptr ? 0.0 : read(array, row, acc); };
+  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
+    const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row), grad(grads.tempered_entropy, row)};
+    const double v[] = {read(values.logsumexp, row, acc), read(values.unit_logsumexp, row, acc),
+                        read(values.entropy, row, acc), read(values.tempered_entropy, row, acc)};
+    loop([&](int64_t, int64_t id, int64_t n) {
+      kernels.statistics_backward(logits.at(row, id), n, temperature, g, v, out.at(row, id));
+    });
+  });
+}
+
+}  // namespace entrgi::cpu

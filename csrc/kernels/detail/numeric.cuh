@@ -1,0 +1,72 @@
+// Element types, fast exponentials and the order of floats.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cfloat>
+#include <cstdint>
+
+namespace entrgi {
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// 2^x in one instruction, about 2 ulp.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// x - max, for use as (x - max) e^(x - max): -inf and NaN become a finite number whose exponential is 0.
+__device__ __forceinline__ float shifted(float x, float max) {
+  return fmaxf(x - max, -1e30f);
+}
+
+// Unsigned integers in the order of floats. Sixteen-bit logits fill only the upper bits.
+template <typename T>
+constexpr int kKeyShift = 0;
+template <>
+inline constexpr int kKeyShift<__nv_bfloat16> = 16;
+template <>
+inline constexpr int kKeyShift<__half> = 13;
+
+template <typename T>
+__device__ __forceinline__ uint32_t ordered_key(float z) {
+  const uint32_t bits = __float_as_uint(z);
+  return (bits & 0x80000000u ? ~bits : bits | 0x80000000u) >> kKeyShift<T>;
+}
+
+template <typename T>
+__device__ __forceinline__ float from_ordered_key(uint32_t key) {
+  const uint32_t low = (1u << kKeyShift<T>)-1;
+  const uint32_t upper = key << kKeyShift<T>;
+  return __uint_as_float(upper & 0x80000000u ? upper & 0x7fffffffu : ~(upper | low));
+}
+
+}  // namespace entrgi

@@ -1,0 +1,78 @@
+// Relaxed embedding: output[rows[n]] = soft + w (E[x] - soft) and soft = q E, q = softmax(z / tau).
+//
+// A matrix product over parts of the vocabulary (relaxed_embedding_sm80.cu, relaxed_embedding_simt.cu), then
+// this reduction: one thread per output element sums the parts in order, which makes the result reproducible,
+// and blends in the gathered row of the hard token.
+//
+// Layouts  partial fp32 [splits, N, pitch] (workspace), soft fp32 [N, d], output [R, d] and E [V, d] in E's
+// dtype. Floor    of the reduction: splits N d 4 bytes read, mostly from L2. Considered: the last CTA of a
+// tile reducing in the product's own launch (one launch less; needs counters that
+//          are zeroed between launches, and its result is late by the slowest CTA anyway).
+#include <math_constants.h>
+
+#include "detail/numeric.cuh"
+#include "relaxed_embedding.cuh"
+
+namespace entrgi {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    reduce_and_blend_kernel(const RelaxedEmbeddingParams p, int64_t pitch, int splits) {
+  const int64_t blocks_per_row = (p.dim + kThreads - 1) / kThreads;
+  const int64_t n = blockIdx.x / blocks_per_row;
+  const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
+  const int64_t row = output_row(p, n);
+  if (row < 0 || column >= p.dim) return;
+
+  const float* partial = static_cast<const float*>(p.workspace) + n * pitch + column;
+  float soft = 0.f;
+#pragma unroll 4
+  for (int split = 0; split < splits; ++split) soft += partial[split * p.n * pitch];
+  p.soft[n * p.soft_stride + column] = soft;
+
+  float value = soft;
+  if (p.hard_tokens != nullptr) {
+    const int64_t token = p.hard_tokens[n];
+    if (token >= 0 && token < p.vocab) {
+      const float hard = to_float(static_cast<const T*>(p.embedding)[token * p.embedding_stride + column]);
+      value = soft + (p.weight == nullptr ? 1.f : p.weight[n]) * (hard - soft);
+    } else {
+      value = CUDART_NAN_F;
+    }
+  }
+  static_cast<T*>(p.output)[row * p.output_stride + column] = from_float<T>(value);
+}
+
+}  // namespace
+
+cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
+  const bool is_float = p.embedding_dtype == DType::kFloat32;
+  if (plan.kernel != (is_float ? Kernel::kRelaxedEmbeddingSimt : Kernel::kRelaxedEmbeddingSm80) ||
+      plan.splits < 1 || p.vocab < 1 || p.dim < 1) {
+    return cudaErrorInvalidValue;
+  }
+  if (p.n == 0) return cudaSuccess;
+  const cudaError_t error =
+      is_float ? relaxed_embedding_simt(p, plan, stream) : relaxed_embedding_sm80(p, plan, stream);
+  if (error != cudaSuccess) return error;
+
+  const auto reduce = [&](auto kernel) {
+    const unsigned grid = static_cast<unsigned>(p.n * ((p.dim + kThreads - 1) / kThreads));
+    kernel<<<grid, kThreads, 0, stream>>>(p, pitch_of(p.dim), static_cast<int>(plan.splits));
+    return cudaGetLastError();
+  };
+  switch (p.embedding_dtype) {
+    case DType::kBFloat16:
+      return reduce(reduce_and_blend_kernel<__nv_bfloat16>);
+    case DType::kFloat16:
+      return reduce(reduce_and_blend_kernel<__half>);
+    case DType::kFloat32:
+      return reduce(reduce_and_blend_kernel<float>);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace entrgi

@@ -1,0 +1,351 @@
+// Argument checks and output allocation of every operator, shared by the CPU and the CUDA implementations.
+//
+// Each check raises std::runtime_error (RuntimeError in Python) naming the argument, what came and what was
+// expected. They look at shapes, dtypes, devices and scalars only: nothing here reads a tensor's data, so
+// nothing here synchronises with a device. What needs the data (ids out of range) is checked in cpu.cpp; the
+// CUDA kernels stay memory-safe instead.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace entrgi::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Masses are sums of at most V integers <= 2^40: V <= 2^23 keeps them below 2^63.
+constexpr int64_t kMaxVocabulary = int64_t{1} << 23;
+
+// Unlike STD_TORCH_CHECK this adds no function or file name: the message is for the caller of the operator.
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+inline std::string device_of(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  std::ostringstream s;
+  s << (t.is_cuda() ? "cuda:" : "device ") << t.get_device_index();
+  return s.str();
+}
+
+// "float32 [4, 7] on cpu"
+inline std::string describe(const Tensor& t) {
+  std::ostringstream s;
+  s << name_of(t.scalar_type()) << " [";
+  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
+  s << "] on " << device_of(t);
+  return s.str();
+}
+
+inline ScalarType accumulator_dtype(const Tensor& logits) {
+  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return device_of(a) == device_of(b);
+}
+
+// ---- scalars ----------------------------------------------------------------------------------------------
+
+inline void check_temperature(double temperature) {
+  check(std::isfinite(temperature) && temperature > 0, "temperature must be > 0 and finite, got ",
+        temperature);
+}
+
+inline void check_top_p(double top_p) {
+  check(top_p >= 0 && top_p <= 1, "top_p must be in [0, 1], got ", top_p);
+}
+
+inline void check_top_k(std::optional<int64_t> top_k) {
+  if (top_k) check(*top_k >= 1, "top_k must be >= 1 or None, got ", *top_k);
+}
+
+// ---- tensors ----------------------------------------------------------------------------------------------
+
+inline void check_floating(const char* name, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  const bool half_or_single =
+      dtype == ScalarType::BFloat16 || dtype == ScalarType::Half || dtype == ScalarType::Float;
+  if (t.is_cpu()) {
+    check(half_or_single || dtype == ScalarType::Double, name,
+          " must be bfloat16, float16, float32 or float64, got ", describe(t));
+  } else {
+    check(half_or_single, name, " must be bfloat16, float16 or float32 on this device, got ", describe(t));
+  }
+}
+
+inline void check_inner_stride(const char* name, const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  check(t.stride(last) == 1 || t.size(last) == 1 || t.numel() == 0, name,
+        " must be contiguous in its last dimension, got stride ", t.stride(last), " (", describe(t), ")");
+}
+
+// An operator that writes a matrix in place must not see the same element twice (an expanded tensor).
+inline void check_rows_disjoint(const char* name, const Tensor& t) {
+  check(t.size(0) <= 1 || t.numel() == 0 || t.stride(0) >= t.size(1), name,
+        " is written in place and its rows must not overlap, got row stride ", t.stride(0), " (", describe(t),
+        ")");
+}
+
+inline void check_matrix(const char* name, const Tensor& t, int64_t rows, int64_t columns, ScalarType dtype,
+                         const Tensor& like) {
+  check(same_device(t, like), name, " must be on ", device_of(like), ", got ", describe(t));
+  check(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == dtype, name,
+        " must be ", name_of(dtype), " [", rows, ", ", columns, "], got ", describe(t));
+  check_inner_stride(name, t);
+}
+
+inline void check_vector(const char* name, const Tensor& t, int64_t length, ScalarType dtype,
+                         const Tensor& like) {
+  check(same_device(t, like), name, " must be on ", device_of(like), ", got ", describe(t));
+  check(t.dim() == 1 && t.size(0) == length && t.scalar_type() == dtype, name, " must be ", name_of(dtype),
+        " [", length, "], got ", describe(t));
+}
+
+inline void check_vector(const char* name, const OptionalTensor& t, int64_t length, ScalarType dtype,
+                         const Tensor& like) {
+  if (t) check_vector(name, *t, length, dtype, like);
+}
+
+inline void check_logits(const Tensor& logits) {
+  check(logits.dim() == 2, "logits must be a matrix [N, V], got ", describe(logits));
+  check_floating("logits", logits);
+  check(logits.size(1) >= 1, "logits must have a vocabulary of at least one id (V >= 1), got ",
+        describe(logits));
+  check(logits.size(1) <= kMaxVocabulary, "logits must have a vocabulary of at most ", kMaxVocabulary,
+        " ids, got ", describe(logits));
+  check_inner_stride("logits", logits);
+}
+
+inline void check_embedding(const Tensor& embedding, const Tensor& logits) {
+  check(embedding.dim() == 2 && embedding.size(0) == logits.size(1),
+        "embedding must be [V, d] with V = ", logits.size(1), " as in logits, got ", describe(embedding));
+  check(embedding.size(1) >= 1, "embedding must have at least one column (d >= 1), got ",
+        describe(embedding));
+  check(same_device(embedding, logits), "embedding must be on ", device_of(logits), ", got ",
+        describe(embedding));
+  check_floating("embedding", embedding);
+  check((embedding.scalar_type() == ScalarType::Double) == (logits.scalar_type() == ScalarType::Double),
+        "embedding must be float64 exactly where logits are: logits are ", name_of(logits.scalar_type()),
+        ", got ", describe(embedding));
+  check_inner_stride("embedding", embedding);
+}
+
+// rows int64 [N] tells the row of `target` (R rows) that logits row n reads or writes; None needs R == N.
+inline void check_rows(const OptionalTensor& rows, const Tensor& logits, const char* target_name,
+                       const Tensor& target) {
+  const int64_t n = logits.size(0);
+  check_vector("rows", rows, n, ScalarType::Long, logits);
+  if (!rows) {
+    check(target.dim() == 2 && target.size(0) == n, target_name, " must have ", n,
+          " rows (one for each row of logits) when rows is None, got ", describe(target));
+  }
+}
+
+inline void check_hard_tokens(const OptionalTensor& hard_tokens, const OptionalTensor& weight,
+                              const Tensor& logits) {
+  check_vector("hard_tokens", hard_tokens, logits.size(0), ScalarType::Long, logits);
+  check_vector("weight", weight, logits.size(0), accumulator_dtype(logits), logits);
+  check(!weight || hard_tokens, "weight must be None when hard_tokens is None");
+}
+
+// ---- one check for each operator
+// ----------------------------------------------------------------------------
+
+inline void check_logit_statistics(const Tensor& logits, double temperature) {
+  check_logits(logits);
+  check_temperature(temperature);
+}
+
+inline void check_logit_statistics_backward(const OptionalTensor& grad_logsumexp,
+                                            const OptionalTensor& grad_entropy,
+                                            const OptionalTensor& grad_tempered_entropy, const Tensor& logits,
+                                            const Tensor& logsumexp, const Tensor& unit_logsumexp,
+                                            const Tensor& entropy, const Tensor& tempered_entropy,
+                                            double temperature) {
+  check_logits(logits);
+  check_temperature(temperature);
+  const int64_t n = logits.size(0);
+  const ScalarType dtype = accumulator_dtype(logits);
+  check_vector("grad_logsumexp", grad_logsumexp, n, dtype, logits);
+  check_vector("grad_entropy", grad_entropy, n, dtype, logits);
+  check_vector("grad_tempered_entropy", grad_tempered_entropy, n, dtype, logits);
+  check_vector("logsumexp", logsumexp, n, dtype, logits);
+  check_vector("unit_logsumexp", unit_logsumexp, n, dtype, logits);
+  check_vector("entropy", entropy, n, dtype, logits);
+  check_vector("tempered_entropy", tempered_entropy, n, dtype, logits);
+}
+
+inline void check_sample_tokens(const Tensor& logits, const Tensor& keys, double temperature, double top_p,
+                                std::optional<int64_t> top_k, const OptionalTensor& forbidden,
+                                const OptionalTensor& error_flag) {
+  check_logit_statistics(logits, temperature);
+  check_top_p(top_p);
+  check_top_k(top_k);
+  check_matrix("keys", keys, logits.size(0), 4, ScalarType::Long, logits);
+  check_vector("forbidden", forbidden, logits.size(1), ScalarType::Bool, logits);
+  check_vector("error_flag", error_flag, 1, ScalarType::Int, logits);
+}
+
+inline void check_relaxed_embedding(const Tensor& logits, const Tensor& logsumexp, const Tensor& embedding,
+                                    const OptionalTensor& hard_tokens, const OptionalTensor& weight,
+                                    double temperature) {
+  check_logits(logits);
+  check_temperature(temperature);
+  check_vector("logsumexp", logsumexp, logits.size(0), accumulator_dtype(logits), logits);
+  check_embedding(embedding, logits);
+  check_hard_tokens(hard_tokens, weight, logits);
+}
+
+inline void check_relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& logits,
+                                     const Tensor& logsumexp, const Tensor& embedding,
+                                     const OptionalTensor& hard_tokens, const OptionalTensor& weight,
+                                     const OptionalTensor& rows, double temperature) {
+  check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature);
+  check_rows(rows, logits, "output", output);
+  check(output.dim() == 2, "output must be a matrix [R, d], got ", describe(output));
+  check_matrix("output", output, output.size(0), embedding.size(1), embedding.scalar_type(), logits);
+  check_rows_disjoint("output", output);
+  check_matrix("soft", soft, logits.size(0), embedding.size(1), accumulator_dtype(logits), logits);
+  check_rows_disjoint("soft", soft);
+}
+
+inline void check_logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
+                                 const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
+                                 double temperature) {
+  check_relaxed_embedding(logits, logsumexp, embedding, std::nullopt, std::nullopt, temperature);
+  check_rows(rows, logits, "grad", grad);
+  check(grad.dim() == 2, "grad must be a matrix [R, d], got ", describe(grad));
+  check_matrix("grad", grad, grad.size(0), embedding.size(1), embedding.scalar_type(), logits);
+  check_matrix("soft", soft, logits.size(0), embedding.size(1), accumulator_dtype(logits), logits);
+}
+
+inline void check_sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp,
+                            const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
+                            double temperature, double lr) {
+  check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
+  check_rows_disjoint("logits", logits);
+  check(std::isfinite(lr), "lr must be finite, got ", lr);
+}
+
+inline void check_adam_step_(const Tensor& logits, const OptionalTensor& exp_avg,
+                             const OptionalTensor& exp_avg_sq, const Tensor& grad, const Tensor& logsumexp,
+                             const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
+                             double temperature, double lr, double beta1, double beta2, double eps,
+                             int64_t step, bool last) {
+  check_sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  check(beta1 >= 0 && beta1 < 1, "beta1 must be in [0, 1), got ", beta1);
+  check(beta2 >= 0 && beta2 < 1, "beta2 must be in [0, 1), got ", beta2);
+  check(std::isfinite(eps) && eps >= 0, "eps must be >= 0 and finite, got ", eps);
+  check(step >= 1, "step counts from 1, got ", step);
+  // The only step of its denoising step neither reads nor writes moments.
+  if (!exp_avg || !exp_avg_sq) {
+    check(step == 1 && last, "exp_avg and exp_avg_sq may be None only when step == 1 and last, got step ",
+          step, ", last ", last ? "true" : "false");
+  }
+  const auto check_moment = [&](const char* name, const OptionalTensor& moment) {
+    if (!moment) return;
+    check_matrix(name, *moment, logits.size(0), logits.size(1), accumulator_dtype(logits), logits);
+    check_rows_disjoint(name, *moment);
+  };
+  check_moment("exp_avg", exp_avg);
+  check_moment("exp_avg_sq", exp_avg_sq);
+}
+
+inline void check_commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candidates,
+                          const Tensor& confidence, const Tensor& positions, const Tensor& splits,
+                          const Tensor& counts, const OptionalTensor& keys,
+                          std::optional<int64_t> /*eos_token_id*/, double alg_temp) {
+  check(tokens.dim() == 2, "tokens must be a matrix [P, S], got ", describe(tokens));
+  check_matrix("tokens", tokens, tokens.size(0), tokens.size(1), ScalarType::Long, tokens);
+  check_rows_disjoint("tokens", tokens);
+  check(candidates.dim() == 1, "candidates must be a vector [N], got ", describe(candidates));
+  const int64_t trajectories = tokens.size(0), n = candidates.size(0);
+  check_vector("candidates", candidates, n, ScalarType::Long, tokens);
+  check_vector("committed", committed, n, ScalarType::Bool, tokens);
+  check(n <= 1 || committed.stride(0) == 1, "committed must be contiguous, got stride ", committed.stride(0));
+  const bool is_double = confidence.scalar_type() == ScalarType::Double && confidence.is_cpu();
+  check_vector("confidence", confidence, n, is_double ? ScalarType::Double : ScalarType::Float, tokens);
+  check_vector("positions", positions, n, ScalarType::Long, tokens);
+  check_vector("splits", splits, trajectories + 1, ScalarType::Long, tokens);
+  check_vector("counts", counts, trajectories, ScalarType::Long, tokens);
+  check(std::isfinite(alg_temp) && alg_temp >= 0, "alg_temp must be >= 0 and finite, got ", alg_temp);
+  check(alg_temp == 0 || keys, "keys must be given when alg_temp > 0, got None with alg_temp ", alg_temp);
+  if (keys) check_matrix("keys", *keys, n, 4, ScalarType::Long, tokens);
+}
+
+// ---- allocation -------------------------------------------------------------------------------------------
+
+// Small row vectors may come strided (a column of a matrix, an expanded gradient): the kernels read them
+// dense. A dense tensor is returned as it is. Never for what an operator writes.
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+inline OptionalTensor dense(const OptionalTensor& t) {
+  return t ? OptionalTensor(dense(*t)) : OptionalTensor();
+}
+
+inline Tensor empty_vector(const Tensor& like, int64_t length, ScalarType dtype) {
+  return torch::stable::new_empty(like, {length}, dtype);
+}
+
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, ScalarType dtype) {
+  return torch::stable::new_empty(like, {rows, columns}, dtype);
+}
+
+// (logsumexp, entropy, tempered_entropy, argmax), all [N]
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> empty_statistics(const Tensor& logits) {
+  const int64_t n = logits.size(0);
+  const ScalarType dtype = accumulator_dtype(logits);
+  return {empty_vector(logits, n, dtype), empty_vector(logits, n, dtype), empty_vector(logits, n, dtype),
+          empty_vector(logits, n, ScalarType::Long)};
+}
+
+// empty_statistics, then (token, probability, margin, filtered_entropy), all [N]
+inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> empty_sample(
+    const Tensor& logits) {
+  const int64_t n = logits.size(0);
+  const ScalarType dtype = accumulator_dtype(logits);
+  return std::tuple_cat(
+      empty_statistics(logits),
+      std::make_tuple(empty_vector(logits, n, ScalarType::Long), empty_vector(logits, n, dtype),
+                      empty_vector(logits, n, dtype), empty_vector(logits, n, dtype)));
+}
+
+}  // namespace entrgi::ops

@@ -1,0 +1,37 @@
+// The schema of every operator. Documentation of the arguments: entrgi_ext/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(entrgi, m) {
+  m.def(
+      "logit_statistics(Tensor logits, float temperature)"
+      " -> (Tensor logsumexp, Tensor entropy, Tensor tempered_entropy, Tensor argmax)");
+  m.def(
+      "logit_statistics_backward(Tensor? grad_logsumexp, Tensor? grad_entropy, Tensor? grad_tempered_entropy,"
+      " Tensor logits, Tensor logsumexp, Tensor unit_logsumexp, Tensor entropy, Tensor tempered_entropy,"
+      " float temperature) -> Tensor");
+  m.def(
+      "sample_tokens(Tensor logits, Tensor keys, float temperature, float top_p, int? top_k,"
+      " Tensor? forbidden, Tensor(a!)? error_flag)"
+      " -> (Tensor logsumexp, Tensor entropy, Tensor tempered_entropy, Tensor argmax,"
+      " Tensor token, Tensor probability, Tensor margin, Tensor filtered_entropy)");
+  m.def(
+      "relaxed_embedding(Tensor logits, Tensor logsumexp, Tensor embedding, Tensor? hard_tokens,"
+      " Tensor? weight, float temperature) -> (Tensor output, Tensor soft)");
+  m.def(
+      "relaxed_embedding_(Tensor(a!) output, Tensor(b!) soft, Tensor logits, Tensor logsumexp,"
+      " Tensor embedding, Tensor? hard_tokens, Tensor? weight, Tensor? rows, float temperature) -> ()");
+  m.def(
+      "logit_gradient(Tensor grad, Tensor logits, Tensor logsumexp, Tensor embedding, Tensor soft,"
+      " Tensor? rows, float temperature) -> Tensor");
+  m.def(
+      "adam_step_(Tensor(a!) logits, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor grad,"
+      " Tensor logsumexp, Tensor embedding, Tensor soft, Tensor? rows, float temperature, float lr,"
+      " float beta1, float beta2, float eps, int step, bool last) -> ()");
+  m.def(
+      "sgd_step_(Tensor(a!) logits, Tensor grad, Tensor logsumexp, Tensor embedding, Tensor soft,"
+      " Tensor? rows, float temperature, float lr) -> ()");
+  m.def(
+      "commit_(Tensor(a!) tokens, Tensor(b!) committed, Tensor candidates, Tensor confidence,"
+      " Tensor positions, Tensor splits, Tensor counts, Tensor? keys, int? eos_token_id, float alg_temp)"
+      " -> ()");
+}

@@ -1,0 +1,63 @@
+"""Fused CPU and CUDA operators for reward-gradient guidance of masked diffusion language models.
+
+Every public function is documented in :mod:`entrgi_ext.ops`; the operators themselves are
+``torch.ops.entrgi.*``. Names are imported when first used, so that ``entrgi_ext._bindings`` (launch plans and
+raw launchers, which know no torch) can be imported without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_HOME = {
+    "Sample": "reference",
+    "Statistics": "reference",
+    "adam_step_": "ops",
+    "commit_": "ops",
+    "loaded_libraries": "registration",
+    "logit_gradient": "ops",
+    "logit_statistics": "ops",
+    "relaxed_embedding": "ops",
+    "relaxed_embedding_": "ops",
+    "sample_tokens": "ops",
+    "sgd_step_": "ops",
+}
+
+__all__ = [
+    "Sample",
+    "Statistics",
+    "adam_step_",
+    "commit_",
+    "loaded_libraries",
+    "logit_gradient",
+    "logit_statistics",
+    "relaxed_embedding",
+    "relaxed_embedding_",
+    "sample_tokens",
+    "sgd_step_",
+]
+
+if TYPE_CHECKING:
+    from .ops import (
+        adam_step_,
+        commit_,
+        logit_gradient,
+        logit_statistics,
+        relaxed_embedding,
+        relaxed_embedding_,
+        sample_tokens,
+        sgd_step_,
+    )
+    from .reference import Sample, Statistics
+    from .registration import loaded_libraries
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,52 @@
+"""Reward-gradient guidance for masked diffusion language models.
+
+Names load on first use, so that ``entrgi doctor`` can report an installation whose operators do not load.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from entrgi.config import SamplerConfig, preset
+    from entrgi.denoisers import CallableDenoiser, MaskedLM
+    from entrgi.guidance import GuidanceTrace, optimize_logits
+    from entrgi.outputs import History, Output, StepState
+    from entrgi.rewards import SequenceClassifierReward
+    from entrgi.sampler import generate
+
+_HOME = {
+    "CallableDenoiser": "denoisers",
+    "GuidanceTrace": "guidance",
+    "History": "outputs",
+    "MaskedLM": "denoisers",
+    "Output": "outputs",
+    "SamplerConfig": "config",
+    "SequenceClassifierReward": "rewards",
+    "StepState": "outputs",
+    "generate": "sampler",
+    "optimize_logits": "guidance",
+    "preset": "config",
+}
+__all__ = [
+    "CallableDenoiser",
+    "GuidanceTrace",
+    "History",
+    "MaskedLM",
+    "Output",
+    "SamplerConfig",
+    "SequenceClassifierReward",
+    "StepState",
+    "generate",
+    "optimize_logits",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,109 @@
+"""What is installed, what was loaded, and the one thing to do about it: the report of ``entrgi doctor``."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+
+@dataclass(frozen=True)
+class Report:
+    """The facts of one machine and what they mean.
+
+    Attributes:
+        facts: what was found, in the order in which it is printed.
+        healthy: whether the operators work for the devices that torch sees.
+        advice: one line: what to do, or that nothing needs doing.
+    """
+
+    facts: dict[str, str]
+    healthy: bool
+    advice: str
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver, None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        return None
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    lines = result.stdout.split() if result.returncode == 0 else []
+    return lines[0] if lines else None
+
+
+def advise(
+    *,
+    cpu_problem: str | None,
+    cuda_problem: str | None,
+    torch_cuda: str | None,
+    driver: str | None,
+    cuda_available: bool,
+) -> tuple[bool, str]:
+    """(healthy, one line). The problems say why an operator library is not loaded, None where it is."""
+    if cpu_problem is not None:
+        return False, "The operators did not load: run `pip install --force-reinstall --no-deps entrgi`."
+    if driver is None:
+        return True, "All is well: no NVIDIA driver here, the operators run on the CPU."
+    if torch_cuda is None:
+        return False, "There is a GPU, but torch is a CPU-only build: install a CUDA build of torch."
+    if not cuda_available:
+        return False, f"torch (CUDA {torch_cuda}) cannot use the GPU: update the driver, now {driver}."
+    if cuda_problem is not None:
+        return False, "No CUDA operators: install nvcc, then rebuild with `ENTRGI_CUDA=1 pip install .`."
+    return True, "All is well: the operators run on the CPU and on CUDA."
+
+
+def examine() -> Report:
+    """Looks at torch, CUDA, the driver, the devices, and the operator libraries of this process."""
+    driver = driver_version()
+    facts = {
+        "entrgi": metadata.version("entrgi"),
+        "python": f"{platform.python_version()} on {platform.machine()}",
+        "torch": torch.__version__,
+        "torch's CUDA": torch.version.cuda or "none (CPU-only build)",
+        "NVIDIA driver": driver or "none",
+        "devices": "; ".join(devices()) or f"CPU only, {torch.get_num_threads()} threads",
+    }
+    problems = library_problems()
+    for name, problem in problems.items():
+        facts[f"{name} operators"] = problem or "loaded"
+    facts["compiled architectures"] = compiled_architectures()
+    healthy, advice = advise(
+        cpu_problem=problems["cpu"],
+        cuda_problem=problems["cuda"],
+        torch_cuda=torch.version.cuda,
+        driver=driver,
+        cuda_available=torch.cuda.is_available(),
+    )
+    return Report(facts, healthy, advice)
+
+
+def devices() -> list[str]:
+    """Name and compute capability of every GPU that torch can use."""
+    if not torch.cuda.is_available():
+        return []
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return [f"{torch.cuda.get_device_name(i)}, sm_{a}{b}" for i, (a, b) in enumerate(capabilities)]
+
+
+def library_problems() -> dict[str, str | None]:
+    """Why the operators of each device are not loaded, None where they are."""
+    try:  # loading is what may fail, so it must not happen when this module is imported
+        from entrgi_ext import loaded_libraries
+    except ImportError as error:
+        return {"cpu": str(error), "cuda": "not tried"}
+    return loaded_libraries()
+
+
+def compiled_architectures() -> str:
+    """What the CUDA kernels of this installation were compiled for."""
+    try:
+        from entrgi_ext import _bindings
+    except ImportError as error:
+        return f"unknown: {error}"
+    return ", ".join(_bindings.compiled_architectures()) or "none (built without CUDA)"

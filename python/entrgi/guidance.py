@@ -1,0 +1,182 @@
+"""Reward-gradient guidance: M Adam steps on the logits of the masked positions (arXiv 2602.05000)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from entrgi_ext import ops
+
+ESTIMATORS = ("entrgi", "aps", "expectation")
+RelaxedReward = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GuidanceTrace:
+    """What guidance saw on its way; tensors stay on the device of the logits.
+
+    Attributes:
+        rewards: [M, P], relaxed reward of each trajectory before each update.
+        weights: [M, N], entropy weight w of each row (``expectation`` does not use it).
+        initial_entropy: [N], entropy in nats at ``temperature`` of the logits as they came in, unfiltered.
+    """
+
+    rewards: Tensor
+    weights: Tensor
+    initial_entropy: Tensor
+
+
+def optimize_logits(
+    logits: Tensor,
+    embedding: Tensor,
+    inputs_embeds: Tensor,
+    rows: Tensor,
+    tokens: Tensor,
+    reward: RelaxedReward,
+    *,
+    keys: Tensor,
+    guidance: str = "entrgi",
+    steps: int = 3,
+    lr: float = 0.5,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    top_k: int | None = None,
+    forbidden: Tensor | None = None,
+    reward_scale: float = 1.0,
+    hard_tokens: Tensor | None = None,
+    error_flag: Tensor | None = None,
+) -> GuidanceTrace:
+    """Move ``logits`` up the reward's gradient, in place, by ``steps`` steps of a fresh Adam.
+
+    Each step draws x ~ softmax(filter(z / tau)) anew, feeds the reward model
+    q E + w (E[x] - q E) with q = softmax(z / tau), and ascends with the gradient of q E alone
+    (section 4 of the paper). w = H(softmax z) / log V for ``entrgi``, 1 for ``aps``, 0 for ``expectation``.
+    Nothing of size [N, V] is allocated but Adam's two moments (none when ``steps`` is 1), and the host
+    never waits for the device.
+
+    Args:
+        logits: [N, V], z; bf16, fp16, fp32 (fp64 on the CPU with an fp64 embedding). Updated in place.
+        embedding: [V, d], E: row i is the reward model's embedding of the denoiser's token i.
+        inputs_embeds: [P, S, d], contiguous, E's dtype: the reward model's input, with everything but the
+            masked positions filled in. The rows named by ``rows`` are overwritten in every step.
+        rows: int64 [N], which row of ``inputs_embeds`` (flattened to P * S) each row of logits feeds;
+            -1 is a padding row, whose logits must be finite but otherwise do not matter.
+        tokens: int64 [P, S], the committed ids where ``inputs_embeds`` holds a response. Not changed:
+            the reward gets a copy that has argmax z at the masked positions, for its end-of-sequence mask.
+        reward: (inputs_embeds [P, S, d], tokens [P, S]) -> rewards [P], differentiable in the first. Its
+            parameters should be frozen.
+        keys: int64 [N, 4], (trajectory seed, denoising step, anything, absolute position) of every row; the
+            third column is replaced by the Adam iteration 0 ... M-1.
+        guidance: ``entrgi``, ``aps`` or ``expectation``.
+        steps: M, >= 1.
+        lr: Adam's learning rate, in logits.
+        temperature, top_p, top_k, forbidden: of the draws, see :func:`entrgi_ext.sample_tokens`.
+        reward_scale: factor on the reward before its gradient is taken.
+        hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per Adam step.
+        error_flag: int32 [1], on CUDA gets bit 1 for an invalid row of logits and bit 2 where nothing can be
+            drawn.
+
+    Returns:
+        :class:`GuidanceTrace`.
+
+    Raises:
+        ValueError: for an unknown estimator or a shape that does not fit.
+        RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
+    """
+    _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, steps, hard_tokens)
+    count, width = logits.shape
+    flat = inputs_embeds.view(-1, inputs_embeds.shape[-1])
+    # Padding rows scatter their argmax into one slot past the end.
+    argmax_slot = torch.where(rows < 0, tokens.numel(), rows)
+    seen = torch.cat([tokens.reshape(-1), tokens.new_zeros(1)])
+    keys = keys.clone()
+    scale = torch.full((inputs_embeds.shape[0],), reward_scale, device=logits.device)
+
+    accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
+    moments = (None, None) if steps == 1 else tuple(torch.empty_like(logits, dtype=accumulator) for _ in "mv")
+    rewards, weights, initial_entropy = [], [], None
+
+    for m in range(steps):
+        if guidance == "expectation" or hard_tokens is not None:
+            statistics = ops.logit_statistics(logits, temperature)
+            x = None if guidance == "expectation" else hard_tokens[m]
+        else:
+            keys[:, 2] = m
+            statistics = ops.sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag)
+            x = statistics.token
+        w = statistics.entropy / math.log(width) if width > 1 else torch.zeros_like(statistics.entropy)
+        if m == 0:
+            initial_entropy = statistics.tempered_entropy
+        seen[argmax_slot] = statistics.argmax
+
+        ops.relaxed_embedding_(
+            flat,
+            soft,
+            logits,
+            statistics.logsumexp,
+            embedding,
+            temperature,
+            hard_tokens=x,
+            weight=w if guidance == "entrgi" else None,
+            rows=rows,
+        )
+        leaf = inputs_embeds.detach().requires_grad_()
+        with torch.enable_grad():
+            value = reward(leaf, seen[:-1].view(tokens.shape))
+        (gradient,) = torch.autograd.grad(value, leaf, scale.to(value.dtype))
+
+        ops.adam_step_(
+            logits,
+            *moments,
+            gradient.reshape(flat.shape),
+            statistics.logsumexp,
+            embedding,
+            soft,
+            temperature,
+            lr=lr,
+            step=m + 1,
+            last=m + 1 == steps,
+            rows=rows,
+        )
+        rewards.append(value.detach())
+        weights.append(w)
+    return GuidanceTrace(torch.stack(rewards), torch.stack(weights), initial_entropy)
+
+
+def _check(
+    logits: Tensor,
+    embedding: Tensor,
+    inputs_embeds: Tensor,
+    rows: Tensor,
+    tokens: Tensor,
+    keys: Tensor,
+    guidance: str,
+    steps: int,
+    hard_tokens: Tensor | None,
+) -> None:
+    if guidance not in ESTIMATORS:
+        raise ValueError(f"guidance must be one of {', '.join(ESTIMATORS)}, got {guidance!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    if logits.dim() != 2 or embedding.dim() != 2 or inputs_embeds.dim() != 3:
+        shapes = f"{list(logits.shape)}, {list(embedding.shape)}, {list(inputs_embeds.shape)}"
+        raise ValueError(f"logits, embedding, inputs_embeds must be [N, V], [V, d], [P, S, d], got {shapes}")
+    if not inputs_embeds.is_contiguous() or inputs_embeds.requires_grad:
+        raise ValueError("inputs_embeds must be contiguous and must not require a gradient")
+    count, width = logits.shape
+    expected = {
+        "embedding": (embedding, (width, inputs_embeds.shape[2])),
+        "rows": (rows, (count,)),
+        "tokens": (tokens, tuple(inputs_embeds.shape[:2])),
+        "keys": (keys, (count, 4)),
+    }
+    if hard_tokens is not None:
+        expected["hard_tokens"] = (hard_tokens, (steps, count))
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")

@@ -1,0 +1,44 @@
+"""Builds the compiled half of entrgi with CMake and Ninja; everything else is in pyproject.toml.
+
+Environment: ``ENTRGI_CUDA=0|1|auto`` (default auto: where nvcc and a CUDA build of torch are found),
+``MAX_JOBS`` (parallel compilations; default: all cores).
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """One CMake run produces all shared libraries of ``entrgi_ext``."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DPython3_EXECUTABLE={sys.executable}",
+            f"-DENTRGI_OUTPUT={output}",
+            f"-DENTRGI_CUDA={os.environ.get('ENTRGI_CUDA', 'auto')}",
+        ]
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        start = time.perf_counter()
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        print(f"entrgi: compiled in {time.perf_counter() - start:.0f} s with {jobs} jobs")
+
+
+setup(
+    packages=["entrgi_ext", "entrgi", "entrgi.demo"],
+    package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
+    package_data={"entrgi.demo": ["*.json", "*.md", "*/*"]},
+    ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,38 @@
+"""Test settings shared by every folder. torch is imported only for tests that ask for a device: simulator
+tests must run in a process without it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Derandomised: a failure seen once is seen by everybody, and the suite never fails by bad luck.
+settings.register_profile(
+    "entrgi",
+    deadline=None,
+    derandomize=True,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("entrgi")
+
+
+def torch_devices() -> list[str]:
+    """Devices for torch tests, from ENTRGI_TEST_DEVICE = auto (default) | cpu | cuda | sim (torch on the CPU)."""
+    import torch
+
+    choice = os.environ.get("ENTRGI_TEST_DEVICE", "auto")
+    if choice not in ("auto", "cpu", "cuda", "sim"):
+        raise pytest.UsageError(f"ENTRGI_TEST_DEVICE must be auto, cpu, cuda or sim, got {choice!r}")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("ENTRGI_TEST_DEVICE=cuda, but torch sees no CUDA device")
+    if choice == "cuda":
+        return ["cuda"]
+    return ["cpu", "cuda"] if choice == "auto" and torch.cuda.is_available() else ["cpu"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", torch_devices(), scope="session")

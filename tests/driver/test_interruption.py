@@ -1,0 +1,89 @@
+"""What a user gets when a generation does not reach its end."""
+
+import pytest
+import tiny
+import torch
+
+from entrgi import SamplerConfig, generate
+
+CONFIG = SamplerConfig(num_return_sequences=2, max_new_tokens=5, steps=5)
+
+
+def test_interrupt_carries_what_is_done():
+    states = []
+
+    def press(state):
+        states.append(state)
+        if len(states) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        generate(["the", "w1 w2"], tiny.denoiser(), tiny.bert_reward(), CONFIG, seed=1, callback_on_step_end=press)
+    partial = caught.value.partial
+    assert not partial.complete
+    assert partial.rewards.isnan().all()
+    assert partial.history.step == [1, 2]
+    assert (partial.sequences == 4).sum() == 4 * (5 - 2)
+    full = generate(["the", "w1 w2"], tiny.denoiser(), tiny.bert_reward(), CONFIG, seed=1)
+    done = partial.sequences != 4
+    assert torch.equal(partial.sequences[done], full.sequences[done])
+
+
+def test_interrupt_inside_a_model():
+    denoiser = tiny.denoiser()
+    forward, calls = denoiser.model.forward, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    denoiser.model.forward = interrupted
+    with pytest.raises(KeyboardInterrupt) as caught:
+        generate("the", denoiser, tiny.bert_reward(), CONFIG, seed=1)
+    assert caught.value.partial.history.committed == [2, 2]
+
+
+def test_callback_sees_every_step():
+    states = []
+    output = generate("the", tiny.denoiser(), tiny.bert_reward(), CONFIG, seed=1, callback_on_step_end=states.append)
+    assert [state.step for state in states] == output.history.step
+    assert [state.reward.item() for state in states] == output.history.reward
+    assert all(state.steps == 5 and state.tokens.shape == (2, 8) for state in states)
+
+
+@pytest.mark.parametrize("guidance", ["entrgi", "none"])
+def test_invalid_logits_name_the_step(guidance):
+    denoiser = tiny.denoiser()
+    plain, calls = denoiser.logits, []
+
+    def broken(*args):
+        calls.append(1)
+        logits = plain(*args)
+        return logits.fill_(float("nan")) if len(calls) == 2 else logits
+
+    denoiser.logits = broken
+    config = SamplerConfig(num_return_sequences=2, max_new_tokens=5, steps=5, guidance=guidance)
+    with pytest.raises(RuntimeError, match="denoising step 2 of 5: "):
+        generate("the", denoiser, tiny.bert_reward(), config, seed=1)
+
+
+def test_error_flag_names_the_step():
+    """Where operators do not raise (CUDA), the flags read at the end do."""
+    from entrgi.task import prepare
+
+    task = prepare(
+        ["the"],
+        tiny.denoiser(),
+        tiny.bert_reward(),
+        CONFIG,
+        seed=1,
+        generator=None,
+        trajectory_seeds=None,
+        forbidden_ids=(),
+    )
+    task.raise_on_error()
+    task.error_flags[3] = 3
+    with pytest.raises(RuntimeError, match=r"denoising step 3 of 5: logits with NaN.* and .*every finite id"):
+        task.raise_on_error()

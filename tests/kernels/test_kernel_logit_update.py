@@ -1,0 +1,219 @@
+"""The logit update's kernels against ``entrgi_ext.reference``: gradient, Adam and SGD."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, assert_as_good_as, placed, relative_l2
+
+pytestmark = pytest.mark.simulator
+TAU = 0.7
+ROWS = [5, 40, 130]
+ADAM = {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
+def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, tau=TAU):
+    generator = torch.Generator().manual_seed(n + vocab + dim)
+    z = (torch.randn(n, vocab, generator=generator) * 3).to(logits_dtype)
+    embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
+    grad = (torch.randn(n, dim, generator=generator) * 0.1).to(embedding_dtype)
+    lse = reference.logit_statistics(z, tau).logsumexp
+    _, soft = reference.relaxed_embedding(z.double(), lse.double(), embedding.double(), None, None, tau)
+    return grad, z, lse, embedding, soft.float()
+
+
+def check_gradient(reference, got, grad, z, lse, embedding, soft, tau=TAU):
+    truth = reference.logit_gradient(
+        grad.double(), z.double(), lse.double(), embedding.double(), soft.double(), None, tau
+    )
+    # Products are exact and sums fp32 for 16-bit operands too: far below PyTorch's error, which rounds G E^T.
+    assert relative_l2(got, truth) <= 1e-5
+
+
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+@pytest.mark.parametrize("n", ROWS)
+def test_gradient(kernels, reference, logits_dtype, embedding_dtype, n):
+    arguments = inputs(reference, n, 1001, 200, logits_dtype, embedding_dtype)
+    got = kernels.logit_gradient(*arguments, None, TAU)
+    check_gradient(reference, got, *arguments)
+    assert torch.equal(got, kernels.logit_gradient(*arguments, None, TAU))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "dim"), [(1, 1), (1, 64), (31, 3), (33, 129), (257, 31), (515, 7)])
+@pytest.mark.parametrize("n", [1, 17, 65])
+def test_tails(kernels, reference, dtype, vocab, dim, n):
+    arguments = inputs(reference, n, vocab, dim, dtype, dtype)
+    got = kernels.logit_gradient(*arguments, None, TAU)
+    if vocab == 1:  # q = 1 and E = e_soft: what is left is rounding
+        assert got.abs().max() <= 1e-5
+    else:
+        check_gradient(reference, got, *arguments)
+
+
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+@pytest.mark.parametrize("tau", [0.05, 10.0])
+def test_temperatures(kernels, reference, embedding_dtype, tau):
+    arguments = inputs(reference, 6, 700, 50, torch.bfloat16, embedding_dtype, tau)
+    check_gradient(reference, kernels.logit_gradient(*arguments, None, tau), *arguments, tau)
+
+
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+@pytest.mark.parametrize("granule", [16, 8, 4, 2])
+def test_alignments(kernels, reference, logits_dtype, embedding_dtype, granule):
+    grad, z, lse, embedding, soft = inputs(reference, 6, 328, 72, logits_dtype, embedding_dtype)
+
+    def shifted(tensor):
+        step = max(granule // tensor.element_size(), 1)
+        return placed(tensor, offset=step, pad=(step - tensor.shape[1]) % step + step)
+
+    got = kernels.logit_gradient(shifted(grad), shifted(z), lse, shifted(embedding), shifted(soft), None, TAU)
+    check_gradient(reference, got, grad, z, lse, embedding, soft)
+    updated, m, v = shifted(z), shifted(torch.zeros(6, 328)), shifted(torch.zeros(6, 328))
+    kernels.adam_step_(
+        updated, m, v, shifted(grad), lse, shifted(embedding), shifted(soft), None, TAU, step=2, last=False, **ADAM
+    )
+    check_adam(reference, updated, m, v, z, torch.zeros(6, 328), torch.zeros(6, 328), got, step=2)
+
+
+def check_adam(reference, z, m, v, z_before, m_before, v_before, gradient, step):
+    """Against the step from the kernel's own gradient: Adam magnifies rounding of small gradients."""
+
+    def adam(dtype):
+        moments = [x.to(dtype) for x in (m_before, v_before)]
+        return reference.adam_step(z_before.to(dtype), *moments, gradient.to(dtype), step=step, **ADAM)
+
+    truth, torchs = adam(torch.float64), adam(torch.float32)
+    assert_as_good_as(z, torchs[0].to(z.dtype), truth[0], ulps=1)
+    if m is not None:
+        assert_as_good_as(m, torchs[1], truth[1], ulps=1)
+        assert_as_good_as(v, torchs[2], truth[2], ulps=1)
+
+
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+@pytest.mark.parametrize("n", ROWS)
+def test_adam(kernels, reference, logits_dtype, embedding_dtype, n):
+    """First step (moments unwritten memory), middle, last (moments left alone), and the only step (none)."""
+    grad, z, lse, embedding, soft = inputs(reference, n, 401, 64, logits_dtype, embedding_dtype)
+    rest = (grad, lse, embedding, soft, None, TAU)
+
+    def own_gradient(x):
+        return kernels.logit_gradient(grad, x, lse, embedding, soft, None, TAU)
+
+    start, zeros = z.clone(), torch.zeros(n, 401)
+    m, v = torch.empty(n, 401), torch.empty(n, 401)
+    gradient = own_gradient(z)
+    kernels.adam_step_(z, m, v, *rest, step=1, last=False, new=("exp_avg", "exp_avg_sq"), **ADAM)
+    check_adam(reference, z, m, v, start, zeros, zeros, gradient, step=1)
+    if n == ROWS[0]:
+        for step in (2, 3):
+            before = z.clone(), m.clone(), v.clone()
+            gradient = own_gradient(z)
+            kernels.adam_step_(z, m, v, *rest, step=step, last=step == 3, **ADAM)
+            check_adam(reference, z, None if step == 3 else m, v, *before, gradient, step=step)
+        assert torch.equal(m, before[1])
+        assert torch.equal(v, before[2])
+        only = start.clone()
+        gradient = own_gradient(only)
+        kernels.adam_step_(only, None, None, *rest, step=1, last=True, **ADAM)
+        check_adam(reference, only, None, None, start, zeros, zeros, gradient, step=1)
+
+
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+def test_sgd(kernels, reference, logits_dtype, embedding_dtype):
+    grad, z, lse, embedding, soft = inputs(reference, 7, 401, 64, logits_dtype, embedding_dtype)
+    gradient = kernels.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
+    updated = placed(z, 1, 2)
+    kernels.sgd_step_(updated, grad, lse, embedding, soft, None, TAU, lr=3.0)
+    truth = z.double() + 3.0 * gradient.double()
+    assert_as_good_as(updated, (z.float() + 3.0 * gradient).to(logits_dtype), truth, ulps=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", ROWS)
+def test_scattered_rows_and_padding(kernels, reference, dtype, n):
+    grad, z, lse, embedding, soft = inputs(reference, n, 333, 48, dtype, dtype)
+    padding = torch.arange(n) % 3 == 1
+    rows = torch.randperm(2 * n)[:n]
+    everywhere = torch.full((2 * n, 48), math.nan, dtype=dtype)
+    everywhere[rows] = grad
+    rows[padding] = -1
+    spoiled = [x.clone() for x in (z, lse, soft)]
+    for x in spoiled:
+        x[padding] = math.nan
+    z_, lse_, soft_ = spoiled
+    got = kernels.logit_gradient(everywhere, z_, lse_, embedding, soft_, rows, TAU)
+    assert (got[padding] == 0).all()
+    here = ~padding
+    check_gradient(reference, got[here], grad[here], z[here], lse[here], embedding, soft[here])
+
+    z_[padding] = 5.0
+    m, v = torch.full((n, 333), -7.0), torch.full((n, 333), 7.0)
+    before = z_.clone()
+    kernels.adam_step_(z_, m, v, everywhere, lse_, embedding, soft_, rows, TAU, step=2, last=False, **ADAM)
+    assert (z_[padding] == 5).all()
+    assert (m[padding] == -7).all()
+    assert (v[padding] == 7).all()
+    sevens = torch.full((int(here.sum()), 333), 7.0)
+    check_adam(reference, z_[here], m[here], v[here], before[here], -sevens, sevens, got[here], step=2)
+    kernels.sgd_step_(z_, everywhere, lse_, embedding, soft_, rows, TAU, lr=1.0)
+    assert (z_[padding] == 5).all()
+    # A row outside the gradient's is padding too.
+    rows[here] = 2 * n
+    assert (kernels.logit_gradient(everywhere, z, lse, embedding, soft, rows, TAU) == 0).all()
+
+
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+def test_infinities(kernels, reference, embedding_dtype):
+    """-inf logits have gradient 0 and stay; a bad row's gradient is NaN, and no other row's is."""
+    grad, z, lse, embedding, soft = inputs(reference, 20, 500, 33, torch.float32, embedding_dtype)
+    z[:, ::2] = -math.inf
+    z[7, 3] = math.nan
+    lse = reference.logit_statistics(z, TAU).logsumexp
+    got = kernels.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
+    assert torch.isnan(got[7]).all()
+    good = torch.arange(20) != 7
+    assert (got[good][:, ::2] == 0).all()
+    check_gradient(reference, got[good], grad[good], z[good], lse[good], embedding, soft[good])
+    m, v = torch.zeros(20, 500), torch.zeros(20, 500)
+    kernels.adam_step_(z, m, v, grad, lse, embedding, soft, None, TAU, step=1, last=False, **ADAM)
+    assert (z[good][:, ::2] == -math.inf).all()
+    assert torch.isfinite(z[good][:, 1::2]).all()
+
+
+def test_tiny_gradients_still_move(kernels, reference):
+    """Adam normalises: a gradient of 1e-7 moves its logit by about lr."""
+    grad, z, lse, embedding, soft = inputs(reference, 3, 300, 32, torch.float32, torch.float32)
+    start = z.clone()
+    gradient = kernels.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
+    kernels.adam_step_(z, None, None, grad, lse, embedding, soft, None, TAU, step=1, last=True, **ADAM)
+    small = (gradient.abs() > 5e-8) & (gradient.abs() < 1e-6)
+    assert small.sum() > 20
+    assert ((z - start)[small].abs() > 0.4).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows(kernels, dtype):
+    z, embedding = torch.empty(0, 9, dtype=dtype), torch.ones(9, 5, dtype=dtype)
+    nothing = torch.empty(0, 5, dtype=dtype)
+    got = kernels.logit_gradient(nothing, z, torch.empty(0), embedding, torch.empty(0, 5), None, 1.0)
+    assert got.shape == (0, 9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_beyond_32_bit_offsets(kernels, reference, dtype):
+    """Row 1 of matrices whose rows are 2^33 elements apart; row 0, which is not there, is padding."""
+    grad, z, lse, embedding, soft = inputs(reference, 2, 200, 24, dtype, dtype)
+    gradient = kernels.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
+    rows = torch.tensor([-1, 1])
+    updated, m, v = z[1:].clone(), torch.zeros(1, 200), torch.zeros(1, 200)
+    with kernels.first_row_absent(dict.fromkeys(("logits", "exp_avg", "exp_avg_sq", "soft", "grad"), 2**33)):
+        kernels.adam_step_(
+            updated, m, v, grad[1:], lse, embedding, soft[1:].contiguous(), rows, TAU, step=2, last=False, **ADAM
+        )
+    zeros = torch.zeros(1, 200)
+    check_adam(reference, updated, m, v, z[1:], zeros, zeros, gradient[1:], step=2)

@@ -1,0 +1,233 @@
+"""Statistics and draws of the vocabulary pass against ``entrgi_ext.reference``."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, assert_as_good_as, error, placed, row_keys
+
+pytestmark = pytest.mark.simulator
+
+
+def logits(n, vocab, dtype, scale=3.0):
+    generator = torch.Generator().manual_seed(n * 10_007 + vocab)
+    return (torch.randn(n, vocab, generator=generator) * scale).to(dtype)
+
+
+def check_statistics(reference, got, z, tau):
+    truth, torchs = reference.logit_statistics(z.double(), tau), reference.logit_statistics(z, tau)
+    for g, t, x in zip(got[:3], torchs[:3], truth[:3], strict=True):
+        assert_as_good_as(g, t, x)
+    assert torch.equal(got[3], truth.argmax)
+
+
+def check_draw(reference, got, z, keys, tau, **options):
+    truth = reference.sample_tokens(z.double(), keys, tau, **options)
+    torchs = reference.sample_tokens(z, keys, tau, **options)
+    assert torch.equal(got[4], truth.token)
+    for g, t, x in zip(got[5:], torchs[5:], truth[5:], strict=True):
+        assert_as_good_as(g, t, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 7, 8, 9, 2001, 9001])
+def test_statistics(kernels, reference, dtype, vocab):
+    z = logits(5, vocab, dtype)
+    for tau in (0.7, 1e-3, 10.0):
+        check_statistics(reference, kernels.logit_statistics(z, tau), z, tau)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_do_not_depend_on_a_shift(kernels, reference, dtype):
+    """x e^x sums would lose everything at an offset of 1e4."""
+    z = (torch.randint(-16, 16, (3, 513)) * 64 + (0 if dtype == torch.float16 else 2**14)).to(dtype)
+    check_statistics(reference, kernels.logit_statistics(z, 50.0), z, 50.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("offset", "pad"), [(1, 0), (0, 1), (3, 5), (8, 8), (4, 12)])
+def test_strided_and_unaligned_rows(kernels, reference, dtype, offset, pad):
+    z = logits(4, 1003, dtype)
+    keys = row_keys(4)
+    got = kernels.sample_tokens(placed(z, offset, pad), keys, 0.7, top_p=0.9)
+    check_statistics(reference, got, z, 0.7)
+    check_draw(reference, got, z, keys, 0.7, top_p=0.9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_rows(kernels, dtype):
+    z = torch.empty(0, 7, dtype=dtype)
+    assert kernels.logit_statistics(z, 1.0)[0].shape == (0,)
+    assert kernels.sample_tokens(z, row_keys(0), 1.0)[4].shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_bad_rows(kernels, reference, dtype, splits):
+    """NaN, +inf and nothing finite spoil their own row only; -inf entries are legal."""
+    z = logits(10, 1500, dtype)
+    z[0, 700] = math.nan
+    z[1, 1499] = math.inf
+    z[2] = -math.inf
+    z[3, ::2] = -math.inf
+    z[4] = -math.inf
+    z[4, 1234] = -7.0
+    z[5, 0], z[5, 1] = math.nan, math.inf
+    z[6] = torch.finfo(dtype).min
+    z[7, :] = -math.inf
+    z[7, 3] = math.inf
+    flag = torch.zeros(1, dtype=torch.int32)
+    keys = row_keys(10)
+    got = kernels.sample_tokens(z, keys, 0.7, top_p=0.9, error_flag=flag, splits=splits)
+    check_statistics(reference, got, z, 0.7)
+    check_draw(reference, got, z, keys, 0.7, top_p=0.9)
+    assert got[3].tolist()[:3] == [-1, -1, -1]
+    assert flag.item() == 1
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_forbidden_ids(kernels, reference, splits):
+    z = logits(6, 1501, torch.bfloat16)
+    forbidden = torch.zeros(1501, dtype=torch.bool)
+    forbidden[z.argmax(dim=1)] = True
+    forbidden[::3] = True
+    z[1] = -math.inf
+    z[1, 0] = 2.0  # its only finite id is forbidden
+    flag = torch.zeros(1, dtype=torch.int32)
+    keys = row_keys(6)
+    got = kernels.sample_tokens(z, keys, 0.9, top_p=0.95, forbidden=forbidden, error_flag=flag, splits=splits)
+    check_statistics(reference, got, z, 0.9)
+    check_draw(reference, got, z, keys, 0.9, top_p=0.95, forbidden=forbidden)
+    assert got[4][1].item() == -1
+    assert got[3][1].item() == 0
+    assert flag.item() == 2
+    flag = torch.full((1,), 4, dtype=torch.int32)
+    got = kernels.sample_tokens(z, keys, 0.9, forbidden=torch.ones_like(forbidden), error_flag=flag, splits=splits)
+    assert (got[4] == -1).all()
+    assert torch.isnan(torch.stack(got[5:])).all()
+    assert flag.item() == 4 | 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_forbidden_mask_of_any_alignment(kernels, reference, dtype, offset):
+    z = logits(3, 777, dtype)
+    forbidden = placed(torch.rand(1, 777, generator=torch.Generator().manual_seed(1)).lt(0.5), offset)[0]
+    keys = row_keys(3)
+    got = kernels.sample_tokens(z, keys, 0.7, top_p=0.9, forbidden=forbidden)
+    check_draw(reference, got, z, keys, 0.7, top_p=0.9, forbidden=forbidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 50, 5000])
+def test_draws(kernels, reference, dtype, top_p, top_k):
+    z = logits(8, 2001, dtype)
+    keys = row_keys(8)
+    for tau in (0.7, 1e-3, 10.0):
+        got = kernels.sample_tokens(z, keys, tau, top_p=top_p, top_k=top_k)
+        check_draw(reference, got, z, keys, tau, top_p=top_p, top_k=top_k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ties_at_the_nucleus_boundary(kernels, reference, dtype):
+    """Equal logits: exactly the lowest ids up to the boundary survive, also across bins of ids."""
+    vocab = 6001
+    z = torch.full((4, vocab), 1.5, dtype=dtype)
+    z[1, ::2] = -math.inf
+    z[2] = (torch.arange(vocab) % 5).to(dtype)
+    z[3, 17] = 3.0
+    z[3, 100:200] = -1.0
+    keys = row_keys(4)
+    for top_p in (0.0, 1 / 3, 0.5, 0.999):
+        for top_k in (None, 40):
+            got = kernels.sample_tokens(z, keys, 1.0, top_p=top_p, top_k=top_k)
+            check_draw(reference, got, z, keys, 1.0, top_p=top_p, top_k=top_k)
+            # mass strictly ahead <= top_p of the total: ids 0 ... floor(top_p V)
+            kept = math.floor(top_p * vocab) + 1
+            assert got[7][0].item() == pytest.approx(math.log(kept), rel=1e-6)
+            assert got[4][0].item() < kept
+
+
+def test_both_zeros_are_one_value(kernels, reference):
+    z = torch.tensor([[0.0, -0.0, -0.0, 0.0, -1.0]]).repeat(16, 1)
+    keys = row_keys(16)
+    for top_p in (0.0, 0.3, 0.6):
+        check_draw(reference, kernels.sample_tokens(z, keys, 1.0, top_p=top_p), z, keys, 1.0, top_p=top_p)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_thresholds_in_dense_keys(kernels, reference, dtype):
+    """Many distinct keys in one bin of the first level: nearly equal logits, and magnitudes from 1e-30 to 1."""
+    generator = torch.Generator().manual_seed(3)
+    near = 10 + 1e-3 * torch.randn(3, 3001, generator=generator)
+    tiny = torch.randn(3, 3001, generator=generator) * 10 ** (-30 * torch.rand(3, 3001, generator=generator))
+    z = torch.cat([near, tiny]).to(dtype)
+    keys = row_keys(6)
+    for top_p, top_k in ((0.3, None), (0.9, None), (0.9, 100), (1.0, 2999)):
+        got = kernels.sample_tokens(z, keys, 1.0, top_p=top_p, top_k=top_k)
+        # Masses are good to 1e-7 here as anywhere: the boundary may differ from the exact one by an id.
+        truth = reference.sample_tokens(z.double(), keys, 1.0, top_p=top_p, top_k=top_k)
+        kept, expected = got[7].double().exp(), truth.filtered_entropy.exp()
+        assert ((kept - expected).abs() <= 1e-5 * expected + (1 if top_p < 1 else 0)).all()
+        if top_p == 1.0:
+            assert torch.equal(got[4], truth.token)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draws_do_not_depend_on_splits_or_row_order(kernels, dtype):
+    z = logits(6, 2501, dtype)
+    keys = row_keys(6)
+    whole = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=1)
+    again = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=1)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    for splits in (2, 7, 300):
+        parts = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=splits)
+        assert kernels.plan["splits"] > 1
+        assert all(torch.equal(a, b) for a, b in zip(whole[3:], parts[3:], strict=True))
+        repeated = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=splits)
+        assert all(torch.equal(a, b) for a, b in zip(parts, repeated, strict=True))
+    order = torch.randperm(6)
+    moved = kernels.sample_tokens(z[order].contiguous(), keys[order].contiguous(), 0.7, top_p=0.95, top_k=60, splits=1)
+    # An odd row length moves the rows' alignment, and with it which elements a thread adds up first.
+    assert torch.equal(whole[3][order], moved[3])
+    assert torch.equal(whole[4][order], moved[4])
+    for a, b in zip(whole, moved, strict=True):
+        assert ((a[order] - b).abs() <= 1e-6 * b.abs().clamp_min(1)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [2, 5, 500])
+def test_split_statistics(kernels, reference, dtype, splits):
+    z = logits(3, 4003, dtype)
+    check_statistics(reference, kernels.logit_statistics(z, 0.7, splits=splits), z, 0.7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("present", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_statistics_backward(kernels, reference, dtype, present):
+    tau = 0.7
+    z = logits(4, 2333, dtype)
+    z[1, ::3] = -math.inf
+    grads = [torch.randn(4) if here else None for here in present]
+    statistics = reference.logit_statistics(z, tau)
+    saved = [statistics.logsumexp, reference.logit_statistics(z, 1.0).logsumexp, *statistics[1:3]]
+
+    def formula(dtype):
+        x = z.to(dtype).clamp_min(-1e30)
+        lse, unit, entropy, tempered = (value.to(dtype)[:, None] for value in saved)
+        g = [torch.zeros(4, 1, dtype=dtype) if grad is None else grad.to(dtype)[:, None] for grad in grads]
+        log_p, log_q = x - unit, x / tau - lse
+        tempered_part = g[0] - g[2] * (log_q + tempered)
+        return log_q.exp() * tempered_part / tau - g[1] * log_p.exp() * (log_p + entropy)
+
+    got = kernels.logit_statistics_backward(grads, placed(z, 1, 3), *saved, tau)
+    assert got.dtype == dtype
+    assert_as_good_as(got, formula(torch.float32).to(dtype), formula(torch.float64), ulps=1)
+    assert (got[1, ::3] == 0).all()
+
+    x = z.double().clamp_min(-1e6).requires_grad_()  # PyTorch's own gradient is NaN at -inf
+    values = reference.logit_statistics(x, tau)[:3]
+    total = sum((g.double() * v).sum() for g, v in zip(grads, values, strict=True) if g is not None)
+    (truth,) = torch.autograd.grad(total, x)
+    assert error(got, truth) <= max(1e-5, torch.finfo(dtype).eps) * truth.abs().max()

@@ -1,0 +1,54 @@
+"""The CPU kernels are compiled for several instruction sets; ENTRGI_CPU_ISA picks a lower one than the machine's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .calls import OPERATORS, WRITTEN, arguments, backward_arguments, call
+from .helpers import LOGIT_DTYPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def everything() -> dict[str, torch.Tensor]:
+    """What every operator returns or writes, for every dtype, at a size with odd tails."""
+    results = {}
+    for dtype in LOGIT_DTYPES:
+        for name in OPERATORS:
+            keywords = arguments(name, "cpu", dtype, n=4, v=4500 + 37, d=41)
+            result = call(name, keywords)
+            outputs = () if result is None else result if isinstance(result, tuple) else (result,)
+            for i, tensor in enumerate((*outputs, *(keywords[key] for key in WRITTEN.get(name, [])))):
+                results[f"{name} {dtype} {i}"] = tensor
+        results[f"backward {dtype}"] = torch.ops.entrgi.logit_statistics_backward(*backward_arguments("cpu", dtype))
+    return results
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_equal_on_every_instruction_set(tmp_path, isa):
+    path = tmp_path / "results.pt"
+    program = f"import torch; from tests.ops.test_instruction_sets import *; torch.save(everything(), {str(path)!r})"
+    folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "ENTRGI_CPU_ISA": isa, "PYTHONPATH": folders}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, timeout=300)
+    other = torch.load(path)
+    for key, expected in everything().items():
+        if not expected.is_floating_point():
+            assert torch.equal(other[key], expected), key
+            continue
+        tolerance = {torch.float64: 1e-9, torch.float32: 2e-5}.get(expected.dtype, 0.02)
+        scale = float(expected.nan_to_num().abs().max())
+        torch.testing.assert_close(
+            other[key],
+            expected,
+            rtol=tolerance,
+            atol=tolerance * scale,
+            equal_nan=True,
+            msg=lambda m, k=key: f"{k}: {m}",
+        )
