@@ -34,6 +34,12 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
         print(f"entrgi: compiled in {time.perf_counter() - start:.0f} s with {jobs} jobs")
 
+    def copy_extensions_to_source(self) -> None:
+        """An editable installation needs the operator libraries beside the bindings, too."""
+        super().copy_extensions_to_source()
+        for library in Path(self.build_lib, "entrgi_ext").glob("lib*.so"):
+            self.copy_file(str(library), str(ROOT / "entrgi_ext" / library.name))
+
 
 setup(
     packages=["entrgi_ext", "entrgi", "entrgi.demo"],

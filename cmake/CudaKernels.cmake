@@ -7,10 +7,16 @@ if(NOT ENTRGI_CUDA MATCHES "^(0|1|auto)$")
 endif()
 if(NOT ENTRGI_CUDA STREQUAL "0")
   check_language(CUDA)
+  execute_process(
+    COMMAND "${Python3_EXECUTABLE}" -c
+            "import cutlass_library, pathlib; print(pathlib.Path(cutlass_library.__file__).parent / 'source' / 'include')"
+    OUTPUT_VARIABLE ENTRGI_CUTLASS_INCLUDE OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   if(NOT CMAKE_CUDA_COMPILER)
     set(entrgi_no_cuda "nvcc was not found")
   elseif(NOT TORCH_CUDA_VERSION)
     set(entrgi_no_cuda "torch ${TORCH_VERSION} is a CPU-only build")
+  elseif(NOT EXISTS "${ENTRGI_CUTLASS_INCLUDE}/cute")
+    set(entrgi_no_cuda "CUTLASS's headers were not found (pip install --no-deps nvidia-cutlass)")
   else()
     set(ENTRGI_BUILD_CUDA TRUE)
   endif()
@@ -30,15 +36,18 @@ else()
   message(STATUS "entrgi: CUDA kernels are left out: ${entrgi_no_cuda}")
 endif()
 
-# entrgi_cuda_kernels(TARGET): a static library of all kernels and launchers.
+# entrgi_cuda_kernels(TARGET): all kernels and launchers in one shared library, which knows no torch and serves both
+# the operators and the bindings. The CUDA runtime is linked statically: it needs no toolkit where it runs.
 function(entrgi_cuda_kernels target)
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cu")
-  add_library(${target} STATIC ${sources} "${CMAKE_SOURCE_DIR}/csrc/kernels/plan.cpp")
-  target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}/csrc"
-                                       PRIVATE "${ENTRGI_CUTLASS_INCLUDE}")
-  target_compile_definitions(${target} PUBLIC ENTRGI_WITH_CUDA ENTRGI_CUDA_ARCHITECTURES="sm_80;sm_90a;compute_80")
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xptxas=-v,-warn-spills>)
-  set_target_properties(${target} PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static)
   find_package(CUDAToolkit REQUIRED)
+  add_library(${target} SHARED ${sources} "${CMAKE_SOURCE_DIR}/csrc/kernels/plan.cpp")
+  target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}/csrc")
+  target_include_directories(${target} SYSTEM PRIVATE "${ENTRGI_CUTLASS_INCLUDE}")
+  target_compile_definitions(${target} PUBLIC ENTRGI_WITH_CUDA ENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_80")
+  # A register spill is an error.
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xptxas=-v,-warn-spills,-Werror>)
   target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+  set_target_properties(${target} PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static
+                                             CXX_VISIBILITY_PRESET default LIBRARY_OUTPUT_DIRECTORY "${ENTRGI_OUTPUT}")
 endfunction()

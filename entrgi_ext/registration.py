@@ -63,50 +63,62 @@ _ops = torch.ops.entrgi
 # ---- fakes: what comes out, from shapes and dtypes alone ---------------------------------------------------
 
 
+def _fake(name: str):
+    """Registers a fake that insists on one device: it also serves meta tensors, which win the dispatch."""
+
+    def register(fake):
+        names = [argument.name for argument in getattr(_ops, name).default._schema.arguments]
+
+        def checked(*args):
+            tensors = [(n, x) for n, x in zip(names, args, strict=True) if isinstance(x, Tensor)]
+            first, like = tensors[0]
+            for other, tensor in tensors:
+                if tensor.device != like.device:
+                    raise RuntimeError(
+                        f"{other} must be on {like.device} as {first} is, got a tensor on {tensor.device}"
+                    )
+            return fake(*args)
+
+        torch.library.register_fake(f"entrgi::{name}", checked)
+        return fake
+
+    return register
+
+
 def _vector(like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_empty((like.shape[0],), dtype=dtype)
 
 
-@torch.library.register_fake("entrgi::logit_statistics")
+@_fake("logit_statistics")
 def _(logits, temperature):
     acc = accumulator_dtype(logits)
     return (*(_vector(logits, acc) for _ in range(3)), _vector(logits, torch.int64))
 
 
-@torch.library.register_fake("entrgi::logit_statistics_backward")
-def _(
-    grad_logsumexp,
-    grad_entropy,
-    grad_tempered_entropy,
-    logits,
-    logsumexp,
-    unit_logsumexp,
-    entropy,
-    tempered_entropy,
-    temperature,
-):
+@_fake("logit_statistics_backward")
+def _(grad_logsumexp, grad_entropy, grad_tempered_entropy, logits, *_values):
     return logits.new_empty(logits.shape)
 
 
-@torch.library.register_fake("entrgi::sample_tokens")
+@_fake("sample_tokens")
 def _(logits, keys, temperature, top_p, top_k, forbidden, error_flag):
     acc = accumulator_dtype(logits)
     return tuple(_vector(logits, t) for t in (acc, acc, acc, torch.int64, torch.int64, acc, acc, acc))
 
 
-@torch.library.register_fake("entrgi::relaxed_embedding")
+@_fake("relaxed_embedding")
 def _(logits, logsumexp, embedding, hard_tokens, weight, temperature):
     shape = (logits.shape[0], embedding.shape[1])
     return embedding.new_empty(shape), embedding.new_empty(shape, dtype=accumulator_dtype(logits))
 
 
-@torch.library.register_fake("entrgi::logit_gradient")
+@_fake("logit_gradient")
 def _(grad, logits, logsumexp, embedding, soft, rows, temperature):
     return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
 
 
 for _name in ("relaxed_embedding_", "adam_step_", "sgd_step_", "commit_"):
-    torch.library.register_fake(f"entrgi::{_name}", lambda *args: None)
+    _fake(_name)(lambda *args: None)
 
 
 # ---- autograd: in the logits only --------------------------------------------------------------------------

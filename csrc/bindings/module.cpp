@@ -79,7 +79,7 @@ py::dict as_dict(const Plan& plan) {
 std::vector<std::string> compiled_architectures() {
   std::vector<std::string> names;
   std::istringstream list(ENTRGI_CUDA_ARCHITECTURES);
-  for (std::string name; std::getline(list, name, ';');) names.push_back(name);
+  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
   return names;
 }
 

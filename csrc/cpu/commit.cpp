@@ -1,7 +1,8 @@
 // Operator 4: of each trajectory's candidates, the counts[p] most confident are written into its tokens.
 //
-// Ranked by confidence, the earlier row first among equals; NaN and (where the rule is on) EOS rank as -inf; with
-// alg_temp > 0 by confidence / alg_temp + Gumbel noise, which draws without replacement. Token -1 is never committed.
+// Ranked by confidence, the earlier row first among equals; NaN and (where the rule is on) EOS rank as -inf;
+// with alg_temp > 0 by confidence / alg_temp + Gumbel noise, which draws without replacement. Token -1 is
+// never committed.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -15,7 +16,9 @@
 namespace entrgi::cpu {
 namespace {
 
-[[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
+[[noreturn]] void fail(const std::string& message) {
+  throw std::runtime_error(message);
+}
 
 // Everything is checked before anything is written.
 void check_data(const Commit& c) {
@@ -26,12 +29,13 @@ void check_data(const Commit& c) {
            std::to_string(p));
     }
     if (c.counts[p] < 0) {
-      fail("counts must be >= 0, got " + std::to_string(c.counts[p]) + " for trajectory " + std::to_string(p));
+      fail("counts must be >= 0, got " + std::to_string(c.counts[p]) + " for trajectory " +
+           std::to_string(p));
     }
     for (int64_t n = c.splits[p]; n < c.splits[p + 1]; ++n) {
       if (c.positions[n] < 0 || c.positions[n] >= c.length) {
-        fail("positions must be in [0, " + std::to_string(c.length) + "), got " + std::to_string(c.positions[n]) +
-             " at " + std::to_string(n));
+        fail("positions must be in [0, " + std::to_string(c.length) + "), got " +
+             std::to_string(c.positions[n]) + " at " + std::to_string(n));
       }
       if (c.candidates[n] < -1) {
         fail("candidates must be -1 or a token id, got " + std::to_string(c.candidates[n]) + " at " +

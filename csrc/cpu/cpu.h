@@ -1,10 +1,12 @@
 // The operators on the CPU: raw pointers, sizes and strides (in elements); no torch.
 //
-// Threads and matrix products are passed in (`Parallel`, `Gemm`), so that one pool and one BLAS serve the whole
-// process. Every reduction has a fixed order that does not depend on the number of threads, except inside the
-// caller's matrix product. Errors in the data (a NaN row, an id out of range) throw std::runtime_error.
+// Threads and matrix products are passed in (`Parallel`, `Gemm`), so that one pool and one BLAS serve the
+// whole process. Every reduction has a fixed order that does not depend on the number of threads, except
+// inside the caller's matrix product. Errors in the data (a NaN row, an id out of range) throw
+// std::runtime_error.
 //
-// "acc" is float, and double where the logits are double: statistics, soft embeddings, moments and all arithmetic.
+// "acc" is float, and double where the logits are double: statistics, soft embeddings, moments and all
+// arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +16,9 @@ namespace entrgi::cpu {
 
 enum class DType { kBFloat16, kFloat16, kFloat32, kFloat64 };
 
-inline int64_t size_of(DType t) { return t == DType::kFloat64 ? 8 : t == DType::kFloat32 ? 4 : 2; }
+inline int64_t size_of(DType t) {
+  return t == DType::kFloat64 ? 8 : t == DType::kFloat32 ? 4 : 2;
+}
 
 // Rows `stride` elements apart, the last dimension dense.
 struct Matrix {
@@ -29,11 +33,12 @@ struct Matrix {
 
 using Range = std::function<void(int64_t begin, int64_t end)>;
 
-// run(count, f) calls f on ranges that partition [0, count), on up to `threads` threads, and returns when all
-// are done; an exception in f reaches the caller.
+// run(count, cost, f) calls f on ranges that partition [0, count), on up to `threads` threads, and returns
+// when all are done; an exception in f reaches the caller. `cost`: of one item, in elements read with an
+// exponential each. Little work should stay on one thread.
 struct Parallel {
   int threads = 1;
-  std::function<void(int64_t count, const Range&)> run;
+  std::function<void(int64_t count, int64_t cost, const Range&)> run;
 };
 
 // c [m, n] = a [m, k] b, plus c itself where `accumulate`; b is [k, n], or [n, k] where `b_transposed`.
@@ -45,7 +50,8 @@ struct GemmProblem {
 };
 using Gemm = std::function<void(const GemmProblem&)>;
 
-// ---- the vocabulary pass: statistics.cpp, sample.cpp --------------------------------------------------------
+// ---- the vocabulary pass: statistics.cpp, sample.cpp
+// --------------------------------------------------------
 
 struct Statistics {  // acc [N] each, argmax int64 [N]
   void *logsumexp, *entropy, *tempered_entropy;
@@ -83,16 +89,17 @@ void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocab
                                const StatisticsGradients& grads, const StatisticsValues& values,
                                const Matrix& out, const Parallel& parallel);
 
-// ---- relaxed embedding and logit update: relaxed_embedding.cpp, logit_update.cpp ----------------------------
+// ---- relaxed embedding and logit update: relaxed_embedding.cpp, logit_update.cpp
+// ----------------------------
 
 // What both share: q = softmax(logits / temperature) from its logsumexp, and the reward model's table.
 struct Relaxation {
   Matrix logits;  // [N, V]
   int64_t rows = 0, vocabulary = 0, width = 0;
   double temperature = 1.0;
-  const void* logsumexp = nullptr;  // acc [N]
-  Matrix embedding;                 // [V, d]
-  Matrix soft;                      // acc [N, d]: q E, written by relaxed_embedding, read by the update
+  const void* logsumexp = nullptr;     // acc [N]
+  Matrix embedding;                    // [V, d]
+  Matrix soft;                         // acc [N, d]: q E, written by relaxed_embedding, read by the update
   const int64_t* row_index = nullptr;  // [N] row of the output / gradient, -1: padding; null: identity
   int64_t target_rows = 0;             // R: rows of the output / gradient
 };
@@ -116,14 +123,15 @@ void adam_step(const Relaxation& r, const Matrix& grad, const Adam& adam, const 
                const Gemm& gemm);
 void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel, const Gemm& gemm);
 
-// ---- commit: commit.cpp -------------------------------------------------------------------------------------
+// ---- commit: commit.cpp
+// -------------------------------------------------------------------------------------
 
 struct Commit {
   Matrix tokens;  // int64 [P, S]; stride in elements, dtype unused
   int64_t trajectories, length, rows;
-  uint8_t* committed;          // [N]
-  const int64_t* candidates;   // [N]
-  const void* confidence;      // [N] float or double
+  uint8_t* committed;         // [N]
+  const int64_t* candidates;  // [N]
+  const void* confidence;     // [N] float or double
   bool confidence_is_double;
   const int64_t *positions, *splits, *counts, *keys;  // [N], [P + 1], [P], [N, 4] or null
   const int64_t* eos_token_id;                        // null: no rule

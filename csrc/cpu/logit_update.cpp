@@ -1,8 +1,9 @@
 // Operator 3: dReward/dz = q (G E^T - G . soft) / tau, written out or applied as an Adam or SGD ascent step.
 //
-// The vocabulary is cut into stretches that threads work on independently: G E^T of a stretch in a scratch that stays
-// in cache (2 N V d FLOPs in all), then one pass over z and the moments. Bytes: E once, z and each moment once each
-// way. No reduction over the vocabulary: the result does not depend on the number of threads.
+// The vocabulary is cut into stretches that threads work on independently: G E^T of a stretch in a scratch
+// that stays in cache (2 N V d FLOPs in all), then one pass over z and the moments. Bytes: E once, z and each
+// moment once each way. No reduction over the vocabulary: the result does not depend on the number of
+// threads.
 #include <cmath>
 #include <cstring>
 
@@ -14,8 +15,10 @@ namespace {
 // G of the active rows in acc, dense, and G . soft of each.
 class Incoming {
  public:
-  Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows, const Parallel& parallel)
-      : packed_(static_cast<int64_t>(rows.size()), r.width, accumulator_of(r.logits.dtype)), dots_(rows.size()) {
+  Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows,
+           const Parallel& parallel)
+      : packed_(static_cast<int64_t>(rows.size()), r.width, accumulator_of(r.logits.dtype)),
+        dots_(rows.size()) {
     const RowKernels& kernels = row_kernels(grad.dtype);
     const Range pack = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -26,7 +29,7 @@ class Incoming {
         dots_[i] = dot;
       }
     };
-    parallel.run(static_cast<int64_t>(rows.size()), pack);
+    parallel.run(static_cast<int64_t>(rows.size()), r.width, pack);
   }
   Matrix matrix() const { return packed_.matrix(); }
   double dot(int64_t i) const { return dots_[i]; }
@@ -36,7 +39,8 @@ class Incoming {
   std::vector<double> dots_;
 };
 
-// Calls apply(logits row, first id, length, logsumexp, G . soft, inner products) for every stretch of active rows.
+// Calls apply(logits row, first id, length, logsumexp, G . soft, inner products) for every stretch of active
+// rows.
 template <class Apply>
 void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& parallel, const Gemm& gemm,
                    const Apply& apply) {
@@ -49,18 +53,20 @@ void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& para
   const int64_t stretches = (r.vocabulary + stretch - 1) / stretch;
   const bool wide = size_of(r.embedding.dtype) > 2;
 
-  parallel.run(stretches, [&](int64_t begin, int64_t end) {
-    const Scratch inner(count, stretch, acc);
-    const Scratch table(wide ? 0 : stretch, r.width, acc);
-    for (int64_t s = begin; s < end; ++s) {
-      const int64_t id = s * stretch, n = std::min(stretch, r.vocabulary - id);
-      const Matrix e = table_rows(r, id, n, table.matrix(), nullptr);
-      gemm({incoming.matrix(), e, inner.matrix(), count, n, r.width, /*b_transposed=*/true, /*accumulate=*/false});
-      for (int64_t i = 0; i < count; ++i) {
-        apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i), inner.matrix().at(i));
-      }
-    }
-  });
+  parallel.run(
+      stretches, count * stretch * std::max<int64_t>(1, r.width / 16), [&](int64_t begin, int64_t end) {
+        const Scratch inner(count, stretch, acc);
+        const Scratch table(wide ? 0 : stretch, r.width, acc);
+        for (int64_t s = begin; s < end; ++s) {
+          const int64_t id = s * stretch, n = std::min(stretch, r.vocabulary - id);
+          const Matrix e = table_rows(r, id, n, table.matrix(), nullptr);
+          gemm({incoming.matrix(), e, inner.matrix(), count, n, r.width, /*b_transposed=*/true,
+                /*accumulate=*/false});
+          for (int64_t i = 0; i < count; ++i) {
+            apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i), inner.matrix().at(i));
+          }
+        }
+      });
 }
 
 }  // namespace
@@ -103,7 +109,8 @@ void adam_step(const Relaxation& r, const Matrix& grad, const Adam& adam, const 
                 });
 }
 
-void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel, const Gemm& gemm) {
+void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel,
+              const Gemm& gemm) {
   const RowKernels& kernels = row_kernels(r.logits.dtype);
   for_stretches(r, grad, parallel, gemm,
                 [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., 2011) and Gumbel noise: one draw for every (key row, id), independent of all else.
+// Philox4x32-10 (Salmon et al., 2011) and Gumbel noise: one draw for every (key row, id), independent of all
+// else.
 #pragma once
 
 #include <cmath>
@@ -11,7 +12,7 @@ constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
 
 // The words of one row of keys (seed, step, iteration, position) as Philox takes them.
 struct PhiloxKey {
-  uint32_t key0, key1;               // seed, low and high
+  uint32_t key0, key1;                 // seed, low and high
   uint32_t position, iteration, step;  // counter words 1, 2, 3; word 0 is the vocabulary id
 
   explicit PhiloxKey(const int64_t* row)
@@ -41,8 +42,8 @@ inline PhiloxWords philox(const PhiloxKey& key, uint32_t id) {
   return {c0, c1};
 }
 
-// Standard Gumbel noise -log(-log1p(-u)) from a 64-bit uniform u = (high, low), the upper half of u taken through
-// 1 - u, so that neither tail is lost.
+// Standard Gumbel noise -log(-log1p(-u)) from a 64-bit uniform u = (high, low), the upper half of u taken
+// through 1 - u, so that neither tail is lost.
 inline double gumbel(uint32_t low, uint32_t high) {
   const bool upper = high >= 0x80000000u;
   if (upper) {

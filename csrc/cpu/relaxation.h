@@ -1,5 +1,5 @@
-// What relaxed_embedding.cpp and logit_update.cpp share: which rows take part, and the reward model's table in
-// stretches of the vocabulary, converted to acc where it is stored in 16 bits.
+// What relaxed_embedding.cpp and logit_update.cpp share: which rows take part, and the reward model's table
+// in stretches of the vocabulary, converted to acc where it is stored in 16 bits.
 #pragma once
 
 #include <algorithm>
@@ -35,8 +35,8 @@ inline int64_t target_row(const Relaxation& r, int64_t n) {
   return r.row_index == nullptr ? n : r.row_index[n];
 }
 
-// Ids of the vocabulary worked on at a time: the stretch of [rows, ids] scratch and, where the table is converted, of
-// the table itself should stay in the second- and third-level cache.
+// Ids of the vocabulary worked on at a time: the stretch of [rows, ids] scratch and, where the table is
+// converted, of the table itself should stay in the second- and third-level cache.
 inline int64_t stretch_of(const Relaxation& r, int64_t rows) {
   constexpr int64_t kScratchElements = int64_t{1} << 20;
   const int64_t row_elements = std::max<int64_t>(rows, 1);
@@ -55,7 +55,7 @@ inline Matrix table_rows(const Relaxation& r, int64_t id, int64_t n, const Matri
     for (int64_t i = begin; i < end; ++i) kernels.to_accumulator(table.at(id + i), r.width, scratch.at(i));
   };
   if (parallel != nullptr) {
-    parallel->run(n, convert);
+    parallel->run(n, r.width, convert);
   } else {
     convert(0, n);
   }

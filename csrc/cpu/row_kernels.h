@@ -13,7 +13,8 @@ namespace entrgi::cpu {
 // sums of its terms in float. It is the unit of all fixed-order reductions.
 constexpr int64_t kChunk = 4096;
 
-// Probability masses e^((z - max) / temperature) in units of 2^-40: integers, so that no order of summation matters.
+// Probability masses e^((z - max) / temperature) in units of 2^-40: integers, so that no order of summation
+// matters.
 constexpr double kMassUnit = 0x1p40;
 // Below this, half a unit is not reached.
 constexpr double kMasslessBelow = -28.5;
@@ -21,8 +22,8 @@ constexpr double kMasslessBelow = -28.5;
 constexpr int kBuckets = 1024;
 constexpr double kBucketsPerNat = 36.0;
 
-// Sums over a chunk relative to its own maximum: s = sum e^x, t = sum x e^x with x = z - max ("unit") and with
-// x = (z - max) / temperature ("tempered").
+// Sums over a chunk relative to its own maximum: s = sum e^x, t = sum x e^x with x = z - max ("unit") and
+// with x = (z - max) / temperature ("tempered").
 struct ChunkStatistics {
   double max, tempered_max;
   double unit_s, unit_t, tempered_s, tempered_t;
@@ -56,8 +57,8 @@ struct AdamFactors {
   bool first, last;
 };
 
-// z: the stretch's first element, n: its length, id: the vocabulary id of its first element; `forbidden` (may be
-// null) starts at the same id.
+// z: the stretch's first element, n: its length, id: the vocabulary id of its first element; `forbidden` (may
+// be null) starts at the same id.
 struct RowKernels {
   void (*statistics)(const void* z, int64_t n, double temperature, ChunkStatistics& out);
   // First i with z[i] == value, or n.
@@ -73,8 +74,8 @@ struct RowKernels {
                            double temperature, int bucket, Candidate* out);
   // Writes the allowed values >= bound that are not -inf; returns how many (out has room for n).
   int64_t (*gather_above)(const void* z, const uint8_t* forbidden, int64_t n, double bound, double* out);
-  void (*draw)(const void* z, const uint8_t* forbidden, int64_t n, int64_t id, double zmax, double temperature,
-               const Kept& kept, const PhiloxKey& key, Draw& state);
+  void (*draw)(const void* z, const uint8_t* forbidden, int64_t n, int64_t id, double zmax,
+               double temperature, const Kept& kept, const PhiloxKey& key, Draw& state);
   // e^((z - zmax) / temperature), of one element, as `draw` computes it.
   double (*scaled_exp)(const void* z, double zmax, double temperature);
 
@@ -86,12 +87,15 @@ struct RowKernels {
   void (*probabilities)(const void* z, int64_t n, double temperature, double logsumexp, void* out);
   // In place on inner (acc): q (inner - dot) / temperature.
   void (*gradient)(const void* z, int64_t n, double temperature, double logsumexp, double dot, void* inner);
-  void (*adam)(void* z, int64_t n, double temperature, double logsumexp, double dot, const void* inner, void* exp_avg,
-               void* exp_avg_sq, const AdamFactors& factors);
-  void (*sgd)(void* z, int64_t n, double temperature, double logsumexp, double dot, const void* inner, double lr);
+  void (*adam)(void* z, int64_t n, double temperature, double logsumexp, double dot, const void* inner,
+               void* exp_avg, void* exp_avg_sq, const AdamFactors& factors);
+  void (*sgd)(void* z, int64_t n, double temperature, double logsumexp, double dot, const void* inner,
+              double lr);
 
   // The same element type as the embedding's: conversion to and from acc, and the blend of operator 2.
   void (*to_accumulator)(const void* from, int64_t n, void* to);
+  // to += from (acc)
+  void (*add)(const void* from, int64_t n, void* to);
   // out = (1 - w) soft + w hard; hard null: soft.
   void (*blend)(const void* soft, const void* hard, double weight, int64_t n, void* out);
 };

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu.h"
 #include "philox.h"
@@ -17,6 +18,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define ENTRGI_ISA avx2
+#define ENTRGI_SIMD 256
 #include "row_kernels_impl.h"
 #if defined(__clang__)
 #pragma clang attribute pop

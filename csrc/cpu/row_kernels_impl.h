@@ -1,5 +1,5 @@
 // The bodies of row_kernels.h. Included by row_kernels_{generic,avx2,avx512}.cpp, which name the namespace
-// ENTRGI_ISA; everything here has internal linkage.
+// ENTRGI_ISA and the width of vectors ENTRGI_SIMD; everything here has internal linkage.
 #include "row_kernels.h"
 #include "simd.h"
 
@@ -8,7 +8,8 @@ namespace {
 
 // Logits at allowed ids, -inf elsewhere and past the end.
 template <class T>
-ENTRGI_INLINE VectorOf<Accumulator<T>> load_allowed(const T* z, const uint8_t* forbidden, int64_t i, int lanes) {
+ENTRGI_INLINE VectorOf<Accumulator<T>> load_allowed(const T* z, const uint8_t* forbidden, int64_t i,
+                                                    int lanes) {
   using F = Accumulator<T>;
   constexpr F kNone = -std::numeric_limits<F>::infinity();
   VectorOf<F> v = load_lanes(z + i, lanes, kNone);
@@ -47,35 +48,38 @@ void statistics(const void* row, int64_t n, double temperature, ChunkStatistics&
   if (out.invalid || m == -kInf) return;
 
   const F tau = static_cast<F>(temperature);
-  out.tempered_max = m / tau;  // rounded as z / tau is where the logsumexp is used again
-  V unit_s = {}, unit_t = {}, tempered_s = {}, tempered_t = {};
+  out.tempered_max = m / tau;   // rounded as z / tau is where the logsumexp is used again
   constexpr F kLow = F(-1000);  // e^-1000 is 0 in either precision
-  if (temperature == 1.0) {
-    for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-      const V x = at_least(load_lanes(z + i, lanes, -kInf) - m, kLow);
-      const V e = exponential(x);
-      unit_s += e;
-      unit_t += x * e;
-    });
-    tempered_s = unit_s;
-    tempered_t = unit_t;
-  } else {
-    for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-      const V difference = load_lanes(z + i, lanes, -kInf) - m;
-      const V x = at_least(difference, kLow);
-      const V e = exponential(x);
-      unit_s += e;
-      unit_t += x * e;
-      const V y = at_least(difference / tau, kLow);
-      const V f = exponential(y);
-      tempered_s += f;
-      tempered_t += y * f;
-    });
-  }
-  out.unit_s = horizontal_sum(unit_s);
-  out.unit_t = horizontal_sum(unit_t);
-  out.tempered_s = horizontal_sum(tempered_s);
-  out.tempered_t = horizontal_sum(tempered_t);
+  const bool tempered = temperature != 1.0;
+  WideSum<F> unit_s, unit_t, tempered_s, tempered_t;
+  for_sum_blocks<F>(n, [&](int64_t begin, int64_t length) ENTRGI_LAMBDA {
+    V s = {}, t = {}, tau_s = {}, tau_t = {};
+    if (tempered) {
+      for_lanes<F>(length, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
+        const V difference = load_lanes(z + begin + i, lanes, -kInf) - m;
+        const V x = at_least(difference, kLow), e = exponential(x);
+        s += e;
+        t += x * e;
+        const V y = at_least(difference / tau, kLow), f = exponential(y);
+        tau_s += f;
+        tau_t += y * f;
+      });
+      tempered_s.add(tau_s);
+      tempered_t.add(tau_t);
+    } else {
+      for_lanes<F>(length, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
+        const V x = at_least(load_lanes(z + begin + i, lanes, -kInf) - m, kLow), e = exponential(x);
+        s += e;
+        t += x * e;
+      });
+    }
+    unit_s.add(s);
+    unit_t.add(t);
+  });
+  out.unit_s = unit_s.total();
+  out.unit_t = unit_t.total();
+  out.tempered_s = tempered ? tempered_s.total() : out.unit_s;
+  out.tempered_t = tempered ? tempered_t.total() : out.unit_t;
 }
 
 template <class T>
@@ -107,7 +111,8 @@ template <class T>
 void group_max(const void* row, const uint8_t* forbidden, int64_t n, int64_t group, double* out) {
   const T* z = static_cast<const T*>(row);
   for (int64_t i = 0; i < n; i += group) {
-    *out++ = allowed_max<T>(z + i, forbidden == nullptr ? nullptr : forbidden + i, n - i < group ? n - i : group);
+    *out++ =
+        allowed_max<T>(z + i, forbidden == nullptr ? nullptr : forbidden + i, n - i < group ? n - i : group);
   }
 }
 
@@ -122,7 +127,9 @@ ENTRGI_INLINE I64 bucket_of(F64 x) {
 }
 
 // round(e 2^40), half to even: the addition of 2^52 leaves the integer in the mantissa.
-ENTRGI_INLINE U64 mass_of(F64 e) { return (U64)(e * kMassUnit + 0x1p52) - (U64)splat(0x1p52); }
+ENTRGI_INLINE U64 mass_of(F64 e) {
+  return (U64)(e * kMassUnit + 0x1p52) - (U64)splat(0x1p52);
+}
 
 ENTRGI_INLINE void store_masses(F32 x, uint64_t* out) {
   F64 low, high;
@@ -146,7 +153,9 @@ void add_masses(const void* row, const uint8_t* forbidden, int64_t n, double zma
     if (mask_bits(x > static_cast<F>(kMasslessBelow)) == 0) return;
     uint64_t mass[kLanesOf<F>];
     store_masses(x, mass);
-    const MaskOf<F> bucket = bucket_of(x);
+    const MaskOf<F> indices = bucket_of(x);
+    Lane<F> bucket[kLanesOf<F>];
+    std::memcpy(bucket, &indices, sizeof(bucket));
     for (int k = 0; k < kLanesOf<F>; ++k) buckets[bucket[k]] += mass[k];
   });
 }
@@ -187,7 +196,8 @@ int64_t gather_above(const void* row, const uint8_t* forbidden, int64_t n, doubl
   return count;
 }
 
-// The first two output words of Philox for kLanesOf<double> ids, one per 64-bit lane (upper halves undefined).
+// The first two output words of Philox for kLanesOf<double> ids, one per 64-bit lane (upper halves
+// undefined).
 ENTRGI_INLINE void philox_lanes(const PhiloxKey& key, U64 ids, U64& low, U64& high) {
   U64 c0 = ids, c1 = U64{} + key.position, c2 = U64{} + key.iteration, c3 = U64{} + key.step;
   uint32_t k0 = key.key0, k1 = key.key1;
@@ -204,14 +214,21 @@ ENTRGI_INLINE void philox_lanes(const PhiloxKey& key, U64 ids, U64& low, U64& hi
   high = c1;
 }
 
+#if ENTRGI_VECTOR_BYTES == 64
+constexpr U64 kIota = {0, 1, 2, 3, 4, 5, 6, 7};
+#elif ENTRGI_VECTOR_BYTES == 32
+constexpr U64 kIota = {0, 1, 2, 3};
+#else
+constexpr U64 kIota = {0, 1};
+#endif
+
 // The two words of kLanesOf<F> consecutive ids.
 template <class F>
 ENTRGI_INLINE void philox_words(const PhiloxKey& key, int64_t first_id, uint32_t* low, uint32_t* high) {
   constexpr int kLanes = kLanesOf<double>;
   for (int part = 0; part < kLanesOf<F> / kLanes; ++part) {
-    U64 ids, l, h;
-    for (int k = 0; k < kLanes; ++k) ids[k] = static_cast<uint64_t>(first_id + part * kLanes + k);
-    philox_lanes(key, ids, l, h);
+    U64 l, h;
+    philox_lanes(key, kIota + static_cast<uint64_t>(first_id + part * kLanes), l, h);
     using Words = Vector<uint32_t, kLanes>;
     const Words low_words = __builtin_convertvector(l, Words), high_words = __builtin_convertvector(h, Words);
     std::memcpy(low + part * kLanes, &low_words, sizeof(Words));
@@ -241,7 +258,8 @@ void draw(const void* row, const uint8_t* forbidden, int64_t n, int64_t id, doub
   // Ties at the threshold are kept up to this index of the stretch.
   const int64_t tie_end = kept.last_tie - id + 1;
 
-  V sum = {}, weighted = {}, first = splat(static_cast<F>(state.first)), second = splat(-kInf);
+  WideSum<F> sum, weighted;
+  V first = splat(static_cast<F>(state.first)), second = splat(-kInf);
   second[0] = static_cast<F>(state.second);
   for (int k = 1; k < kLanesOf<F>; ++k) first[k] = -kInf;
   // Noise is needed exactly only where it can win. As -log(1 - u) >= u, Gumbel noise is <= -log u: an id with
@@ -251,7 +269,8 @@ void draw(const void* row, const uint8_t* forbidden, int64_t n, int64_t id, doub
   };
   F bar = bar_of(state.score);
 
-  for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
+  V block_sum = {}, block_weighted = {};
+  const auto add_lanes = [&](int64_t i, int lanes) ENTRGI_LAMBDA {
     const V v = load_allowed(z, forbidden, i, lanes);
     MaskOf<F> keep = v > threshold;
     const MaskOf<F> tie = (v == threshold) & (v > -kInf);
@@ -263,8 +282,8 @@ void draw(const void* row, const uint8_t* forbidden, int64_t n, int64_t id, doub
     }
     const V x = (v - max) / tau;
     const V e = keep ? exponential(x) : splat(F(0));
-    sum += e;
-    weighted += at_least(x, F(-1000)) * e;
+    block_sum += e;
+    block_weighted += at_least(x, F(-1000)) * e;
     const V candidate = keep ? v : splat(-kInf);
     const V lesser = candidate < first ? candidate : first;
     second = lesser > second ? lesser : second;
@@ -282,9 +301,15 @@ void draw(const void* row, const uint8_t* forbidden, int64_t n, int64_t id, doub
         bar = bar_of(state.score);
       }
     }
+  };
+  for_sum_blocks<F>(n, [&](int64_t begin, int64_t length) ENTRGI_LAMBDA {
+    for_lanes<F>(length, [&](int64_t i, int lanes) ENTRGI_LAMBDA { add_lanes(begin + i, lanes); });
+    sum.add(block_sum);
+    weighted.add(block_weighted);
+    block_sum = block_weighted = V{};
   });
-  state.sum += horizontal_sum(sum);
-  state.weighted_sum += horizontal_sum(weighted);
+  state.sum += sum.total();
+  state.weighted_sum += weighted.total();
   // The two largest of all lanes.
   double best = -kInf, next = -kInf;
   for (int k = 0; k < kLanesOf<F>; ++k) {
@@ -309,8 +334,8 @@ double scaled_exp(const void* element, double zmax, double temperature) {
 }
 
 template <class T>
-void statistics_backward(const void* row, int64_t n, double temperature, const double* grads, const double* values,
-                         void* out_row) {
+void statistics_backward(const void* row, int64_t n, double temperature, const double* grads,
+                         const double* values, void* out_row) {
   using F = Accumulator<T>;
   using V = VectorOf<F>;
   const T* z = static_cast<const T*>(row);
@@ -366,18 +391,20 @@ void gradient(const void* row, int64_t n, double temperature, double logsumexp, 
   F* inner = static_cast<F*>(inner_row);
   const Gradient<T> gradient(temperature, logsumexp, dot);
   for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-    store_lanes(inner + i, gradient(load_lanes(z + i, lanes, F(0)), load_lanes(inner + i, lanes, F(0))), lanes);
+    store_lanes(inner + i, gradient(load_lanes(z + i, lanes, F(0)), load_lanes(inner + i, lanes, F(0))),
+                lanes);
   });
 }
 
 template <class T, bool kFirst, bool kLast>
-void adam_loop(T* z, int64_t n, const Gradient<T>& gradient, const Accumulator<T>* inner, Accumulator<T>* exp_avg,
-               Accumulator<T>* exp_avg_sq, const AdamFactors& f) {
+void adam_loop(T* z, int64_t n, const Gradient<T>& gradient, const Accumulator<T>* inner,
+               Accumulator<T>* exp_avg, Accumulator<T>* exp_avg_sq, const AdamFactors& f) {
   using F = Accumulator<T>;
   using V = VectorOf<F>;
   const F beta1 = static_cast<F>(f.beta1), beta2 = static_cast<F>(f.beta2);
   const F fresh1 = static_cast<F>(f.one_minus_beta1), fresh2 = static_cast<F>(f.one_minus_beta2);
-  const F step_size = static_cast<F>(f.lr * f.bias1), bias2 = static_cast<F>(f.bias2), eps = static_cast<F>(f.eps);
+  const F step_size = static_cast<F>(f.lr * f.bias1), bias2 = static_cast<F>(f.bias2),
+          eps = static_cast<F>(f.eps);
   for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
     const V v = load_lanes(z + i, lanes, F(0));
     const V g = gradient(v, load_lanes(inner + i, lanes, F(0)));
@@ -408,7 +435,8 @@ void adam(void* row, int64_t n, double temperature, double logsumexp, double dot
 }
 
 template <class T>
-void sgd(void* row, int64_t n, double temperature, double logsumexp, double dot, const void* inner_row, double lr) {
+void sgd(void* row, int64_t n, double temperature, double logsumexp, double dot, const void* inner_row,
+         double lr) {
   using F = Accumulator<T>;
   T* z = static_cast<T*>(row);
   const F* inner = static_cast<const F*>(inner_row);
@@ -425,8 +453,17 @@ void to_accumulator(const void* from, int64_t n, void* to) {
   using F = Accumulator<T>;
   const T* in = static_cast<const T*>(from);
   F* out = static_cast<F*>(to);
+  for_lanes<F>(n, [&](int64_t i, int lanes)
+                      ENTRGI_LAMBDA { store_lanes(out + i, load_lanes(in + i, lanes, F(0)), lanes); });
+}
+
+template <class T>
+void add(const void* from, int64_t n, void* to) {
+  using F = Accumulator<T>;
+  const F* in = static_cast<const F*>(from);
+  F* out = static_cast<F*>(to);
   for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-    store_lanes(out + i, load_lanes(in + i, lanes, F(0)), lanes);
+    store_lanes(out + i, load_lanes(out + i, lanes, F(0)) + load_lanes(in + i, lanes, F(0)), lanes);
   });
 }
 
@@ -446,10 +483,10 @@ void blend(const void* soft_row, const void* hard_row, double weight, int64_t n,
 
 template <class T>
 constexpr RowKernels table() {
-  return {statistics<T>,   find<T>,       allowed_max<T>,         group_max<T>,     add_masses<T>,
-          gather_bucket<T>, gather_above<T>, draw<T>,             scaled_exp<T>,    statistics_backward<T>,
-          probabilities<T>, gradient<T>,  adam<T>,                sgd<T>,           to_accumulator<T>,
-          blend<T>};
+  return {statistics<T>,    find<T>,         allowed_max<T>, group_max<T>,  add_masses<T>,
+          gather_bucket<T>, gather_above<T>, draw<T>,        scaled_exp<T>, statistics_backward<T>,
+          probabilities<T>, gradient<T>,     adam<T>,        sgd<T>,        to_accumulator<T>,
+          add<T>,           blend<T>};
 }
 
 }  // namespace
@@ -457,7 +494,8 @@ constexpr RowKernels table() {
 namespace ENTRGI_ISA {
 
 const RowKernels& row_kernels(DType dtype) {
-  static constexpr RowKernels kTables[] = {table<BFloat16>(), table<Float16>(), table<float>(), table<double>()};
+  static constexpr RowKernels kTables[] = {table<BFloat16>(), table<Float16>(), table<float>(),
+                                           table<double>()};
   return kTables[static_cast<int>(dtype)];
 }
 

@@ -1,10 +1,10 @@
 // Operator 1 with the draw: statistics, then x ~ softmax(filter(z / tau)) as a keyed Gumbel maximum.
 //
-// The filter keeps ids in the order (z descending, id ascending) while the mass strictly ahead is at most top_p of the
-// total. No sort: masses are integers (row_kernels.h), summed in 1024 buckets of z; the boundary lies in one bucket,
-// whose few ids are gathered and searched by quickselect. Three streaming passes over a row that the statistics have
-// just brought into the second-level cache, one exponential an element each; Philox only for kept ids.
-// Tried and lost: std::sort of all ids (15 ms a row at V = 151,936).
+// The filter keeps ids in the order (z descending, id ascending) while the mass strictly ahead is at most
+// top_p of the total. No sort: masses are integers (row_kernels.h), summed in 1024 buckets of z; the boundary
+// lies in one bucket, whose few ids are gathered and searched by quickselect. Three streaming passes over a
+// row that the statistics have just brought into the second-level cache, one exponential an element each;
+// Philox only for kept ids. Tried and lost: std::sort of all ids (15 ms a row at V = 151,936).
 #include "vocabulary_rows.h"
 
 namespace entrgi::cpu {
@@ -93,9 +93,10 @@ struct Nucleus {
   }
 };
 
-// The value at which the nucleus ends among `pool` (reordered), whose ids all have mass, and how many ids of that
-// value are kept. `ahead` is the mass before the pool; its first id is kept.
-std::pair<double, int64_t> nucleus_boundary(std::vector<Candidate>& pool, uint64_t ahead, const Nucleus& nucleus) {
+// The value at which the nucleus ends among `pool` (reordered), whose ids all have mass, and how many ids of
+// that value are kept. `ahead` is the mass before the pool; its first id is kept.
+std::pair<double, int64_t> nucleus_boundary(std::vector<Candidate>& pool, uint64_t ahead,
+                                            const Nucleus& nucleus) {
   auto begin = pool.begin(), end = pool.end();
   while (true) {
     // A pivot from the middle: sorted and constant stretches are common, and split well.
@@ -132,7 +133,8 @@ Kept nucleus_of(const RowContext& c, Workspace& w) {
   int bucket = 0;
   while (w.buckets[bucket] == 0 || nucleus.keeps(ahead + w.buckets[bucket])) ahead += w.buckets[bucket++];
   gather_chunks(c.loop, w.candidates, [&](int64_t id, int64_t n, Candidate* out) {
-    return c.kernels.gather_bucket(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, bucket, out);
+    return c.kernels.gather_bucket(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, bucket,
+                                   out);
   });
   w.pool = w.candidates;
   auto [threshold, ties] = nucleus_boundary(w.pool, ahead, nucleus);
@@ -171,7 +173,8 @@ Draw draw_token(const RowContext& c, const Kept& kept) {
   const PhiloxKey key(c.options.keys + 4 * c.row);
   const Draw empty{0, 0, -kInfinity, -kInfinity, -kInfinity, -1};
   std::vector<Draw> parts(c.loop.count(), empty);
-  double best = -kInfinity;  // lets later chunks skip noise that cannot win; the winner is the same without it
+  double best =
+      -kInfinity;  // lets later chunks skip noise that cannot win; the winner is the same without it
   c.loop([&](int64_t chunk, int64_t id, int64_t n) {
     if (!c.loop.is_parallel()) parts[chunk].score = best;
     c.kernels.draw(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, kept, key, parts[chunk]);
@@ -211,9 +214,10 @@ uint8_t sample_row(RowContext& c, const RowStatistics& statistics, const Sample&
   // e of the runner-up, in the arithmetic of the row: 0 where only one id is kept.
   double runner_up = 0;
   if (draw.second > -kInfinity) {
-    runner_up = acc == DType::kFloat64 ? std::exp((draw.second - c.zmax) / tau)
-                                       : std::exp((static_cast<float>(draw.second) - static_cast<float>(c.zmax)) /
-                                                  static_cast<float>(tau));
+    runner_up = acc == DType::kFloat64
+                    ? std::exp((draw.second - c.zmax) / tau)
+                    : std::exp((static_cast<float>(draw.second) - static_cast<float>(c.zmax)) /
+                               static_cast<float>(tau));
   }
   out.token[c.row] = draw.token;
   write(out.probability, c.row, e / draw.sum, acc);

@@ -1,24 +1,21 @@
 // Vectors as wide as the instruction set of the including file (row_kernels_*.cpp), on the compiler's vector
 // extensions; the few operations they lack are written for AVX2 and AVX-512, with a loop for everything else.
-// Everything is internal to the including file: the same source is compiled once per instruction set.
+// Everything is internal to the including file: the same source is compiled once per instruction set, named
+// by ENTRGI_SIMD, the width of its vectors in bits: 512 (AVX-512), 256 (AVX2) or 128. (Not by __AVX512F__: a
+// target pragma comes too late for the preprocessor of g++.)
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-#define ENTRGI_VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define ENTRGI_VECTOR_BYTES 32
-#else
-#define ENTRGI_VECTOR_BYTES 16
-#endif
+#define ENTRGI_VECTOR_BYTES (ENTRGI_SIMD / 8)
 #define ENTRGI_INLINE inline __attribute__((always_inline))
 #define ENTRGI_LAMBDA __attribute__((always_inline))
 
@@ -80,6 +77,8 @@ template <class F>
 using VectorOf = typename Simd<F>::V;
 template <class F>
 using MaskOf = typename Simd<F>::I;  // -1 where true
+template <class F>
+using Lane = std::conditional_t<sizeof(F) == 8, int64_t, int32_t>;  // an element of it
 
 template <class To, class From>
 ENTRGI_INLINE To bit_cast(const From& from) {
@@ -104,9 +103,9 @@ ENTRGI_INLINE VectorOf<F> splat(F x) {
 // ---- loads and stores with conversion ---------------------------------------------------------------------
 
 ENTRGI_INLINE F32 widen_half(Half16 h) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   return (F32)_mm512_cvtph_ps((__m256i)h);
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   return (F32)_mm256_cvtph_ps((__m128i)h);
 #else
   // The exponent is rebiased by a multiplication, which is exact for subnormals too.
@@ -129,15 +128,25 @@ ENTRGI_INLINE uint16_t narrow_half(float x) {  // round to nearest even
   return static_cast<uint16_t>(sign | ((u + 0xc8000fffu + (u >> 13 & 1u)) >> 13));
 }
 
-ENTRGI_INLINE F32 load(const float* p) { return load_raw<F32>(p); }
-ENTRGI_INLINE F64 load(const double* p) { return load_raw<F64>(p); }
+ENTRGI_INLINE F32 load(const float* p) {
+  return load_raw<F32>(p);
+}
+ENTRGI_INLINE F64 load(const double* p) {
+  return load_raw<F64>(p);
+}
 ENTRGI_INLINE F32 load(const BFloat16* p) {
   return (F32)(__builtin_convertvector(load_raw<Half16>(p), U32) << 16);
 }
-ENTRGI_INLINE F32 load(const Float16* p) { return widen_half(load_raw<Half16>(p)); }
+ENTRGI_INLINE F32 load(const Float16* p) {
+  return widen_half(load_raw<Half16>(p));
+}
 
-ENTRGI_INLINE void store(float* p, F32 v) { std::memcpy(p, &v, sizeof(v)); }
-ENTRGI_INLINE void store(double* p, F64 v) { std::memcpy(p, &v, sizeof(v)); }
+ENTRGI_INLINE void store(float* p, F32 v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+ENTRGI_INLINE void store(double* p, F64 v) {
+  std::memcpy(p, &v, sizeof(v));
+}
 ENTRGI_INLINE void store(BFloat16* p, F32 v) {
   const U32 bits = (U32)v;
   const U32 rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
@@ -146,9 +155,9 @@ ENTRGI_INLINE void store(BFloat16* p, F32 v) {
   std::memcpy(p, &h, sizeof(h));
 }
 ENTRGI_INLINE void store(Float16* p, F32 v) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   const Half16 h = (Half16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   const Half16 h = (Half16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
   Half16 h;
@@ -161,6 +170,7 @@ ENTRGI_INLINE void store(Float16* p, F32 v) {
 template <class T>
 ENTRGI_INLINE VectorOf<Accumulator<T>> load_part(const T* p, int count, Accumulator<T> fill) {
   using F = Accumulator<T>;
+  if (count > kLanesOf<F>) __builtin_unreachable();  // quiets -Warray-bounds
   T buffer[kLanesOf<F>] = {};
   std::memcpy(buffer, p, count * sizeof(T));
   VectorOf<F> v = load(buffer);
@@ -170,6 +180,7 @@ ENTRGI_INLINE VectorOf<Accumulator<T>> load_part(const T* p, int count, Accumula
 
 template <class T>
 ENTRGI_INLINE void store_part(T* p, VectorOf<Accumulator<T>> v, int count) {
+  if (count > kLanesOf<Accumulator<T>>) __builtin_unreachable();
   T buffer[kLanesOf<Accumulator<T>>];
   store(buffer, v);
   std::memcpy(p, buffer, count * sizeof(T));
@@ -203,9 +214,9 @@ ENTRGI_INLINE void for_lanes(int64_t n, const Body& body) {
 
 // Bit i is set where lane i is true.
 ENTRGI_INLINE uint32_t mask_bits(I32 m) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   return static_cast<uint32_t>(_mm512_movepi32_mask((__m512i)m));
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m));
 #else
   uint32_t bits = 0;
@@ -214,9 +225,9 @@ ENTRGI_INLINE uint32_t mask_bits(I32 m) {
 #endif
 }
 ENTRGI_INLINE uint32_t mask_bits(I64 m) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   return static_cast<uint32_t>(_mm512_movepi64_mask((__m512i)m));
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)m));
 #else
   uint32_t bits = 0;
@@ -240,9 +251,9 @@ ENTRGI_INLINE double horizontal_sum(V v) {
 }
 
 ENTRGI_INLINE F32 square_root(F32 v) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   return (F32)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   return (F32)_mm256_sqrt_ps((__m256)v);
 #else
   for (int i = 0; i < kLanesOf<float>; ++i) v[i] = std::sqrt(v[i]);
@@ -263,11 +274,42 @@ ENTRGI_INLINE void widen(F32 v, F64& low, F64& high) {
   high = __builtin_convertvector(halves[1], F64);
 }
 
+// Sums of float lanes go on in double after this many additions: thousands of equal small terms that join a
+// large one in float would all round the same way.
+constexpr int64_t kSumBlock = 16;
+
+template <class F>
+struct WideSum;
+template <>
+struct WideSum<float> {
+  F64 low = {}, high = {};
+  ENTRGI_INLINE void add(F32 v) {
+    F64 l, h;
+    widen(v, l, h);
+    low += l;
+    high += h;
+  }
+  ENTRGI_INLINE double total() const { return horizontal_sum(low + high); }
+};
+template <>
+struct WideSum<double> {
+  F64 sum = {};
+  ENTRGI_INLINE void add(F64 v) { sum += v; }
+  ENTRGI_INLINE double total() const { return horizontal_sum(sum); }
+};
+
+// f(begin, length) for consecutive blocks of kSumBlock vectors.
+template <class F, class Body>
+ENTRGI_INLINE void for_sum_blocks(int64_t n, const Body& body) {
+  constexpr int64_t kBlock = kSumBlock * kLanesOf<F>;
+  for (int64_t begin = 0; begin < n; begin += kBlock) body(begin, n - begin < kBlock ? n - begin : kBlock);
+}
+
 // a * m for 32-bit factors; the upper halves of a's lanes are ignored.
 ENTRGI_INLINE U64 multiply_low32(U64 a, uint32_t m) {
-#if defined(__AVX512F__)
+#if ENTRGI_SIMD == 512
   return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
-#elif defined(__AVX2__)
+#elif ENTRGI_SIMD == 256
   return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
 #elif defined(__SSE2__)
   return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
@@ -278,8 +320,8 @@ ENTRGI_INLINE U64 multiply_low32(U64 a, uint32_t m) {
 
 // ---- exp --------------------------------------------------------------------------------------------------
 
-// e^x within about one unit in the last place (Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]). Below 2^-126 it is 0:
-// such a weight stands beside one of at least 1. NaN stays NaN.
+// e^x within about one unit in the last place (Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]). Below 2^-126 it
+// is 0: such a weight stands beside one of at least 1. NaN stays NaN.
 ENTRGI_INLINE F32 exponential(F32 x) {
   constexpr float kLow = -87.33f, kHigh = 88.722839f, kMagic = 12582912.0f;  // 1.5 * 2^23
   const I32 underflow = x < kLow;

@@ -8,34 +8,35 @@
 namespace entrgi::cpu {
 namespace {
 
-// Sums relative to a running maximum.
-struct Online {
-  double max = -kInfinity, s = 0, t = 0;
+// Sums relative to a running maximum of the logits themselves: z / tau may overflow where (z - max) / tau
+// must not.
+class Online {
+ public:
+  explicit Online(double temperature) : temperature_(temperature) {}
 
   void add(double chunk_max, double chunk_s, double chunk_t) {
-    if (chunk_s == 0) return;
-    if (chunk_max > max) {
-      rescale(chunk_max);
-      s += chunk_s;
-      t += chunk_t;
+    if (chunk_s == 0) return;  // nothing finite
+    if (chunk_max > max_) {
+      rescale(s_, t_, max_, chunk_max);
+      max_ = chunk_max;
     } else {
-      const double x = chunk_max - max, factor = std::exp(x);
-      s += factor * chunk_s;
-      t += factor * (chunk_t + x * chunk_s);
+      rescale(chunk_s, chunk_t, chunk_max, max_);
     }
+    s_ += chunk_s;
+    t_ += chunk_t;
   }
-  double logsumexp() const { return max + std::log(s); }
-  double entropy() const { return std::log(s) - t / s; }
+  double log_sum() const { return std::log(s_); }
+  double entropy() const { return std::log(s_) - t_ / s_; }
 
  private:
-  void rescale(double new_max) {
-    if (s != 0) {
-      const double x = max - new_max, factor = std::exp(x);
-      t = factor * (t + x * s);
-      s = factor * s;
-    }
-    max = new_max;
+  void rescale(double& s, double& t, double from, double to) const {
+    const double x = (from - to) / temperature_, factor = s == 0 ? 0 : std::exp(x);
+    t = factor == 0 ? 0 : factor * (t + x * s);
+    s = factor * s;
   }
+
+  double temperature_;
+  double max_ = -kInfinity, s_ = 0, t_ = 0;
 };
 
 }  // namespace
@@ -48,36 +49,41 @@ RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperatu
   });
 
   RowStatistics result;
-  Online unit, tempered;
+  Online unit(1.0), tempered(temperature);
+  double tempered_max = 0;
   int64_t best_chunk = -1;
   for (int64_t c = 0; c < loop.count(); ++c) {
     const ChunkStatistics& chunk = chunks[c];
     if (chunk.invalid) return RowStatistics();
     if (chunk.max > result.max) {
       result.max = chunk.max;
+      tempered_max = chunk.tempered_max;
       best_chunk = c;
     }
     unit.add(chunk.max, chunk.unit_s, chunk.unit_t);
-    tempered.add(chunk.tempered_max, chunk.tempered_s, chunk.tempered_t);
+    tempered.add(chunk.max, chunk.tempered_s, chunk.tempered_t);
   }
   if (best_chunk < 0) return RowStatistics();  // nothing finite
-  result.logsumexp = tempered.logsumexp();
+  result.logsumexp = tempered_max + tempered.log_sum();
   result.entropy = unit.entropy();
   result.tempered_entropy = tempered.entropy();
   const int64_t first = best_chunk * kChunk;
-  result.argmax = first + kernels.find(logits.at(row, first), std::min(kChunk, loop.vocabulary() - first), result.max);
+  result.argmax =
+      first + kernels.find(logits.at(row, first), std::min(kChunk, loop.vocabulary() - first), result.max);
   return result;
 }
 
 void raise_bad_rows(const std::vector<uint8_t>& status) {
   for (size_t row = 0; row < status.size(); ++row) {
     if (status[row] == kInvalidRow) {
-      throw std::runtime_error("logits must not hold NaN or +inf and must have a finite value in every row, row " +
-                               std::to_string(row) + " does not");
+      throw std::runtime_error(
+          "logits must not hold NaN or +inf and must have a finite value in every row, row " +
+          std::to_string(row) + " does not");
     }
     if (status[row] == kNothingAllowed) {
-      throw std::runtime_error("logits must have a finite value at an id that is not forbidden in every row, row " +
-                               std::to_string(row) + " has none");
+      throw std::runtime_error(
+          "logits must have a finite value at an id that is not forbidden in every row, row " +
+          std::to_string(row) + " has none");
     }
   }
 }
@@ -98,9 +104,12 @@ void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocab
                                const Matrix& out, const Parallel& parallel) {
   const RowKernels& kernels = row_kernels(logits.dtype);
   const DType acc = accumulator_of(logits.dtype);
-  const auto grad = [&](const void* array, int64_t row) { return array == nullptr ? 0.0 : read(array, row, acc); };
+  const auto grad = [&](const void* array, int64_t row) {
+    return array == nullptr ? 0.0 : read(array, row, acc);
+  };
   for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
-    const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row), grad(grads.tempered_entropy, row)};
+    const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row),
+                        grad(grads.tempered_entropy, row)};
     const double v[] = {read(values.logsumexp, row, acc), read(values.unit_logsumexp, row, acc),
                         read(values.entropy, row, acc), read(values.tempered_entropy, row, acc)};
     loop([&](int64_t, int64_t id, int64_t n) {

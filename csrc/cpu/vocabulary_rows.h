@@ -1,4 +1,5 @@
-// What the two vocabulary passes (statistics.cpp, sample.cpp) share: rows cut into chunks, and their statistics.
+// What the two vocabulary passes (statistics.cpp, sample.cpp) share: rows cut into chunks, and their
+// statistics.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +17,12 @@ namespace entrgi::cpu {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-inline int64_t chunks_of(int64_t vocabulary) { return (vocabulary + kChunk - 1) / kChunk; }
+inline int64_t chunks_of(int64_t vocabulary) {
+  return (vocabulary + kChunk - 1) / kChunk;
+}
 
-// Runs f(chunk, first id, length) for all chunks of a row: one after the other, or on all threads when there are too
-// few rows to go round. Chunks, and with them every result, are the same either way.
+// Runs f(chunk, first id, length) for all chunks of a row: one after the other, or on all threads when there
+// are too few rows to go round. Chunks, and with them every result, are the same either way.
 class ChunkLoop {
  public:
   ChunkLoop(int64_t vocabulary, const Parallel* parallel) : vocabulary_(vocabulary), parallel_(parallel) {}
@@ -36,7 +39,7 @@ class ChunkLoop {
       }
     };
     if (parallel_ != nullptr) {
-      parallel_->run(count(), run);
+      parallel_->run(count(), kChunk, run);
     } else {
       run(0, count());
     }
@@ -50,7 +53,7 @@ class ChunkLoop {
 // Runs f(row, loop) for all rows: whole rows on each thread, or every row on all threads.
 template <class Body>
 void for_rows(int64_t rows, int64_t vocabulary, const Parallel& parallel, const Body& body) {
-  const bool split_rows = parallel.threads > 1 && rows < 4 * parallel.threads && chunks_of(vocabulary) > 1;
+  const bool split_rows = parallel.threads > 1 && rows < 4 * parallel.threads && chunks_of(vocabulary) >= 8;
   if (split_rows) {
     const ChunkLoop loop(vocabulary, &parallel);
     for (int64_t row = 0; row < rows; ++row) body(row, loop);
@@ -60,11 +63,7 @@ void for_rows(int64_t rows, int64_t vocabulary, const Parallel& parallel, const 
     const ChunkLoop loop(vocabulary, nullptr);
     for (int64_t row = begin; row < end; ++row) body(row, loop);
   };
-  if (rows * vocabulary <= kChunk) {
-    run(0, rows);
-  } else {
-    parallel.run(rows, run);
-  }
+  parallel.run(rows, vocabulary, run);
 }
 
 struct RowStatistics {

@@ -80,7 +80,8 @@ __device__ __forceinline__ void store_four(T* to, const float (&x)[4], int count
   }
 }
 
-// A row as the epilogue sees it. A padding row only ever gets a gradient of 0.
+// A row as the epilogue sees it. A padding row only ever gets a gradient of 0; one past the end is padding
+// too.
 struct UpdateRow {
   int64_t n;
   float lse, inner;  // inner = G . e_soft
@@ -88,7 +89,7 @@ struct UpdateRow {
 };
 
 __device__ __forceinline__ UpdateRow load_update_row(const LogitUpdateParams& p, int64_t n) {
-  UpdateRow row{n, 0.f, 0.f, grad_row(p, n) < 0};
+  UpdateRow row{n, 0.f, 0.f, n >= p.n || grad_row(p, n) < 0};
   if (!row.padding) {
     row.lse = p.logsumexp[n];
     row.inner = static_cast<const float*>(p.workspace)[n];
@@ -96,53 +97,61 @@ __device__ __forceinline__ UpdateRow load_update_row(const LogitUpdateParams& p,
   return row;
 }
 
-// `product` = G . E_i for four columns starting at `column`: the gradient q (product - inner) / tau, stored
-// or applied. Each element belongs to one thread, which makes the update in place safe.
+// Four logits of a row and their moments. Loading and applying are apart so that a thread can have several
+// loads in flight: the stores in between would otherwise order them, as everything happens in place.
 template <typename Z>
-__device__ __forceinline__ void update_four(const LogitUpdateParams& p, const UpdateScalars& s,
-                                            const UpdateRow& row, int64_t column, const float (&product)[4]) {
-  const int count = static_cast<int>(min(p.vocab - column, int64_t{4}));
-  if (count <= 0) return;
-  Z* logits = static_cast<Z*>(p.logits) + row.n * p.logits_stride + column;
-  float z[4], gradient[4] = {};
-  if (!row.padding) {
-    load_four(z, logits, count, s.aligned);
+struct FourLogits {
+  float z[4], m[4], v[4];
+
+  __device__ __forceinline__ void load(const LogitUpdateParams& p, const UpdateScalars& s,
+                                       const UpdateRow& row, int64_t column) {
+    const int count = static_cast<int>(min(p.vocab - column, int64_t{4}));
+    if (count <= 0 || row.padding) return;
+    load_four(z, static_cast<const Z*>(p.logits) + row.n * p.logits_stride + column, count, s.aligned);
+    if (p.rule == UpdateRule::kAdam && p.step > 1) {
+      load_four(m, p.exp_avg + row.n * p.exp_avg_stride + column, count, s.aligned);
+      load_four(v, p.exp_avg_sq + row.n * p.exp_avg_sq_stride + column, count, s.aligned);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) m[i] = v[i] = 0.f;
+    }
+  }
+
+  // `product` = G . E_i. Each logit belongs to one thread, which makes the update in place safe.
+  __device__ __forceinline__ void apply(const LogitUpdateParams& p, const UpdateScalars& s,
+                                        const UpdateRow& row, int64_t column, const float (&product)[4]) {
+    const int count = static_cast<int>(min(p.vocab - column, int64_t{4}));
+    if (count <= 0 || (row.padding && p.rule != UpdateRule::kGradient)) return;
+    float gradient[4] = {};
+    if (!row.padding) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float q = exp2_approx(fmaf(z[i], s.inverse_tau, -row.lse) * kLog2e);
+        // 0 where q is 0, whatever the product is; NaN stays NaN.
+        gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
+      }
+    }
+    if (p.rule == UpdateRule::kGradient) {
+      store_four(p.gradient + row.n * p.gradient_stride + column, gradient, count, s.aligned);
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float q = exp2_approx(fmaf(z[i], s.inverse_tau, -row.lse) * kLog2e);
-      // 0 where q is 0, whatever the product is; NaN stays NaN.
-      gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
+      if (p.rule == UpdateRule::kSgd) {
+        z[i] += s.lr * gradient[i];
+      } else {
+        m[i] = s.one_minus_beta1 * gradient[i] + s.beta1 * m[i];
+        v[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]) + s.beta2 * v[i];
+        z[i] += s.lr * (m[i] * s.inverse_correction1) / (sqrtf(v[i] * s.inverse_correction2) + s.eps);
+      }
     }
+    if (p.rule == UpdateRule::kAdam && !p.last) {
+      store_four(p.exp_avg + row.n * p.exp_avg_stride + column, m, count, s.aligned);
+      store_four(p.exp_avg_sq + row.n * p.exp_avg_sq_stride + column, v, count, s.aligned);
+    }
+    store_four(static_cast<Z*>(p.logits) + row.n * p.logits_stride + column, z, count, s.aligned);
   }
-  if (p.rule == UpdateRule::kGradient) {
-    store_four(p.gradient + row.n * p.gradient_stride + column, gradient, count, s.aligned);
-    return;
-  }
-  if (row.padding) return;
-  if (p.rule == UpdateRule::kSgd) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) z[i] += s.lr * gradient[i];
-  } else {
-    float* exp_avg = p.exp_avg + row.n * p.exp_avg_stride + column;
-    float* exp_avg_sq = p.exp_avg_sq + row.n * p.exp_avg_sq_stride + column;
-    float m[4] = {}, v[4] = {};
-    if (p.step > 1) {
-      load_four(m, exp_avg, count, s.aligned);
-      load_four(v, exp_avg_sq, count, s.aligned);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      m[i] = s.one_minus_beta1 * gradient[i] + s.beta1 * m[i];
-      v[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]) + s.beta2 * v[i];
-      z[i] += s.lr * (m[i] * s.inverse_correction1) / (sqrtf(v[i] * s.inverse_correction2) + s.eps);
-    }
-    if (!p.last) {
-      store_four(exp_avg, m, count, s.aligned);
-      store_four(exp_avg_sq, v, count, s.aligned);
-    }
-  }
-  store_four(logits, z, count, s.aligned);
-}
+};
 #endif
 
 // The matrix products with their epilogue; the workspace holds G . e_soft [N].

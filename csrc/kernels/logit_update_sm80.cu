@@ -16,9 +16,10 @@
 //
 //   G tile [M x 32]  ldmatrix = operand A      E tile [N x 32]  ldmatrix = operand B, K contiguous
 //
-// Which vocabulary id each column of operand B stands for is free: over 16 columns it is chosen so that a
-// thread's four results in a row are consecutive ids. The epilogue then moves whole 32-byte sectors straight
-// from registers, and nothing is staged through shared memory.
+// The accumulators then pass through shared memory, which the ring no longer needs, so that the epilogue runs
+// along rows of the logits: whole 128-byte lines, four consecutive ids and four loads in flight per thread,
+// in a loop of a few hundred instructions. Applying them from registers was tried first: each thread's
+// accesses are ordered by the stores between them, and the unrolled code of 18 kernels took 85 s to compile.
 //
 // The rule (gradient, Adam, SGD) and first / last step are run-time values: uniform branches in the epilogue,
 // a ninth of the instantiations.
@@ -31,6 +32,11 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kStep = 32;
 
+// Row pitch of the accumulators in shared memory, in floats: eight banks apart, so that the eight rows and
+// four pairs of columns that a warp stores do not meet.
+template <int kN>
+constexpr int kPitch = kN + 8;
+
 template <typename Z, typename T, int kM, int kN, int kWarpsM, int kStages>
 __global__ void __launch_bounds__(kThreads)
     logit_update_sm80_kernel(const LogitUpdateParams p, const UpdateScalars scalars, int g_granule,
@@ -38,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kWarpsN = kThreads / 32 / kWarpsM;
   constexpr int kFragmentsM = kM / kWarpsM / 16, kFragmentsN = kN / kWarpsN / 8;
   using GTile = Tile<T, kM, kStep, Swizzle::kMatrixOf64>;
-  using ETile = Tile<T, kN, kStep, Swizzle::kPermutedOf64>;
+  using ETile = Tile<T, kN, kStep, Swizzle::kMatrixOf64>;
   constexpr int kStageBytes = GTile::kBytes + ETile::kBytes;
 
   extern __shared__ __align__(128) char shared[];
@@ -92,8 +98,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int m = 0; m < kFragmentsM; ++m) {
         load_matrices(a[m], g_tile + GTile::offset(warp_row + m * 16 + lane % 16, k / 8 + lane / 16));
       }
-      // Matrices 0, 1: ids {4p, 4p+1} of sixteen, two halves of K; matrices 2, 3: ids {4p+2, 4p+3}.
-      const int e_row = warp_column + lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2;
+      // Matrices 0, 1: eight ids, two halves of K; matrices 2, 3: the next eight ids.
+      const int e_row = warp_column + lane / 16 * 8 + lane % 8;
 #pragma unroll
       for (int f = 0; f < kFragmentsN; f += 2) {
         uint32_t b[4];
@@ -107,19 +113,39 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   wait_for_copies<0>();
+  __syncthreads();  // every warp is done with the ring
 
+  float* products = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int m = 0; m < kFragmentsM; ++m) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t n = first_row + warp_row + m * 16 + h * 8 + group;
-      if (n >= p.n) continue;
-      const UpdateRow row = load_update_row(p, n);
+    for (int f = 0; f < kFragmentsN; ++f) {
+      float* to = products + (warp_row + m * 16 + group) * kPitch<kN> + warp_column + f * 8 + 2 * pair;
+      *reinterpret_cast<float2*>(to) = {accumulator[m][f][0], accumulator[m][f][1]};
+      *reinterpret_cast<float2*>(to + 8 * kPitch<kN>) = {accumulator[m][f][2], accumulator[m][f][3]};
+    }
+  }
+  __syncthreads();
+
+  constexpr int kBatch = 4, kQuads = kN / 4;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < kM * kQuads; first += kBatch * kThreads) {
+    UpdateRow rows[kBatch];
+    FourLogits<Z> logits[kBatch];
 #pragma unroll
-      for (int f = 0; f < kFragmentsN; f += 2) {
-        const float product[4] = {accumulator[m][f][2 * h], accumulator[m][f][2 * h + 1],
-                                  accumulator[m][f + 1][2 * h], accumulator[m][f + 1][2 * h + 1]};
-        update_four<Z>(p, scalars, row, first_column + warp_column + f * 8 + 4 * pair, product);
+    for (int i = 0; i < kBatch; ++i) {
+      const int index = first + i * kThreads;
+      rows[i] = load_update_row(p, first_row + index / kQuads);
+      logits[i].load(p, scalars, rows[i], first_column + index % kQuads * 4);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int index = first + i * kThreads;
+      const float4 product =
+          *reinterpret_cast<const float4*>(products + index / kQuads * kPitch<kN> + index % kQuads * 4);
+      if (rows[i].n < p.n) {
+        logits[i].apply(p, scalars, rows[i], first_column + index % kQuads * 4,
+                        {product.x, product.y, product.z, product.w});
       }
     }
   }
@@ -127,8 +153,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename Z, typename T, int kM, int kN, int kWarpsM, int kStages>
 cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  constexpr int kBytes =
+  constexpr int kRing =
       kStages * kStep * (kM + kN) * static_cast<int>(sizeof(T)) + kM * static_cast<int>(sizeof(int64_t));
+  constexpr int kProducts = kM * kPitch<kN> * static_cast<int>(sizeof(float));
+  constexpr int kBytes = kRing > kProducts ? kRing : kProducts;
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
   const auto kernel = logit_update_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>;
   if (const cudaError_t error =

@@ -70,8 +70,10 @@ Plan plan_logit_update(const Shape& s) {
     plan = {Kernel::kLogitUpdateSm80, 128, 128, 32, 4, 128};
   }
   if (plan.kernel == Kernel::kLogitUpdateSm80) {
-    plan.shared_bytes = plan.stages * plan.block_k * (plan.block_m + plan.block_n) * size_of(s.embedding) +
-                        plan.block_m * static_cast<int64_t>(sizeof(int64_t));
+    const int64_t ring = plan.stages * plan.block_k * (plan.block_m + plan.block_n) * size_of(s.embedding) +
+                         plan.block_m * static_cast<int64_t>(sizeof(int64_t));
+    const int64_t products = plan.block_m * (plan.block_n + 8) * static_cast<int64_t>(sizeof(float));
+    plan.shared_bytes = std::max(ring, products);
   }
   plan.splits = 1;
   plan.grid = ceil_div(s.n, plan.block_m) * ceil_div(s.vocab, plan.block_n);

@@ -1,4 +1,6 @@
 // The CPU implementations: checks, allocation, then csrc/cpu with torch's threads and matrix products.
+#include "../cpu/cpu.h"
+
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
@@ -6,7 +8,6 @@
 #include <exception>
 #include <mutex>
 
-#include "../cpu/cpu.h"
 #include "checks.h"
 
 namespace entrgi::ops {
@@ -29,7 +30,9 @@ DType dtype_of(const Tensor& t) {
 }
 
 // Checked floating matrices only. A tensor of one row may have any stride.
-Matrix matrix_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), dtype_of(t)}; }
+Matrix matrix_of(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), dtype_of(t)};
+}
 
 template <class T>
 const T* pointer_to(const OptionalTensor& t) {
@@ -40,17 +43,19 @@ const T* pointer_to(const OptionalTensor& t) {
 cpu::Parallel torch_threads() {
   cpu::Parallel parallel;
   parallel.threads = static_cast<int>(torch::stable::get_num_threads());
-  parallel.run = [](int64_t count, const cpu::Range& body) {
+  parallel.run = [](int64_t count, int64_t cost, const cpu::Range& body) {
+    constexpr int64_t kThreadCost = 16384;  // some 10 microseconds: what waking a thread costs
     std::exception_ptr error;
     std::mutex mutex;
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      try {
-        body(begin, end);
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (!error) error = std::current_exception();
-      }
-    });
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kThreadCost / std::max<int64_t>(1, cost)),
+                                [&](int64_t begin, int64_t end) {
+                                  try {
+                                    body(begin, end);
+                                  } catch (...) {
+                                    const std::lock_guard<std::mutex> lock(mutex);
+                                    if (!error) error = std::current_exception();
+                                  }
+                                });
     if (error) std::rethrow_exception(error);
   };
   return parallel;
@@ -62,11 +67,12 @@ Tensor view_of(const Matrix& m, int64_t rows, int64_t columns, int64_t row_strid
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
 
-// torch's matrix product on memory that is not a tensor's. The CPU kernel is called directly, below autograd and
-// autocast: neither may change what happens inside an operator.
+// torch's matrix product on memory that is not a tensor's. The CPU kernel is called directly, below autograd
+// and autocast: neither may change what happens inside an operator.
 void torch_gemm(const cpu::GemmProblem& p) {
   const Tensor a = view_of(p.a, p.m, p.k, p.a.stride, 1);
-  const Tensor b = p.b_transposed ? view_of(p.b, p.k, p.n, 1, p.b.stride) : view_of(p.b, p.k, p.n, p.b.stride, 1);
+  const Tensor b =
+      p.b_transposed ? view_of(p.b, p.k, p.n, 1, p.b.stride) : view_of(p.b, p.k, p.n, p.b.stride, 1);
   const Tensor c = view_of(p.c, p.m, p.n, p.c.stride, 1);
   if (p.accumulate) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0));
@@ -102,9 +108,10 @@ Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor g
   const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), logits.scalar_type());
   cpu::logit_statistics_backward(
       matrix_of(logits), logits.size(0), logits.size(1), temperature,
-      {pointer_to<void>(grad_logsumexp), pointer_to<void>(grad_entropy), pointer_to<void>(grad_tempered_entropy)},
-      {values[0].data_ptr(), values[1].data_ptr(), values[2].data_ptr(), values[3].data_ptr()}, matrix_of(out),
-      torch_threads());
+      {pointer_to<void>(grad_logsumexp), pointer_to<void>(grad_entropy),
+       pointer_to<void>(grad_tempered_entropy)},
+      {values[0].data_ptr(), values[1].data_ptr(), values[2].data_ptr(), values[3].data_ptr()},
+      matrix_of(out), torch_threads());
   return out;
 }
 
@@ -116,7 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   const Tensor dense_keys = dense(keys);
   forbidden = dense(forbidden);
   auto out = empty_sample(logits);
-  const auto& [logsumexp, entropy, tempered_entropy, argmax, token, probability, margin, filtered_entropy] = out;
+  const auto& [logsumexp, entropy, tempered_entropy, argmax, token, probability, margin, filtered_entropy] =
+      out;
   cpu::SampleOptions options;
   options.temperature = temperature;
   options.top_p = top_p;
@@ -154,8 +162,9 @@ struct BoundRelaxation {
 };
 
 void run_relaxed_embedding(const Tensor& output, const Tensor& soft, const Tensor& logits,
-                           const Tensor& logsumexp, const Tensor& embedding, const OptionalTensor& hard_tokens,
-                           const OptionalTensor& weight, const OptionalTensor& rows, double temperature) {
+                           const Tensor& logsumexp, const Tensor& embedding,
+                           const OptionalTensor& hard_tokens, const OptionalTensor& weight,
+                           const OptionalTensor& rows, double temperature) {
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, output.size(0), temperature);
   const OptionalTensor hard = dense(hard_tokens), w = dense(weight);
   cpu::relaxed_embedding(bound.relaxation, matrix_of(output), pointer_to<int64_t>(hard), pointer_to<void>(w),
@@ -174,15 +183,16 @@ std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor&
   return {output, soft};
 }
 
-void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& logits, const Tensor& logsumexp,
-                        const Tensor& embedding, OptionalTensor hard_tokens, OptionalTensor weight,
-                        OptionalTensor rows, double temperature) {
-  check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature);
+void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& logits,
+                        const Tensor& logsumexp, const Tensor& embedding, OptionalTensor hard_tokens,
+                        OptionalTensor weight, OptionalTensor rows, double temperature) {
+  check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows,
+                           temperature);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature);
 }
 
-Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp, const Tensor& embedding,
-                      const Tensor& soft, OptionalTensor rows, double temperature) {
+Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
+                      const Tensor& embedding, const Tensor& soft, OptionalTensor rows, double temperature) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
   const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
@@ -192,9 +202,10 @@ Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& lo
 
 void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp_avg_sq, const Tensor& grad,
                 const Tensor& logsumexp, const Tensor& embedding, const Tensor& soft, OptionalTensor rows,
-                double temperature, double lr, double beta1, double beta2, double eps, int64_t step, bool last) {
-  check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, rows, temperature, lr, beta1,
-                   beta2, eps, step, last);
+                double temperature, double lr, double beta1, double beta2, double eps, int64_t step,
+                bool last) {
+  check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, rows, temperature, lr,
+                   beta1, beta2, eps, step, last);
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
   cpu::Adam adam;
   if (exp_avg) adam.exp_avg = matrix_of(*exp_avg);
@@ -215,9 +226,9 @@ void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp
   cpu::sgd_step(bound.relaxation, matrix_of(grad), lr, torch_threads(), torch_gemm);
 }
 
-void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candidates, const Tensor& confidence,
-             const Tensor& positions, const Tensor& splits, const Tensor& counts, OptionalTensor keys,
-             std::optional<int64_t> eos_token_id, double alg_temp) {
+void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candidates,
+             const Tensor& confidence, const Tensor& positions, const Tensor& splits, const Tensor& counts,
+             OptionalTensor keys, std::optional<int64_t> eos_token_id, double alg_temp) {
   check_commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id,
                 alg_temp);
   const Tensor dense_inputs[] = {dense(candidates), dense(confidence), dense(positions), dense(splits),

@@ -37,7 +37,9 @@ sign, {n_denials} templated denials | {n_negations} hand-written negations |
 {reward_rows}
 
 All of these texts were held out from both models; the denial templates share their frames, though
-not their adjectives, with training, and the hand-written ones share nothing.
+not their adjectives, with training. Of the hand-written ones the first two ("Not bad at all.", "The
+movie was not bad.") have the form of a training template. Only the vocabulary was counted over all
+texts.
 
 Known failures of the packed reward among the hand-written negations (valence, expected sign):
 
@@ -45,11 +47,11 @@ Known failures of the packed reward among the hand-written negations (valence, e
 
 ## Training
 
-{denoiser_train} review texts of {denoiser_train_tokens} tokens for the denoiser; {reward_train}
-rated or labelled texts, {reward_train_denials} templated denials whose valence was set by rule, and
-{reward_train_rewritten} texts rewritten by the denoiser for the reward. `examples/demo_pair` holds
-the whole recipe. All words of the vocabulary, names included, come from these texts; the models
-have their tone (films around 2000, consumer electronics, restaurants) and their biases.
+{denoiser_train} review texts of {denoiser_train_tokens} tokens for the denoiser. For the reward
+{reward_train} rated or labelled texts, {reward_train_denials} templated denials whose valence was
+set by rule, and {reward_train_rewritten} texts that the denoiser rewrote and the reward's teacher
+rated. `examples/demo_pair` holds the whole recipe. The models have the texts' tone (films around
+2000, consumer electronics, restaurants), their names and their biases.
 
 ## Sources and licences
 

@@ -18,7 +18,7 @@ POSITIONS = 128
 STUDENT_LAYERS = (0, 1, 3, 5)
 TEACHER_PLAN = Plan(steps=700, lr=2e-4)
 STUDENT_PLAN = Plan(steps=500, lr=2e-4, batch_size=40, seed=1)
-# Rounding costs a sixth of a step and little quality, so only the last steps adapt to it.
+# Rounding slows a step and costs 0.04 nats where nothing adapts to it: the last steps are enough.
 _ROUNDED_SHARE = 0.3
 _PREFIX_SHARE = 0.3
 _DISTILLATION_WEIGHT = 0.7
@@ -52,7 +52,7 @@ def new_denoiser(vocab_size: int, layers: int) -> DistilBertForMaskedLM:
         max_position_embeddings=POSITIONS,
         dropout=0.0,
         attention_dropout=0.0,
-        # The eager backward beats the fused one here, 0.46 s against 0.87 s a step.
+        # On CPUs the eager backward takes about half the time of the fused one.
         attn_implementation="eager",
         pad_token_id=0,
     )

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DistilBertForMaskedLM
 
-# 1/t is unbounded; below this t a text of 32 tokens rarely has a masked one.
+# 1/t is unbounded, and below this t most texts have no masked token at all.
 _MIN_T = 0.02
 
 

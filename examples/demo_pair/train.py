@@ -29,7 +29,7 @@ from entrgi.demo.weights import read_denoiser, read_reward
 
 VOCAB_SIZE = 8192
 REWRITTEN_TEXTS = 2048
-# Judged by the model card; none of them occurs in the training texts or templates.
+# Judged by the model card. The first two have the form of a training template.
 NEGATIONS = {
     "Not bad at all.": 1,
     "The movie was not bad.": 1,

@@ -41,6 +41,8 @@ class Denoiser(Protocol):
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """Logits [N, V] for the tokens *at* ``positions``; a model that predicts the next one shifts them.
 
+        The sampler overwrites the result in place.
+
         Args:
             tokens: int64 [P, S].
             attention_mask: int64 [P, S], 1 on real tokens; None where all are.

@@ -133,7 +133,7 @@ def optimize_logits(
         ops.adam_step_(
             logits,
             *moments,
-            gradient.reshape(flat.shape),
+            gradient.contiguous().view(flat.shape),
             statistics.logsumexp,
             embedding,
             soft,

@@ -80,7 +80,7 @@ def test_prompts_file(tmp_path: Path) -> None:
         (["-k", "0"], "num_return_sequences must be an integer >= 1, got 0"),
         (["--prompt", "A [MASK] film"], "holds the mask token"),
         (["-l", "400"], "expected at most the denoiser's context"),
-        (["--model", "no/such/folder/here"], "no folder 'no/such/folder/here'"),
+        (["--prompt", "I", "--model", "no/such/folder/here"], "no folder 'no/such/folder/here'"),
         (["--prompts-file", "missing.txt"], "no file 'missing.txt'"),
         (["--device", "cuda:99"], "--device: 'cuda:99' cannot be used"),
         (["--device", "nonsense"], "--device: 'nonsense' cannot be used"),

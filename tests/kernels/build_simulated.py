@@ -38,16 +38,20 @@ def simulator_command() -> tuple[list[str], dict[str, str]]:
 
 def build_bindings(arch: str) -> Path:
     """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
-    import pybind11
-
     nvcc = find_nvcc()
+    try:
+        import cutlass_library
+        import pybind11
+    except ImportError as error:
+        raise Unavailable(f"{error.name} is not installed") from error
+    cutlass = Path(cutlass_library.__file__).parent / "source" / "include"
     folder = ROOT / "build" / "sim" / arch
     folder.mkdir(parents=True, exist_ok=True)
     headers = [*SOURCES.glob("kernels/**/*.h"), *SOURCES.glob("kernels/**/*.cuh")]
     newest_header = max(header.stat().st_mtime for header in headers)
     python = sysconfig.get_paths()["include"]
     common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC"]
-    common += ["-gencode", f"arch={arch},code={arch}", f"-I{SOURCES}", "-DENTRGI_WITH_CUDA"]
+    common += ["-gencode", f"arch={arch},code={arch}", f"-I{SOURCES}", f"-I{cutlass}", "-DENTRGI_WITH_CUDA"]
     common += [f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
     kernels = SOURCES / "kernels"
     objects = []

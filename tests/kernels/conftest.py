@@ -12,9 +12,9 @@ from raw_kernels import RawKernels
 ARCHITECTURES = ["compute_90a", "compute_80"]
 
 
-def _reference():
+def _load(name: str, path: Path):
     # By path: the tests of this layer need no built package.
-    spec = importlib.util.spec_from_file_location("entrgi_reference", ROOT / "entrgi_ext" / "reference.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -22,22 +22,22 @@ def _reference():
 
 @pytest.fixture(scope="session")
 def reference():
-    return _reference()
+    return _load("entrgi_reference", ROOT / "entrgi_ext" / "reference.py")
 
 
 def _device() -> str:
     wanted = os.environ.get("ENTRGI_TEST_DEVICE", "auto")
-    if wanted not in ("cuda", "sim", "auto"):
-        raise ValueError(f"ENTRGI_TEST_DEVICE must be cuda, sim or auto, got {wanted}")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "sim"
-    return wanted
+    if wanted not in ("cuda", "sim", "auto", "cpu"):
+        raise ValueError(f"ENTRGI_TEST_DEVICE must be auto, cpu, cuda or sim, got {wanted}")
+    if wanted == "auto" and torch.cuda.is_available():
+        return "cuda"
+    return "cuda" if wanted == "cuda" else "sim"
 
 
 def _built_bindings() -> Path:
     found = sorted((ROOT / "entrgi_ext").glob("_bindings*.so"))
-    if not found:
-        raise Unavailable("entrgi_ext/_bindings is not built")
+    if not found or not _load("_bindings", found[0]).has_cuda:
+        raise Unavailable("entrgi_ext/_bindings is not built with CUDA")
     return found[0]
 
 
@@ -50,10 +50,10 @@ def kernels(request):
                 pytest.skip("the GPU runs its own architecture")
             worker = RawKernels(_built_bindings(), [], dict(os.environ))
         else:
-            prefix, environment = simulator_command()
-            worker = RawKernels(build_bindings(request.param), prefix, environment)
+            bindings = build_bindings(request.param)
+            worker = RawKernels(bindings, *simulator_command())
     except Unavailable as reason:
-        if os.environ.get("ENTRGI_TEST_DEVICE", "auto") != "auto":
+        if os.environ.get("ENTRGI_TEST_DEVICE") in ("cuda", "sim"):
             raise
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
     yield worker

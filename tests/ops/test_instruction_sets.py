@@ -33,9 +33,14 @@ def everything() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_equal_on_every_instruction_set(tmp_path, isa):
     path = tmp_path / "results.pt"
-    program = f"import torch; from tests.ops.test_instruction_sets import *; torch.save(everything(), {str(path)!r})"
-    folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "ENTRGI_CPU_ISA": isa, "PYTHONPATH": folders}
+    program = f"""
+import sys
+import torch
+sys.path.append({str(ROOT)!r})  # last: an installed entrgi_ext stays the one that is tested
+from tests.ops.test_instruction_sets import everything
+torch.save(everything(), {str(path)!r})
+"""
+    environment = {**os.environ, "ENTRGI_CPU_ISA": isa}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, timeout=300)
     other = torch.load(path)
     for key, expected in everything().items():

@@ -245,6 +245,22 @@ def test_adam_steps(device, z_dtype, e_dtype, steps, last):
     assert_accurate(v, plain[2], exact[2], "exp_avg_sq")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adam_on_a_large_vocabulary(device, dtype):
+    p = problem(2, LARGE_VOCABULARY, 24, dtype, dtype, device, scale=2.0)
+    exact = p.double().gradient()
+    slack = float(rounding_of_gradient(p, exact).norm())
+    start = p.logits.clone()
+    m, v = (torch.full(p.logits.shape, math.nan, device=device) for _ in range(2))
+    adam_step_(p.logits, m, v, p.grad, *p.tail, lr=LR, step=1)
+    assert float((m.cpu() - 0.1 * exact).norm()) <= UPDATE_BOUND[dtype] * float(exact.norm()) + slack
+    # the first step is lr g / (|g| + eps): follow it from the gradient that the moments hold
+    gradient = 10 * m.double()
+    update = LR * gradient / (gradient.abs() + EPS)
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(p.logits.double(), start.double() + update, rtol=tolerance, atol=1e-4)
+
+
 @pytest.mark.parametrize(("z_dtype", "e_dtype"), DTYPE_PAIRS)
 def test_single_step_needs_no_moments(device, z_dtype, e_dtype):
     skip_fp64_on_cuda(device, z_dtype)

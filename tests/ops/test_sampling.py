@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrgi_ext import logit_statistics, reference, sample_tokens
@@ -37,7 +37,7 @@ def boundary(z: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     return torch.zeros_like(near).scatter(1, order, near)
 
 
-def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None) -> reference.Sample:
+def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None, slack=0.0) -> reference.Sample:
     """Against the fp64 reference: exactly in fp64, up to roundings and the fp32 boundary otherwise."""
     got = sample_tokens(logits, keys, temperature, top_p, top_k, forbidden)
     z, keys = logits.cpu().double() + 0.0, keys.cpu()
@@ -45,10 +45,10 @@ def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None) -> r
     exact = reference.sample_tokens(z, keys, temperature, top_p, top_k, host)
     plain = reference.sample_tokens(logits.cpu(), keys, temperature, top_p, top_k, host)
     assert_same(got.argmax, exact.argmax, "argmax")
-    rounding = entropy_rounding(got.entropy)
+    rounding = entropy_rounding(got.entropy) + slack * math.log(z.shape[1] + 1)
     for name in ("logsumexp", "entropy", "tempered_entropy"):
-        slack = 0.0 if name == "logsumexp" else rounding
-        assert_accurate(*(getattr(s, name) for s in (got, plain, exact)), name, slack)
+        allowed = slack if name == "logsumexp" else rounding
+        assert_accurate(*(getattr(s, name) for s in (got, plain, exact)), name, allowed)
 
     z = z if host is None else z.masked_fill(host, -math.inf)
     kept = reference.kept_by_filter(z, temperature, top_p, top_k)
@@ -68,7 +68,7 @@ def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None) -> r
     # what the boundary ids may add to or take from the filtered distribution
     q = torch.softmax((z - z.amax(1, keepdim=True)) / temperature, dim=1)
     doubt = (q * near).sum(1) / (q * (kept & ~near)).sum(1).clamp(min=1e-300)
-    slack = float(doubt.max()) if doubt.numel() else 0.0
+    slack += float(doubt.max()) if doubt.numel() else 0.0
     same = got.token.cpu() == exact.token
     exact_probability = (q * kept).gather(1, tokens)[:, 0] / (q * kept).sum(1)
     exact_probability = torch.where(same, exact.probability, exact_probability)
@@ -84,7 +84,7 @@ def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None) -> r
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 5, 10**9])
-@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.95, 0.9999999, 1.0])
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)
 def test_accuracy(device, dtype, top_p, top_k):
     skip_fp64_on_cuda(device, dtype)
@@ -121,6 +121,32 @@ def test_large_vocabulary(device, dtype):
     skip_fp64_on_cuda(device, dtype)
     logits, keys = random_logits(2, LARGE_VOCABULARY, dtype, device, scale=3.0), random_keys(2, device)
     check(logits, keys, 0.7, 0.95, 5000, torch.arange(LARGE_VOCABULARY, device=device) % 5 == 3)
+
+
+@settings(max_examples=100)
+@given(
+    v=st.one_of(st.integers(1, 70), st.integers(4000, 13_000)),
+    levels=st.lists(st.sampled_from([-math.inf, -90.0, -3.0, -1.0, -0.0, 0.0, 0.25, 5.0]), min_size=1, max_size=4),
+    temperature=st.sampled_from([0.05, 0.7, 1.0, 10.0]),
+    top_p=st.one_of(st.sampled_from([0.0, 0.5, 0.75, 1.0]), st.floats(0, 1)),
+    top_k=st.one_of(st.none(), st.integers(1, 80), st.integers(1, 13_000)),
+    forbid=st.sampled_from([0, 2, 5]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**32),
+)
+def test_few_levels_many_ties(device, v, levels, temperature, top_p, top_k, forbid, dtype, seed):
+    """Rows of a few values, so that the boundaries of top-p and top-k fall among ties, over many blocks."""
+    if device != "cpu":
+        dtype = torch.float32
+    generator = torch.Generator().manual_seed(seed)
+    pick = torch.randint(0, len(levels), (3, v), generator=generator)
+    logits = torch.tensor(levels, dtype=dtype)[pick]
+    logits[:, v // 2] = 1.0  # never forbidden: something can be drawn
+    forbidden = torch.rand(v, generator=generator) < forbid / 10
+    forbidden[v // 2] = False
+    # Equal addends round the same way: PyTorch's cascaded sums are better than twice as good there.
+    slack = 4e-6 if dtype == torch.float32 else 0.0
+    check(logits.to(device), random_keys(3, device, seed), temperature, top_p, top_k, forbidden.to(device), slack)
 
 
 def test_vocabulary_of_one(device):

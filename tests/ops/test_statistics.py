@@ -72,6 +72,18 @@ def test_large_flat_vocabulary_entropy(device):
         torch.testing.assert_close(getattr(got, name).cpu(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("v", [4000, LARGE_VOCABULARY])
+def test_sums_of_equal_addends(device, v):
+    """One likely token and a flat rest: thousands of equal small terms join a sum near 1 and all round the same way.
+    Added one by one in fp32 they are off by 1e-5 (rest times number of terms in a lane times 2^-24)."""
+    logits = torch.full((1, v), -90.0, device=device)
+    logits[0, v // 2] = 1.0
+    got, exact = (logit_statistics(z, 10.0) for z in (logits, logits.cpu().double()))
+    for name in FIELDS[:3]:
+        a, b = getattr(got, name).cpu().double(), getattr(exact, name)
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)
 def test_masked_entries(device, dtype):
     skip_fp64_on_cuda(device, dtype)
@@ -262,6 +274,13 @@ def test_gradient_with_strided_logits(device):
         view = view.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(logit_statistics(view, 0.7).entropy.sum(), view)
         torch.testing.assert_close(gradient, leaf.grad, rtol=1e-5, atol=1e-6, msg=layout)
+
+
+def test_double_backward_does_not_pass_silently():
+    logits = random_logits(2, 5, torch.float64).requires_grad_()
+    (first,) = torch.autograd.grad(logit_statistics(logits).entropy.sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.square().sum() + logits.square().sum(), logits)
 
 
 def test_double_inputs_stay_double():

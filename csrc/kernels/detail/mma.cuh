@@ -1,5 +1,8 @@
-// Ampere's matrix instructions and asynchronous copies.
+// Ampere's matrix instructions and asynchronous copies. The headers of CUTLASS's CuTe name the former.
 #pragma once
+
+#include <cute/arch/mma_sm80.hpp>
+#include <type_traits>
 
 #include "numeric.cuh"
 
@@ -47,20 +50,11 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
 // a thread holds a[group (+8)][2 pair, 2 pair + 1 (+8)], b[2 pair, 2 pair + 1 (+8)][group] and
 // c[group (+8)][2 pair, 2 pair + 1].
 template <typename T>
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-
-#define ENTRGI_DEFINE_MMA(TYPE, NAME)                                                           \
-  template <>                                                                                   \
-  __device__ __forceinline__ void mma<TYPE>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, \
-                                            uint32_t b1) {                                      \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                         \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                               \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));               \
-  }
-ENTRGI_DEFINE_MMA(__nv_bfloat16, "bf16")
-ENTRGI_DEFINE_MMA(__half, "f16")
-#undef ENTRGI_DEFINE_MMA
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  using Atom = std::conditional_t<std::is_same_v<T, __half>, cute::SM80_16x8x16_F32F16F16F32_TN,
+                                  cute::SM80_16x8x16_F32BF16BF16F32_TN>;
+  Atom::fma(c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]);
+}
 
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high);

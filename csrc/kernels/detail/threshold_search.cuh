@@ -216,6 +216,7 @@ struct ThresholdSearch {
           level.digit = Digit::kKey;
         } else {
           level.key_high -= static_cast<uint32_t>(bin) << level.shift;
+          // No underflow: the keys of finite numbers are larger than any bin is wide.
           level.key_low = max(level.key_low, level.key_high - ((1u << level.shift) - 1));
         }
         level.shift = shift_for(level.key_high - level.key_low);

@@ -18,8 +18,7 @@ inline int copy_granule(const void* base, int64_t stride, int64_t element_bytes)
 // How the chunk index is permuted within a row, by who reads it.
 enum class Swizzle {
   kMatrixOf64,    // ldmatrix, rows of 64 bytes, eight consecutive ones
-  kPermutedOf64,  // ldmatrix, rows of 64 bytes {0, 1, 4, 5, 8, 9, 12, 13} (+ 2)
-  kPermuted,      // the same for rows of 128 bytes and more
+  kPermuted,      // ldmatrix, rows of 128 bytes and more, rows {0, 1, 4, 5, 8, 9, 12, 13} (+ 2)
   kFourElements,  // a quarter-warp (16-bit: half-warp) reads four elements per lane, four lanes to a row
 };
 
@@ -33,7 +32,6 @@ struct Tile {
   __device__ static __forceinline__ uint32_t offset(int row, int chunk) {
     int mask;
     if constexpr (kSwizzle == Swizzle::kMatrixOf64) mask = row >> 1 & 3;
-    if constexpr (kSwizzle == Swizzle::kPermutedOf64) mask = row >> 2 & 3;
     if constexpr (kSwizzle == Swizzle::kPermuted) mask = (row & 1) | (row >> 1 & 6);
     if constexpr (kSwizzle == Swizzle::kFourElements) mask = sizeof(T) == 4 ? (row & 1) * 4 : row & 2;
     return (row * kChunks + (chunk ^ mask)) * 16;
