@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
 BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml
 # Tools (cmake, ninja) come from the virtual environment.
@@ -16,8 +16,8 @@ export PATH := $(abspath $(BIN)):$(PATH)
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch setuptools cmake ninja pybind11
-	$(PIP) install -c constraints.txt --no-deps nvidia-cutlass
+	$(PIP) install -q -c constraints.txt torch setuptools cmake ninja pybind11
+	$(PIP) install -q -c constraints.txt --no-deps nvidia-cutlass
 	@touch $@
 env: $(BIN)/.env
 
@@ -46,7 +46,7 @@ format: build
 
 wheel: build
 	rm -rf dist
-	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 	@ls -l dist/*.whl
 
 # The wheel in a clean environment with another version of torch than the one that built it.

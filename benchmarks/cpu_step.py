@@ -243,19 +243,28 @@ def plot(results: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shapes = sorted({row["V"] for row in results})
+    colours = {"statistics and draw": "tab:green", "embedding": "tab:blue", "update": "tab:orange"}
+    colours |= {"q E": "tab:blue", "G E^T": "tab:orange"}
     order = ["gemms", "entrgi", "composed", "eager"]
     figure, axes = plt.subplots(1, len(shapes), figsize=(5.5 * len(shapes), 3.6), squeeze=False)
     for axis, vocabulary in zip(axes[0], shapes, strict=True):
-        rows = [row for row in results if row["V"] == vocabulary]
+        rows, longest = [row for row in results if row["V"] == vocabulary], 0.0
         for position, variant in enumerate(order):
             left = 0.0
             for row in (row for row in rows if row["variant"] == variant and row["part"] != "total"):
-                axis.barh(position, row["median_ms"], left=left, label=f"{variant}: {row['part']}")
+                axis.barh(position, row["median_ms"], left=left, color=colours.get(row["part"], "tab:gray"))
                 left += row["median_ms"]
             axis.text(left, position, f" {left:.0f} ms", va="center")
+            longest = max(longest, left)
         axis.set_yticks(range(len(order)), order)
         axis.invert_yaxis()
-        axis.margins(x=0.15)
+        axis.set_xlim(0, 1.2 * longest)
+        axis.legend(
+            [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in list(colours.values())[:3]],
+            ["statistics and draw", "embedding, q E", "update, G E^T"],
+            loc="upper right",
+            fontsize=8,
+        )
         axis.set_xlabel("ms per Adam step (vocabulary work)")
         axis.set_title(f"N = {rows[0]['N']}, V = {vocabulary}, d = {rows[0]['d']}, fp32", fontsize=10)
     figure.suptitle(f"{results[0]['device']}, {results[0]['threads']} threads", fontsize=9)

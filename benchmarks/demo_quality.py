@@ -1,6 +1,6 @@
 """What guidance does to the texts of the embedded pair: reward, an independent judge, and repetition.
 
-    python benchmarks/demo_quality.py                 # benchmarks/results/demo_quality.{json,csv}
+    python benchmarks/demo_quality.py                 # benchmarks/results/demo_quality.{json,csv,png}
 
 The same trajectory seeds serve all conditions, so differences are paired:
 
@@ -26,6 +26,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -173,6 +174,26 @@ def write(results: list[dict], config: SamplerConfig, arguments: argparse.Namesp
         table.writeheader()
         for row in results:
             table.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    plot(results, arguments.results / "demo_quality.png")
+
+
+def plot(results: list[dict], file: Path) -> None:
+    """Reward, VADER and distinct-2 of every condition, with standard errors, for each prefix."""
+    panels = {"reward": "reward", "vader": "VADER compound", "distinct_2": "distinct-2"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained")
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for shift, prefix in zip((-0.2, 0.2), PREFIXES, strict=True):
+            rows = [row for row in results if row["prefix"] == prefix]
+            places = [i + shift for i in range(len(rows))]
+            errors = [row.get(f"{column}_se", 0.0) for row in rows]
+            axis.bar(
+                places, [row[column] for row in rows], 0.4, yerr=errors, label=repr(prefix) if prefix else "no prefix"
+            )
+        axis.set_xticks(range(len(rows)), [row["condition"].replace("_", " ") for row in rows], fontsize=8)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
