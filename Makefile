@@ -6,12 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 2>/dev/null)
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: env build demo test lint format wheel wheel-test bench clean
+.PHONY: FORCE env build demo test lint format wheel wheel-test bench clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -21,7 +21,12 @@ $(BIN)/.env: constraints.txt pyproject.toml
 	@touch $@
 env: $(BIN)/.env
 
-$(BIN)/.build: $(BIN)/.env $(BUILD_INPUTS)
+# Changes when ENTRGI_CUDA does.
+$(BIN)/.cuda: $(BIN)/.env FORCE
+	@echo '$(ENTRGI_CUDA)' | cmp -s - $@ || echo '$(ENTRGI_CUDA)' > $@
+FORCE:
+
+$(BIN)/.build: $(BIN)/.env $(BIN)/.cuda $(BUILD_INPUTS)
 	$(PIP) install -v -c constraints.txt --no-build-isolation -e '.[test,lint,bench]' > $(VENV)/build.log 2>&1 \
 	  || { tail -n 60 $(VENV)/build.log; exit 1; }
 	@grep -E '^ *(-- )?entrgi: ' $(VENV)/build.log
@@ -45,7 +50,7 @@ format: build
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 wheel: build
-	rm -rf dist
+	rm -rf dist build/lib* build/bdist*
 	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 	@ls -l dist/*.whl
 

@@ -16,6 +16,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def remove_libraries(folder: Path) -> None:
+    """Delete what an earlier build left: without CUDA now, its CUDA operators must not stay behind."""
+    for library in folder.glob("lib*.so"):
+        library.unlink()
+
+
 class CMakeBuild(build_ext):
     """One CMake run produces all shared libraries of ``entrgi_ext``."""
 
@@ -29,6 +35,7 @@ class CMakeBuild(build_ext):
             f"-DENTRGI_CUDA={os.environ.get('ENTRGI_CUDA', 'auto')}",
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        remove_libraries(output)
         start = time.perf_counter()
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
@@ -37,6 +44,7 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """An editable installation needs the operator libraries beside the bindings, too."""
         super().copy_extensions_to_source()
+        remove_libraries(ROOT / "entrgi_ext")
         for library in Path(self.build_lib, "entrgi_ext").glob("lib*.so"):
             self.copy_file(str(library), str(ROOT / "entrgi_ext" / library.name))
 
@@ -44,7 +52,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=["entrgi_ext", "entrgi", "entrgi.demo"],
     package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
-    package_data={"entrgi.demo": ["*.json", "*.md", "*/*"]},
+    package_data={"entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"]},
     ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -8,7 +8,7 @@ Common to all of them:
   distance apart. Row i is the reward model's input embedding of vocabulary id i.
 - *acc* stands for float32, and float64 for float64 logits: the dtype of statistics, of soft embeddings, of
   the optimiser's moments and of all arithmetic.
-- Entropies and logsumexps are in nats. ``temperature`` is tau > 0; probabilities are q = softmax(z / tau).
+- Entropies and logsumexps are in nats. ``temperature`` is tau, from 1e-6 to 1e6; q = softmax(z / tau).
 - All tensors of a call are on one device. Wrong shapes, dtypes, devices and scalars raise ``RuntimeError``
   naming the argument. Rows of logits that hold NaN or +inf, or nothing finite, raise on the CPU too; on CUDA,
   where raising would wait for the device, they give NaN and token -1 (see :func:`sample_tokens`).
@@ -34,7 +34,7 @@ def logit_statistics(logits: Tensor, temperature: float = 1.0) -> Statistics:
 
     Args:
         logits: [N, V].
-        temperature: tau > 0.
+        temperature: tau, in [1e-6, 1e6].
 
     Returns:
         ``Statistics`` of [N] tensors: ``logsumexp`` of z / tau, ``entropy`` H(softmax z) at temperature **1**
@@ -74,7 +74,7 @@ def sample_tokens(
         logits: [N, V].
         keys: int64 [N, 4], per row (trajectory seed, denoising step, iteration, absolute position);
             iteration is 0 ... M-1 in the guidance steps and -1 for the draw that is committed.
-        temperature: tau > 0.
+        temperature: tau, in [1e-6, 1e6].
         top_p: in [0, 1].
         top_k: >= 1, may exceed V; None: off.
         forbidden: bool [V], ids that count as -inf for the draw, the filter, probability and margin, but not
@@ -116,7 +116,7 @@ def relaxed_embedding(
     Args:
         logits: [N, V].
         embedding: [V, d]; must not require grad.
-        temperature: tau > 0.
+        temperature: tau, in [1e-6, 1e6].
         hard_tokens: int64 [N] in [0, V), or -1 for a row of NaN.
         weight: acc [N]; only with ``hard_tokens``.
         logsumexp: acc [N], of z / tau, from :func:`logit_statistics` or :func:`sample_tokens` at the same
@@ -194,7 +194,7 @@ def logit_gradient(
         logsumexp: acc [N], of z / tau.
         embedding: [V, d].
         soft: acc [N, d], from the forward pass.
-        temperature: tau > 0.
+        temperature: tau, in [1e-6, 1e6].
         rows: int64 [N], the row of ``grad`` that belongs to row n of the logits, or -1: gradient 0. None: the
             identity, and R == N.
 

@@ -47,15 +47,14 @@ void check_data(const Commit& c) {
 
 template <class F>
 F score_of(const Commit& c, int64_t n) {
-  F score = static_cast<const F*>(c.confidence)[n];
-  if (std::isnan(score) || (c.eos_token_id != nullptr && c.candidates[n] == *c.eos_token_id)) {
-    score = -std::numeric_limits<F>::infinity();
-  }
+  constexpr F kLast = -std::numeric_limits<F>::infinity();
+  const bool is_eos = c.eos_token_id != nullptr && c.candidates[n] == *c.eos_token_id;
+  F score = is_eos ? kLast : static_cast<const F*>(c.confidence)[n];
   if (c.alg_temp > 0) {
     const PhiloxWords words = philox(PhiloxKey(c.keys + 4 * n), 0);
     score = score / static_cast<F>(c.alg_temp) + static_cast<F>(gumbel(words.low, words.high));
   }
-  return score;
+  return std::isnan(score) ? kLast : score;  // after the division: 0 / 0 where alg_temp underflows
 }
 
 template <class F>

@@ -46,8 +46,9 @@ int64_t parts_of(const Relaxation& r, int64_t rows) {
 }
 
 // out [rows, d] = q E over the ids [begin, end), stretch by stretch; `parallel` null: on this thread.
+// sums [rows] = the sum of q over the same ids.
 void expectation(const Relaxation& r, const std::vector<int64_t>& rows, int64_t begin_id, int64_t end_id,
-                 const Matrix& out, const Parallel* parallel, const Gemm& gemm) {
+                 const Matrix& out, double* sums, const Parallel* parallel, const Gemm& gemm) {
   const DType acc = accumulator_of(r.logits.dtype);
   const RowKernels& kernels = row_kernels(r.logits.dtype);
   const int64_t count = static_cast<int64_t>(rows.size());
@@ -59,8 +60,8 @@ void expectation(const Relaxation& r, const std::vector<int64_t>& rows, int64_t 
     const int64_t n = std::min(stretch, end_id - id);
     const Range fill = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels.probabilities(r.logits.at(rows[i], id), n, r.temperature, read(r.logsumexp, rows[i], acc),
-                              q.matrix().at(i));
+        sums[i] += kernels.probabilities(r.logits.at(rows[i], id), n, r.temperature,
+                                         read(r.logsumexp, rows[i], acc), q.matrix().at(i));
       }
     };
     if (parallel != nullptr) {
@@ -89,23 +90,27 @@ void relaxed_embedding(const Relaxation& r, const Matrix& output, const int64_t*
   if (count < r.rows) packed.emplace(count, r.width, acc);
   const Matrix soft = packed ? packed->matrix() : r.soft;
   const int64_t parts = parts_of(r, count);
+  std::vector<double> sums(parts * count);  // [parts, rows]; the first row of them becomes the total
   if (parts < parallel.threads) {
-    expectation(r, rows, 0, r.vocabulary, soft, &parallel, gemm);
+    expectation(r, rows, 0, r.vocabulary, soft, sums.data(), &parallel, gemm);
   } else {
     const Scratch partial(parts * count, r.width, acc);
     const int64_t length = (r.vocabulary + parts - 1) / parts;
     parallel.run(parts, count * length * r.width / 16, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         const Matrix part{partial.matrix().at(p * count), r.width, acc};
-        expectation(r, rows, p * length, std::min(r.vocabulary, (p + 1) * length), part, nullptr, gemm);
+        expectation(r, rows, p * length, std::min(r.vocabulary, (p + 1) * length), part, &sums[p * count],
+                    nullptr, gemm);
       }
     });
     const RowKernels& kernels = row_kernels(acc);
     parallel.run(count, parts * r.width, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         kernels.to_accumulator(partial.matrix().at(i), r.width, soft.at(i));
-        for (int64_t p = 1; p < parts; ++p)
+        for (int64_t p = 1; p < parts; ++p) {
           kernels.add(partial.matrix().at(p * count + i), r.width, soft.at(i));
+          sums[i] += sums[p * count + i];
+        }
       }
     });
   }
@@ -114,6 +119,7 @@ void relaxed_embedding(const Relaxation& r, const Matrix& output, const int64_t*
   parallel.run(count, r.width, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = rows[i], target = target_row(r, n);
+      table_kernels.scale(soft.at(i), r.width, 1.0 / sums[i]);
       if (packed) {
         std::copy_n(soft.at(i), r.width * size_of(acc), r.soft.at(n));
       }

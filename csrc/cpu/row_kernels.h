@@ -83,8 +83,8 @@ struct RowKernels {
   void (*statistics_backward)(const void* z, int64_t n, double temperature, const double* grads,
                               const double* values, void* out);
 
-  // out[i] (acc) = e^(z / temperature - logsumexp)
-  void (*probabilities)(const void* z, int64_t n, double temperature, double logsumexp, void* out);
+  // out[i] (acc) = e^(z / temperature - logsumexp); returns their sum.
+  double (*probabilities)(const void* z, int64_t n, double temperature, double logsumexp, void* out);
   // In place on inner (acc): q (inner - dot) / temperature.
   void (*gradient)(const void* z, int64_t n, double temperature, double logsumexp, double dot, void* inner);
   void (*adam)(void* z, int64_t n, double temperature, double logsumexp, double dot, const void* inner,
@@ -96,6 +96,8 @@ struct RowKernels {
   void (*to_accumulator)(const void* from, int64_t n, void* to);
   // to += from (acc)
   void (*add)(const void* from, int64_t n, void* to);
+  // row (acc) *= factor
+  void (*scale)(void* row, int64_t n, double factor);
   // out = (1 - w) soft + w hard; hard null: soft.
   void (*blend)(const void* soft, const void* hard, double weight, int64_t n, void* out);
 };

@@ -361,14 +361,23 @@ void statistics_backward(const void* row, int64_t n, double temperature, const d
 }
 
 template <class T>
-void probabilities(const void* row, int64_t n, double temperature, double logsumexp, void* out_row) {
+double probabilities(const void* row, int64_t n, double temperature, double logsumexp, void* out_row) {
   using F = Accumulator<T>;
   const T* z = static_cast<const T*>(row);
   F* out = static_cast<F*>(out_row);
   const F tau = static_cast<F>(temperature), lse = static_cast<F>(logsumexp);
+  VectorOf<F> sum = splat(F(0));
   for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-    store_lanes(out + i, exponential(load_lanes(z + i, lanes, F(0)) / tau - lse), lanes);
+    const VectorOf<F> q =
+        exponential(load_lanes(z + i, lanes, -std::numeric_limits<F>::infinity()) / tau - lse);
+    sum += q;
+    store_lanes(out + i, q, lanes);
   });
+  F lane_sums[kLanesOf<F>];
+  std::memcpy(lane_sums, &sum, sizeof(lane_sums));
+  double total = 0;
+  for (const F lane : lane_sums) total += lane;
+  return total;
 }
 
 template <class T>
@@ -468,6 +477,15 @@ void add(const void* from, int64_t n, void* to) {
 }
 
 template <class T>
+void scale(void* row, int64_t n, double factor) {
+  using F = Accumulator<T>;
+  F* out = static_cast<F*>(row);
+  const VectorOf<F> f = splat(static_cast<F>(factor));
+  for_lanes<F>(n, [&](int64_t i, int lanes)
+                      ENTRGI_LAMBDA { store_lanes(out + i, f * load_lanes(out + i, lanes, F(0)), lanes); });
+}
+
+template <class T>
 void blend(const void* soft_row, const void* hard_row, double weight, int64_t n, void* out_row) {
   using F = Accumulator<T>;
   const F* soft = static_cast<const F*>(soft_row);
@@ -486,7 +504,7 @@ constexpr RowKernels table() {
   return {statistics<T>,    find<T>,         allowed_max<T>, group_max<T>,  add_masses<T>,
           gather_bucket<T>, gather_above<T>, draw<T>,        scaled_exp<T>, statistics_backward<T>,
           probabilities<T>, gradient<T>,     adam<T>,        sgd<T>,        to_accumulator<T>,
-          add<T>,           blend<T>};
+          add<T>,           scale<T>,        blend<T>};
 }
 
 }  // namespace

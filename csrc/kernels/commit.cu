@@ -2,13 +2,16 @@
 //
 //   score = confidence; -inf where it is NaN or the candidate is EOS (as asked);
 //           / alg_temp + Gumbel(key, id 0) where alg_temp > 0: a draw without replacement
-//   committed[n] = rank of n by (score descending, row ascending) among its trajectory's candidates >= 0 <
-//   count
+//   committed[n] = rank of n < count, ranked by (score descending, row ascending) among the candidates >= 0
 //
-// Layout   tokens int64 [P, S]; candidates, positions int64 [N], confidence fp32 [N], grouped by splits [P +
-// 1]. Floor    a few KB: the time of one launch. Tiling   one CTA per trajectory. Scores go to the workspace,
-// then each row counts the rows before it, 256 at a
-//          time through shared memory: R^2 / 256 comparisons, 64 at L = 128. Any R works.
+// Layout   tokens int64 [P, S]; candidates, positions int64 [N], confidence fp32 [N]; splits int64 [P + 1]
+//          groups the rows.
+//
+// Floor    a few KB: the time of one launch.
+//
+// Tiling   one CTA per trajectory. Scores go to the workspace, then each row counts the rows before it, 256
+//          at a time through shared memory: R^2 / 256 steps of the CTA for R rows. Any R works.
+//
 // Considered: sorting (more code, more barriers, no faster at a few hundred rows).
 #include <math_constants.h>
 
@@ -45,11 +48,11 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitParams p) 
   const int64_t first = clamped(p.splits[trajectory], p.n), last = clamped(p.splits[trajectory + 1], p.n);
   for (int64_t n = first + threadIdx.x; n < last; n += kThreads) {
     float score = p.confidence[n];
-    if (isnan(score) || (p.has_eos && p.candidates[n] == p.eos_token_id)) score = -CUDART_INF_F;
+    if (p.has_eos && p.candidates[n] == p.eos_token_id) score = -CUDART_INF_F;
     if (p.alg_temp > 0) {
       score = score / static_cast<float>(p.alg_temp) + gumbel(load_row_key(p.keys + 4 * n), 0);
     }
-    scores[n] = score;
+    scores[n] = isnan(score) ? -CUDART_INF_F : score;  // 0 / 0 too, where alg_temp is 0 in fp32
   }
   __syncthreads();
 

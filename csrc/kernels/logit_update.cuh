@@ -126,7 +126,7 @@ struct FourLogits {
     if (!row.padding) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float q = exp2_approx(fmaf(z[i], s.inverse_tau, -row.lse) * kLog2e);
+        const float q = exp2_approx(log_softmax(z[i], s.inverse_tau, row.lse) * kLog2e);
         // 0 where q is 0, whatever the product is; NaN stays NaN.
         gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
       }

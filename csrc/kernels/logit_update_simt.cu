@@ -3,10 +3,11 @@
 //   G [R, d] fp32 gathered by row, E [V, d] fp32, z [N, V] bf16 / fp16 / fp32, moments fp32 [N, V]
 //
 // Floor    V d 4 bytes + z and the moments read and written once; 2 N V d FLOPs on the ordinary cores.
+//
 // Tiling   64 x 64 outputs per CTA (detail/simt_gemm.cuh); a thread's four columns of a row are consecutive,
-// so
-//          the epilogue moves 8 or 16 bytes at a time. Row tiles fastest: CTAs sharing rows of E run
+//          so the epilogue moves 8 or 16 bytes at a time. Row tiles fastest: CTAs sharing rows of E run
 //          together.
+//
 // Considered: see relaxed_embedding_simt.cu.
 #include "detail/simt_gemm.cuh"
 #include "logit_update.cuh"

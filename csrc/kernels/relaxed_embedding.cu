@@ -4,10 +4,13 @@
 // this reduction: one thread per output element sums the parts in order, which makes the result reproducible,
 // and blends in the gathered row of the hard token.
 //
-// Layouts  partial fp32 [splits, N, pitch] (workspace), soft fp32 [N, d], output [R, d] and E [V, d] in E's
-// dtype. Floor    of the reduction: splits N d 4 bytes read, mostly from L2. Considered: the last CTA of a
-// tile reducing in the product's own launch (one launch less; needs counters that
-//          are zeroed between launches, and its result is late by the slowest CTA anyway).
+// Layouts  partial fp32 [splits, N, pitch] (workspace), soft fp32 [N, d]
+//          output [R, d] and E [V, d] in E's dtype
+//
+// Floor    of the reduction: splits N d 4 bytes read, mostly from L2.
+//
+// Considered: the last CTA of a tile reducing in the product's own launch (one launch less; needs counters
+// that are zeroed between launches, and its result is late by the slowest CTA anyway).
 #include <math_constants.h>
 
 #include "detail/numeric.cuh"

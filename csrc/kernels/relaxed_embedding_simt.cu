@@ -4,13 +4,14 @@
 //
 // Layout and splits as in relaxed_embedding_sm80.cu.
 //
-// Floor    V d 4 + N V sizeof(z) bytes; 2 N V d FLOPs on the ordinary cores (67 TFLOP/s on an H100, so N >=
-// 32
-//          is bound by them).
+// Floor    V d 4 + N V sizeof(z) bytes; 2 N V d FLOPs on the ordinary cores (67 TFLOP/s on an H100, which
+//          bind from some 40 rows on).
+//
 // Tiling   64 x 64 outputs per CTA (detail/simt_gemm.cuh), q computed once per CTA on its way to shared
-// memory. Considered: three TF32 products in place of one in fp32. Faster from N = 32 on, but the models that
-// guide are
-//          16-bit and fp32 is what they are checked against: plain arithmetic is worth more here.
+//          memory.
+//
+// Considered: three TF32 products in place of one in fp32. The models that guide are 16-bit, and fp32 is what
+// they are checked against: plain arithmetic is worth more here.
 #include "detail/numeric.cuh"
 #include "detail/simt_gemm.cuh"
 #include "relaxed_embedding.cuh"
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kSimtThreads)
       accumulator, first, last, shared,
       [&](int row, int64_t id) {
         if (!present[row]) return 0.f;
-        return expf(fmaf(to_float(logits[row * p.logits_stride + id]), scale.inverse_tau, -lse[row]));
+        return expf(log_softmax(to_float(logits[row * p.logits_stride + id]), scale.inverse_tau, lse[row]));
       },
       [&](int64_t id, int column) {
         return first_column + column < p.dim ? embedding[id * p.embedding_stride + column] : 0.f;

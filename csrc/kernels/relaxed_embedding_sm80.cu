@@ -78,14 +78,14 @@ __global__ void __launch_bounds__(kThreads)
     row_offset[r] = n < p.n && output_row(p, n) >= 0 ? n * p.logits_stride : -1;
   }
   // Rows that are not there have logsumexp = inf: q = 0.
-  float negative_lse[kFragmentsM][2];
+  float lse[kFragmentsM][2];
   const int warp_row = warp / kWarpsN * (kM / kWarpsM), warp_column = warp % kWarpsN * (kN / kWarpsN);
 #pragma unroll
   for (int m = 0; m < kFragmentsM; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int64_t n = first_row + warp_row + m * 16 + h * 8 + group;
-      negative_lse[m][h] = n < p.n && output_row(p, n) >= 0 ? -p.logsumexp[n] : -CUDART_INF_F;
+      lse[m][h] = n < p.n && output_row(p, n) >= 0 ? p.logsumexp[n] : CUDART_INF_F;
     }
   }
   __syncthreads();
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
                 Z{});
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const float log_q = fmaf(q[i], scale.inverse_tau, negative_lse[m][h]);
+            const float log_q = log_softmax(q[i], scale.inverse_tau, lse[m][h]);
             // Past the end of the vocabulary z reads 0 and q could be anything, inf included.
             q[i] = column + i < ids_left ? exp2_approx(fmaf(log_q, kLog2e, kLog2Scale<T>)) : 0.f;
           }

@@ -4,9 +4,13 @@
 //   p = exp(z - logsumexp at temperature 1),  q = exp(z / tau - logsumexp)
 //
 // Layout   z [N, V] bf16 / fp16 / fp32, gradient [N, V] dense in z's dtype, the rest fp32 vectors [N].
+//
 // Floor    2 N V sizeof(z) bytes.
+//
 // Tiling   one CTA per 2,048 ids of a row; coalesced scalar accesses, eight per thread, whatever the
-// alignment. Considered: vector accesses; the sampler never calls this, autograd on statistics does.
+//          alignment.
+//
+// Considered: vector accesses; the sampler never calls this, autograd on statistics does.
 #include <algorithm>
 #include <cfloat>
 
@@ -35,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
   for (int64_t id = begin + threadIdx.x; id < end; id += kThreads) {
     const float z = to_float(logits[id]);
-    const float log_p = z - unit_lse, log_q = fmaf(z, inverse_tau, -lse);
+    const float log_p = z - unit_lse, log_q = log_softmax(z, inverse_tau, lse);
     const float prob = expf(log_p), q = expf(log_q);
     float dz = 0.f;  // where a probability is 0 its logarithm may be -inf
     if (prob != 0) dz -= grad_entropy * prob * (log_p + entropy);

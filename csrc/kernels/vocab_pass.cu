@@ -20,8 +20,7 @@
 // the shared memory of one SM; holding it in a cluster's is for another kernel.
 //
 // Considered: x e^x sums (cancel catastrophically at large offsets); digits of the key as the first histogram
-// level (most of a row shares an exponent, so its atomics queue up); sorting (V log V, and a workspace of N
-// V).
+// level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
 #include <algorithm>
 #include <cmath>
 
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool bad = state.bad || !(state.max > -CUDART_INF_F);
   const float allowed_max = forbidden == nullptr ? state.max : state.allowed_max;
   if (threadIdx.x == 0) {
-    p.logsumexp[n] = bad ? CUDART_NAN_F : state.max / scales.tau + logf(state.sum_tau);
+    p.logsumexp[n] = bad ? CUDART_NAN_F : log_softmax(state.max, scales.inverse, -logf(state.sum_tau));
     p.entropy[n] = bad ? CUDART_NAN_F : logf(state.sum) - state.weighted / state.sum;
     p.tempered_entropy[n] =
         bad ? CUDART_NAN_F : logf(state.sum_tau) - state.weighted_tau / state.sum_tau * scales.inverse;

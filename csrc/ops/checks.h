@@ -86,6 +86,9 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 inline void check_temperature(double temperature) {
   check(std::isfinite(temperature) && temperature > 0, "temperature must be > 0 and finite, got ",
         temperature);
+  // Beyond, z / temperature leaves the range in which fp32 tells logits apart.
+  check(temperature >= 1e-6 && temperature <= 1e6, "temperature must be between 1e-6 and 1e6, got ",
+        temperature);
 }
 
 inline void check_top_p(double top_p) {

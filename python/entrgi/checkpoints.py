@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,8 +40,10 @@ def load_pretrained(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, report = auto_class.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{argument}: cannot load {str(name)!r}: {error}") from error
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
+        raise ValueError(f"{argument}: {str(name)!r} has no tokenizer files")
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(

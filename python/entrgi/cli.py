@@ -56,7 +56,8 @@ def sample(
         typer.Option("--max-new-tokens", "-l", help="Response length. Default 128; 16 for the embedded pair."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", "-t", help="Denoising steps. Default: one for each new token.")
+        int | None,
+        typer.Option("--steps", "-t", help="Denoising steps. Default: one for each new token (16 for none)."),
     ] = None,
     guidance_steps: Annotated[int, typer.Option("--guidance-steps", "-m", help="Adam steps per denoising step.")] = 3,
     guidance_lr: Annotated[float, typer.Option(help="Adam's learning rate, in logits.")] = 0.5,
@@ -85,7 +86,7 @@ def sample(
             "paper",
             num_return_sequences=num_return_sequences,
             max_new_tokens=length,
-            steps=steps if steps is not None else max(length, 1),
+            steps=steps if steps is not None else length or EMBEDDED_TOKENS,
             guidance=guidance,
             guidance_steps=guidance_steps,
             guidance_lr=guidance_lr,
@@ -188,6 +189,8 @@ def run_sample(
             if hasattr(interrupt, "partial"):
                 outputs[name] = interrupt.partial
 
+    if not outputs:
+        raise KeyboardInterrupt
     if as_json:
         description = {"model": models[0], "reward": models[1], "seed": seed, "device": str(denoiser.device)}
         runs = {name: display.as_dict(prompts, configs[name], output) for name, output in outputs.items()}
@@ -214,7 +217,7 @@ def reported_errors():
     except ValueError as error:
         errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:  # ImportError: operators that are not built or do not load
         errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 

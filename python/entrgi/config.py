@@ -21,7 +21,7 @@ class SamplerConfig:
         num_return_sequences: trajectories per prompt, K.
         max_new_tokens: response length in tokens, L; every response position starts masked. 0 only to infill.
         steps: denoising steps, T. Steps in which the schedule commits nothing cost nothing.
-        temperature: tau of the draws and of the relaxed embeddings, > 0.
+        temperature: tau of the draws and of the relaxed embeddings, in [1e-6, 1e6].
         top_p: keep an id iff the mass strictly ahead of it is <= top_p; 1 is off.
         top_k: then keep the k largest logits, ties included; None is off.
         alg: confidence that ranks positions: ``entropy``, ``maskgit_plus`` (probability of the drawn
@@ -37,7 +37,8 @@ class SamplerConfig:
         reward_scale: factor on the reward. Adam normalises, so in effect its sign: -1 steers away.
         logits_dtype: dtype in which the logits are optimised; None is the denoiser's own.
         deprioritize_eos: a drawn end-of-sequence token ranks last among the masked positions.
-        infill: allow mask tokens in the prompts; they are filled like response positions.
+        infill: allow mask tokens in the prompts; they are filled like response positions. The end-of-sequence
+            token is not drawn then.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
@@ -69,6 +70,7 @@ class SamplerConfig:
         for name in ("temperature", "guidance_lr"):
             value = getattr(self, name)
             _require(_is_number(value) and value > 0, name, value, "must be > 0 and finite")
+        _require(1e-6 <= self.temperature <= 1e6, "temperature", self.temperature, "must be in [1e-6, 1e6]")
         _require(_is_number(self.top_p) and 0 <= self.top_p <= 1, "top_p", self.top_p, "must be in [0, 1]")
         _require(_is_number(self.alg_temp) and self.alg_temp >= 0, "alg_temp", self.alg_temp, "must be >= 0")
         _require(_is_number(self.reward_scale), "reward_scale", self.reward_scale, "must be finite")

@@ -87,10 +87,12 @@ class MaskedLM:
         *,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        max_length: int | None = None,
         **options: object,
     ) -> MaskedLM:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
-        return cls(*load_pretrained("denoiser", name, AutoModelForMaskedLM, dtype, device, **options))
+        model, tokenizer = load_pretrained("denoiser", name, AutoModelForMaskedLM, dtype, device, **options)
+        return cls(model, tokenizer, max_length=max_length)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""

@@ -46,7 +46,12 @@ def advise(
 ) -> tuple[bool, str]:
     """(healthy, one line). The problems say why an operator library is not loaded, None where it is."""
     if cpu_problem is not None:
-        return False, "The operators did not load: run `pip install --force-reinstall --no-deps entrgi`."
+        if "needs torch" in cpu_problem:
+            return False, "torch is too old for the operators: `pip install --upgrade torch`."
+        return False, (
+            "The operators did not load: run `make build` in a checkout, or reinstall the wheel "
+            "(`pip install --force-reinstall --no-deps entrgi-*.whl`)."
+        )
     if driver is None:
         return True, "All is well: no NVIDIA driver here, the operators run on the CPU."
     if torch_cuda is None:
@@ -54,7 +59,10 @@ def advise(
     if not cuda_available:
         return False, f"torch (CUDA {torch_cuda}) cannot use the GPU: update the driver, now {driver}."
     if cuda_problem is not None:
-        return False, "No CUDA operators: install nvcc, then rebuild with `ENTRGI_CUDA=1 pip install .`."
+        return False, (
+            "No CUDA operators: install nvcc, then in a checkout `pip install --no-deps nvidia-cutlass && "
+            "ENTRGI_CUDA=1 pip install --no-build-isolation .`."
+        )
     return True, "All is well: the operators run on the CPU and on CUDA."
 
 

@@ -77,14 +77,14 @@ def optimize_logits(
         temperature, top_p, top_k, forbidden: of the draws, see :func:`entrgi_ext.sample_tokens`.
         reward_scale: factor on the reward before its gradient is taken.
         hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per Adam step.
-        error_flag: int32 [1], on CUDA gets bit 1 for an invalid row of logits and bit 2 where nothing can be
-            drawn.
+        error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`.
 
     Returns:
         :class:`GuidanceTrace`.
 
     Raises:
-        ValueError: for an unknown estimator or a shape that does not fit.
+        ValueError: for an unknown estimator, a shape that does not fit, or a ``reward`` that returns another
+            shape or is not differentiable.
         RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
     """
     _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, steps, hard_tokens)
@@ -94,7 +94,7 @@ def optimize_logits(
     argmax_slot = torch.where(rows < 0, tokens.numel(), rows)
     seen = torch.cat([tokens.reshape(-1), tokens.new_zeros(1)])
     keys = keys.clone()
-    scale = torch.full((inputs_embeds.shape[0],), reward_scale, device=logits.device)
+    scale = torch.full((inputs_embeds.shape[0],), reward_scale, dtype=torch.float64, device=logits.device)
 
     accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
     soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
@@ -112,7 +112,6 @@ def optimize_logits(
         w = statistics.entropy / math.log(width) if width > 1 else torch.zeros_like(statistics.entropy)
         if m == 0:
             initial_entropy = statistics.tempered_entropy
-        seen[argmax_slot] = statistics.argmax
 
         ops.relaxed_embedding_(
             flat,
@@ -125,9 +124,11 @@ def optimize_logits(
             weight=w if guidance == "entrgi" else None,
             rows=rows,
         )
+        seen[argmax_slot] = statistics.argmax
         leaf = inputs_embeds.detach().requires_grad_()
         with torch.enable_grad():
             value = reward(leaf, seen[:-1].view(tokens.shape))
+        _check_reward(value, scale)
         (gradient,) = torch.autograd.grad(value, leaf, scale.to(value.dtype))
 
         ops.adam_step_(
@@ -175,8 +176,17 @@ def _check(
         "tokens": (tokens, tuple(inputs_embeds.shape[:2])),
         "keys": (keys, (count, 4)),
     }
+    if tokens.dtype != torch.long:
+        raise ValueError(f"tokens must be int64, got {tokens.dtype}")
     if hard_tokens is not None:
         expected["hard_tokens"] = (hard_tokens, (steps, count))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def _check_reward(value: Tensor, scale: Tensor) -> None:
+    if value.shape != scale.shape:
+        raise ValueError(f"reward must return shape {list(scale.shape)}, got {list(value.shape)}")
+    if not value.requires_grad:
+        raise ValueError("reward must be differentiable in inputs_embeds, got a value without a gradient")

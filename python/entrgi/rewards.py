@@ -62,7 +62,8 @@ class SequenceClassifierReward:
         max_length: context in tokens; None takes what model and tokenizer declare.
 
     Raises:
-        ValueError: for a model with more than one label or without ``inputs_embeds``.
+        ValueError: for a model with more than one label, without ``inputs_embeds``, or whose input embedding is
+            more than a table (scaled, as in Gemma 3).
     """
 
     def __init__(
@@ -80,7 +81,11 @@ class SequenceClassifierReward:
         if model.config.num_labels != 1:
             raise ValueError(f"reward: {name} has num_labels {model.config.num_labels}, expected 1")
         self.model, self.tokenizer, self.missing = freeze(model), tokenizer, missing
-        self.weight = model.get_input_embeddings().weight
+        table = model.get_input_embeddings()
+        self.weight = table.weight
+        probe = torch.arange(min(8, self.weight.shape[0]), device=self.weight.device)
+        if not torch.equal(table(probe), self.weight[probe]):
+            raise ValueError(f"reward: {name} changes (scales) its embedding's rows, expected them as they are")
         self.chat = tokenizer.chat_template is not None
         self.reads_prompt = include_prompt and not self.chat
         self.causal = isinstance(getattr(model, "score", None), nn.Module)
@@ -95,12 +100,13 @@ class SequenceClassifierReward:
         device: str | torch.device | None = None,
         missing: str = "unk",
         include_prompt: bool = True,
+        max_length: int | None = None,
         **options: object,
     ) -> SequenceClassifierReward:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
         auto = AutoModelForSequenceClassification
         model, tokenizer = load_pretrained("reward", name, auto, dtype, device, **options)
-        return cls(model, tokenizer, missing=missing, include_prompt=include_prompt)
+        return cls(model, tokenizer, missing=missing, include_prompt=include_prompt, max_length=max_length)
 
     def frame(self, prompt: Prompt, text_ids: list[int]) -> tuple[list[int], list[int]]:
         """See :class:`Reward`. Raises ValueError for messages that cannot be rendered."""
@@ -165,10 +171,14 @@ class SequenceClassifierReward:
         if self.chat:
             return [], []
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        if start is None and self.tokenizer("")["input_ids"] == [self.tokenizer.bos_token_id]:
+            start = self.tokenizer.bos_token_id  # Llama-type tokenizers that begin every text with it
         return [] if start is None else [start], [] if end is None else [end]
 
     def _causal_mask(self, attention_mask: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-        if any(kind != "full_attention" for kind in getattr(self.model.config, "layer_types", None) or ()):
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ()
+        if getattr(config, "sliding_window", None) or any(kind != "full_attention" for kind in kinds):
             return attention_mask.long()  # sliding windows: the model builds its masks from two dimensions
         # Four dimensions, prepared: the model would look at a two-dimensional mask on the host.
         visible = attention_mask[:, None, None, :] & (index <= index[:, None])

@@ -23,6 +23,8 @@ from entrgi_ext import ops
 COMMIT_DRAW, POSITION_DRAW = -1, -2
 
 
+@torch.inference_mode(False)  # guidance differentiates, whatever mode the caller is in
+@torch.no_grad()
 def generate(
     prompts: Prompt | Sequence[Prompt],
     denoiser: Denoiser,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -103,7 +104,9 @@ def prepare(
         reward.weight, reward.tokenizer, denoiser.tokenizer, denoiser.vocab_size, reward.missing
     )
     _check_models(denoiser, embedding, config)
-    forbidden = _forbidden(denoiser, forbidden_ids)
+    # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
+    ends = (denoiser.eos_token_id,) if config.infill and denoiser.eos_token_id is not None else ()
+    forbidden = _forbidden(denoiser, (*forbidden_ids, *ends))
 
     encoded = [denoiser.encode(prompt) for prompt in prompts]
     sequences, layouts, masked = build_sequences(
@@ -160,9 +163,9 @@ def _base_seed(seed: int | None, generator: torch.Generator | None) -> int:
     if seed is not None:
         if generator is not None:
             raise ValueError("seed: pass one of seed, generator and trajectory_seeds")
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not isinstance(seed, Integral) or isinstance(seed, bool):  # numpy's integers, too
             raise ValueError(f"seed must be an integer, got {seed!r}")
-        return seed
+        return int(seed)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))
 
@@ -177,6 +180,8 @@ def _check_seeds(seeds: Tensor, prompts: int, copies: int) -> Tensor:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f"prompts: expected text, a list of messages, or a list of either, got {prompts!r:.80}")
     prompts = list(prompts)
     if not prompts:
         raise ValueError("prompts must hold at least one prompt, got none")

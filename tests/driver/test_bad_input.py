@@ -79,6 +79,8 @@ def test_paper_preset():
         ),
         ([], {}, "prompts must hold at least one prompt"),
         ([7], {}, "prompts: expected text or messages"),
+        (None, {}, "prompts: expected text, a list of messages, or a list of either, got None"),
+        ({"role": "user", "content": "the"}, {}, "prompts: expected text, a list of messages"),
         ([[{"role": "user"}]], {}, "prompts: expected text or messages"),
         ([{"role": "user", "content": "the"}], {}, "prompts: got chat messages, expected text"),
         ("the", {"logits_dtype": torch.float64}, "logits_dtype is torch.float64 .* torch.float32"),
@@ -167,6 +169,13 @@ def test_reward_without_inputs_embeds():
         SequenceClassifierReward(model, tiny.tokenizer())
 
 
+def test_reward_that_scales_its_embedding():
+    model = BertForSequenceClassification(tiny.bert_config(num_labels=1))
+    model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, rows: 2 * rows)
+    with pytest.raises(ValueError, match=r"changes \(scales\) its embedding's rows"):
+        SequenceClassifierReward(model, tiny.tokenizer())
+
+
 def test_model_without_a_head():
     with pytest.raises(ValueError, match=r"BertModel has no language-model head"):
         MaskedLM(BertModel(tiny.bert_config()), tiny.tokenizer())
@@ -189,7 +198,12 @@ def test_missing_files(loader, tmp_path):
         loader(tmp_path)
     model = tiny.denoiser().model if loader == MaskedLM.from_pretrained else tiny.bert_reward().model
     model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no tokenizer files"):
+        loader(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"(denoiser|reward): cannot load"):
+        loader(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"(denoiser|reward): cannot load"):
         loader(tmp_path)

@@ -89,3 +89,11 @@ def test_logits_dtype(dtype):
     output = generate("the", tiny.denoiser(), tiny.bert_reward(), config(logits_dtype=dtype), seed=2)
     default = generate("the", tiny.denoiser(), tiny.bert_reward(), config(), seed=2)
     assert (output.history.reward == default.history.reward) == (dtype == torch.float32)
+
+
+def test_gradient_mode_of_the_caller_changes_nothing():
+    denoiser, reward = tiny.denoiser(), tiny.bert_reward()
+    expected = generate("the", denoiser, reward, config(), seed=2)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert torch.equal(generate("the", denoiser, reward, config(), seed=2).sequences, expected.sequences)

@@ -114,3 +114,13 @@ def test_interrupt_prints_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     output = run(*QUICK, code=130)
     assert "The movie was" in output
     assert "interrupted" in output
+
+
+def test_interrupt_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    import entrgi
+
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entrgi, "generate", interrupted, raising=False)
+    assert "interrupted before the first step" in run(*QUICK, code=130)

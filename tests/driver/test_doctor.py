@@ -20,6 +20,7 @@ GOOD = {
     [
         ({}, True, "on CUDA"),
         ({"cpu_problem": "undefined symbol"}, False, "--force-reinstall"),
+        ({"cpu_problem": "entrgi_ext needs torch >= 2.10, found 2.9"}, False, "--upgrade torch"),
         (
             {"driver": None, "torch_cuda": None, "cuda_available": False, "cuda_problem": "not built"},
             True,

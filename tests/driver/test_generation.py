@@ -34,6 +34,7 @@ def tokens_of_the_method(denoiser, reward, config, prompts, seeds):
         options.filtered_entropy = config.entropy_rule == "filtered"
     forbidden = torch.arange(tiny.LOGITS_WIDTH) >= len(tiny.WORDS)
     forbidden[options.mask] = True
+    forbidden[3] |= config.infill  # an end of sequence in a hole would cut off the text behind it
     embedding = reward.weight.clone()
     embedding[len(tiny.WORDS) :] = embedding[1]  # ids without a token read as [UNK]
 
@@ -143,7 +144,7 @@ def test_padding_token_is_the_end_token(guidance):
 def test_infill():
     """Masks inside the prompt, the response window from the first of them on, fixed words kept."""
     prompts = ["the [MASK] was [MASK] w3", "w1 w2 [MASK] w4"]
-    output = check(torch.float64, prompts=prompts, infill=True, max_new_tokens=0, steps=3)
+    output = check(torch.float64, prompts=prompts, eos_bias=8.0, infill=True, max_new_tokens=0, steps=3)
     for text in output.texts[0]:
         words = text.split()
         assert (words[0], words[-1]) == ("the", "w3")

@@ -279,6 +279,9 @@ def test_no_rows():
         ({"tokens": torch.zeros(2, S, dtype=torch.long)}, "tokens must have shape"),
         ({"keys": torch.zeros(12, 3, dtype=torch.long)}, "keys must have shape"),
         ({"hard_tokens": torch.zeros(2, 12, dtype=torch.long)}, "hard_tokens must have shape"),
+        ({"tokens": torch.zeros(3, S, dtype=torch.int32)}, "tokens must be int64, got torch.int32"),
+        ({"reward": lambda e, _: e.sum()}, r"reward must return shape \[3\], got \[\]"),
+        ({"reward": lambda e, _: torch.zeros(3)}, "reward must be differentiable in inputs_embeds"),
         ({"logits": torch.zeros(12)}, "logits, embedding, inputs_embeds must be"),
         ({"inputs_embeds": torch.zeros(S, 3, D).transpose(0, 1)}, "inputs_embeds must be contiguous"),
     ],
@@ -297,3 +300,10 @@ def test_bad_input(change, message):
     }
     with pytest.raises(ValueError, match=message):
         optimize_logits(**arguments)
+
+
+def test_rows_out_of_range():
+    task = problem(torch.float32)
+    task.rows[0] = 3 * S
+    with pytest.raises(RuntimeError, match=r"rows must be -1 or in \[0, 42\), got 42"):
+        ours(task, "entrgi", 1, network(torch.float32))

@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from entrgi import SequenceClassifierReward, generate, preset
 from entrgi.rewards import attention_mask
@@ -88,6 +89,16 @@ def test_chat_frame_of_a_conversation():
 def test_plain_frame():
     assert tiny.bert_reward().frame("the movie", [5, 6]) == ([2, 5, 6], [3])
     assert tiny.bert_reward(include_prompt=False).frame("the movie", [5, 6]) == ([2], [3])
+
+
+def test_plain_frame_begins_with_the_token_that_the_tokenizer_begins_with():
+    tok = tiny.tokenizer()
+    tok.cls_token = tok.sep_token = None
+    tok.bos_token = "[CLS]"
+    reward = SequenceClassifierReward(tiny.qwen3_classifier(), tok)
+    assert reward.frame("the movie", [5, 6]) == ([5, 6], [])
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    assert reward.frame("the movie", [5, 6]) == ([2, 5, 6], [])
 
 
 def test_include_prompt_decides_what_is_scored():

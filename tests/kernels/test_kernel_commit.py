@@ -73,6 +73,17 @@ def test_drawn_positions(kernels, reference):
             )
 
 
+def test_a_temperature_of_zero_in_fp32(kernels):
+    """0 / 0 is NaN, and a NaN has nobody ahead of it: still no more than ``counts``."""
+    tokens, candidates, _, positions, splits, _ = batch([40], 64)
+    committed = torch.empty(40, dtype=torch.bool)
+    counts = torch.tensor([3])
+    kernels.commit_(
+        tokens, committed, candidates, torch.zeros(40), positions, splits, counts, row_keys(40), None, 1e-60
+    )
+    assert committed.sum() == 3
+
+
 def test_strided_tokens_and_empty_batches(kernels, reference):
     tokens, *rest = batch([3, 4], 32)
     wide = torch.full((2, 40), -5)

@@ -185,6 +185,27 @@ def test_infinities(kernels, reference, embedding_dtype):
     assert torch.isfinite(z[good][:, 1::2]).all()
 
 
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+@pytest.mark.parametrize("tau", [0.7, 0.05, 3e-3])
+def test_saturated_rows_have_no_gradient(kernels, embedding_dtype, tau):
+    """All mass on one id, through all three kernels: q is 1 however z / tau is rounded, and the bracket cancels.
+
+    Adam would make a full step of what is left. What may be left is the rounding of two dot products.
+    """
+    generator = torch.Generator().manual_seed(5)
+    n, vocab, dim = 20, 300, 64
+    z = torch.randn(n, vocab, generator=generator) * 2
+    top = torch.randint(0, vocab, (n,), generator=generator)
+    z[torch.arange(n), top] = 40 + 20 * torch.rand(n, generator=generator)
+    embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
+    grad = torch.randn(n, dim, generator=generator).to(embedding_dtype)
+    lse = kernels.logit_statistics(z, tau)[0]
+    _, soft = kernels.relaxed_embedding(z, lse, embedding, None, None, tau)
+    got = kernels.logit_gradient(grad, z, lse, embedding, soft, None, tau)
+    terms = (grad.double().abs() * embedding.double()[top].abs()).sum(dim=1, keepdim=True)
+    assert (got.double().abs() <= 2 * torch.finfo(torch.float32).eps * terms / tau).all()
+
+
 def test_tiny_gradients_still_move(kernels, reference):
     """Adam normalises: a gradient of 1e-7 moves its logit by about lr."""
     grad, z, lse, embedding, soft = inputs(reference, 3, 300, 32, torch.float32, torch.float32)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, assert_as_good_as, error, placed, row_keys
+from cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
 pytestmark = pytest.mark.simulator
 
@@ -42,6 +42,17 @@ def test_statistics_do_not_depend_on_a_shift(kernels, reference, dtype):
     """x e^x sums would lose everything at an offset of 1e4."""
     z = (torch.randint(-16, 16, (3, 513)) * 64 + (0 if dtype == torch.float16 else 2**14)).to(dtype)
     check_statistics(reference, kernels.logit_statistics(z, 50.0), z, 50.0)
+
+
+def test_sums_of_equal_addends(kernels, reference):
+    """A maximum for every thread, then hundreds of equal small terms, which would all round the same way."""
+    vocab = 152_064
+    z = torch.full((1, vocab), -8.0)
+    z[0, torch.arange(0, vocab, 8)[:512]] = 1.3
+    for got, truth in zip(
+        kernels.logit_statistics(z, 1.0, splits=1)[:3], reference.logit_statistics(z.double(), 1.0)[:3], strict=True
+    ):
+        assert error(got, truth) <= 2 * EPS32 * truth.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

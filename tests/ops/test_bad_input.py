@@ -105,7 +105,7 @@ SHAPES_AND_DTYPES = [
 ]
 
 VALUES = [
-    *cases(WITH_LOGITS, "temperature", *(value(x) for x in (0.0, -0.7, math.nan, math.inf, -math.inf))),
+    *cases(WITH_LOGITS, "temperature", *(value(x) for x in (0.0, -0.7, math.nan, math.inf, -math.inf, 1e-9, 1e9))),
     *cases(["sample_tokens"], "top_p", *(value(x) for x in (-0.1, 1.0001, math.nan, math.inf, -math.inf))),
     *cases(["sample_tokens"], "top_k", *(value(x) for x in (0, -1, -(2**63)))),
     *cases(["adam_step_"], "step", *(value(x) for x in (0, -1))),

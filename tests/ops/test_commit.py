@@ -229,3 +229,16 @@ def test_no_rows(device, trajectories):
     tokens, committed = commit(batch)
     assert (tokens == MASK).all()
     assert committed.shape == (0,)
+
+
+def test_an_alg_temp_that_underflows_commits_no_more_than_asked(device):
+    """1e-60 is 0 in fp32, and 0 / 0 must not rank above, or beside, everything else."""
+    n = 40
+    tokens = torch.zeros(1, n, dtype=torch.long, device=device)
+    committed = torch.zeros(n, dtype=torch.bool, device=device)
+    rows = torch.arange(n, device=device)
+    keys = torch.stack([rows] * 4, dim=1)
+    splits, counts = torch.tensor([0, n], device=device), torch.tensor([3], device=device)
+    commit_(tokens, committed, rows + 1, torch.zeros(n, device=device), rows, splits, counts, keys=keys, alg_temp=1e-60)
+    assert committed.sum() == 3
+    assert (tokens != 0).sum() == 3

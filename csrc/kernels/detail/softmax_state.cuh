@@ -54,15 +54,22 @@ __device__ __forceinline__ void absorb(SoftmaxState& s, const float (&z)[kVector
       if (z[i] == largest) s.argmax = first_id + i;
     }
   }
+  // Eight are added up on their own first: thousands of equal small terms that join a large one in turn would
+  // all round the same way.
+  float sum = 0.f, weighted = 0.f, sum_tau = 0.f, weighted_tau = 0.f;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     const float d = shifted(z[i], s.max);
     const float e = exp2_approx(d * kLog2e), e_tau = exp2_approx(d * scale);
-    s.sum += e;
-    s.weighted += d * e;
-    s.sum_tau += e_tau;
-    s.weighted_tau += d * e_tau;
+    sum += e;
+    weighted += d * e;
+    sum_tau += e_tau;
+    weighted_tau += d * e_tau;
   }
+  s.sum += sum;
+  s.weighted += weighted;
+  s.sum_tau += sum_tau;
+  s.weighted_tau += weighted_tau;
 }
 
 __device__ __forceinline__ SoftmaxState merge(SoftmaxState a, SoftmaxState b, float scale) {
