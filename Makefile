@@ -34,7 +34,7 @@ $(BIN)/.build: $(BIN)/.env $(BIN)/.cuda $(BUILD_INPUTS)
 build: $(BIN)/.build
 
 demo: build
-	$(BIN)/entrgi sample --compare --prompt "The movie was" --prompt "I think"
+	$(BIN)/entrgi sample --compare --seed 0 --prompt "The movie was" --prompt "I think"
 
 test: build lint
 	$(BIN)/python -m pytest

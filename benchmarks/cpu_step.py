@@ -22,8 +22,6 @@ import argparse
 import csv
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -215,25 +214,6 @@ def peak_in_fresh_process(variant: str, rows: int, vocabulary: int, width: int, 
     shape = f"{variant},{rows},{vocabulary},{width}"
     command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", shape]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def provenance(threads: int) -> dict[str, object]:
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    commit = git("rev-parse", "--short", "HEAD") or "none"
-    return {
-        "device": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": threads,
-        "load_average": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "commit": commit + ("-dirty" if git("status", "--porcelain") else ""),
-    }
 
 
 def plot(results: list[dict], path: Path) -> None:

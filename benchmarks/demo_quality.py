@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
 import re
 import statistics
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import transformers
+from provenance import provenance
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from entrgi import MaskedLM, SamplerConfig, SequenceClassifierReward, demo, generate, preset
@@ -159,12 +159,7 @@ def write(results: list[dict], config: SamplerConfig, arguments: argparse.Namesp
             "guidance_lr": config.guidance_lr,
             "alg": config.alg,
         },
-        "machine": {
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "machine": {**provenance(torch.get_num_threads()), "transformers": transformers.__version__},
         "results": results,
     }
     (arguments.results / "demo_quality.json").write_text(json.dumps(about, indent=1) + "\n")
