@@ -139,7 +139,7 @@ def test_end_of_sequence_mask_follows_argmax():
 def test_no_less_exact_than_torch(guidance, dtype):
     """Error against fp64 at most twice that of autograd and Adam in the same dtype.
 
-    Quantiles up to 99 %: Adam moves a logit by lr whichever sign its gradient has, so where that is nearly
+    Mean, and quantiles up to 99 %: Adam moves a logit by lr whichever sign its gradient has, so where that is nearly
     zero rounding decides, and the few largest errors (0.9 in bf16) are luck in both.
     """
     vocabulary, width, steps = 400, 32, 3
@@ -151,7 +151,7 @@ def test_no_less_exact_than_torch(guidance, dtype):
 
     def errors(x):
         e = (x.double() - truth).abs().flatten()
-        return e.quantile(torch.tensor([0.5, 0.9, 0.99], dtype=e.dtype))
+        return torch.cat([e.mean()[None], e.quantile(torch.tensor([0.5, 0.9, 0.99], dtype=e.dtype))])
 
     assert (errors(z) <= 2 * errors(own)).all(), f"{errors(z)} against {errors(own)}"
 
