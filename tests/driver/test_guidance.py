@@ -33,8 +33,8 @@ class Problem:
     hard: torch.Tensor
 
 
-def problem(dtype, vocabulary=V, width=D, steps=3):
-    generator = torch.Generator().manual_seed(7)
+def problem(dtype, vocabulary=V, width=D, steps=3, seed=7):
+    generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(5, vocabulary, (len(SHAPES), S), generator=generator)
     valid, response = torch.zeros(2, len(SHAPES), S, dtype=torch.bool)
     rows = []
@@ -137,23 +137,25 @@ def test_end_of_sequence_mask_follows_argmax():
 @pytest.mark.parametrize("guidance", ["entrgi", "aps", "expectation"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_less_exact_than_torch(guidance, dtype):
-    """Error against fp64 at most twice that of autograd and Adam in the same dtype.
+    """Error against fp64 at most twice that of autograd and Adam in the same dtype: mean, root mean square, maximum.
 
-    Mean, and quantiles up to 99 %: Adam moves a logit by lr whichever sign its gradient has, so where that is nearly
-    zero rounding decides, and the few largest errors (0.9 in bf16) are luck in both.
+    Over eight problems: Adam moves a logit by lr whichever sign its gradient has, so where that is nearly zero
+    rounding decides, and the largest error of a single problem is luck in both.
     """
     vocabulary, width, steps = 400, 32, 3
-    exact = problem(torch.float64, vocabulary, width)
-    truth = direct(exact, guidance, steps, network(torch.float64, width))
-    task = problem(dtype, vocabulary, width)
-    z, _ = ours(task, guidance, steps, network(dtype, width))
-    own = direct(task, guidance, steps, network(dtype, width))
+    errors, own_errors = [], []
+    for seed in range(8):
+        exact, task = (problem(t, vocabulary, width, seed=seed) for t in (torch.float64, dtype))
+        truth = direct(exact, guidance, steps, network(torch.float64, width))
+        z, _ = ours(task, guidance, steps, network(dtype, width))
+        errors.append(z.double() - truth)
+        own_errors.append(direct(task, guidance, steps, network(dtype, width)).double() - truth)
 
-    def errors(x):
-        e = (x.double() - truth).abs().flatten()
-        return torch.cat([e.mean()[None], e.quantile(torch.tensor([0.5, 0.9, 0.99], dtype=e.dtype))])
+    def sizes(parts):
+        e = torch.cat(parts).abs()
+        return torch.stack([e.mean(), e.square().mean().sqrt(), e.max()])
 
-    assert (errors(z) <= 2 * errors(own)).all(), f"{errors(z)} against {errors(own)}"
+    assert (sizes(errors) <= 2 * sizes(own_errors)).all(), f"{sizes(errors)} against {sizes(own_errors)}"
 
 
 @pytest.mark.parametrize("guidance", ["entrgi", "aps", "expectation"])
