@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
@@ -42,15 +43,29 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     if use_template:
         if tokenizer.chat_template is None:
             raise ValueError("chat=True: the tokenizer has no chat template")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Encoded([], plain_ids(tokenizer, text), [], is_text=False)
+        return Encoded([], plain_ids(tokenizer, render_chat(tokenizer, prompt)), [], is_text=False)
     if not isinstance(prompt, str):
         raise ValueError("prompts: got chat messages, expected text: the denoiser's tokenizer has no chat template")
     start = first_id(tokenizer.cls_token_id, tokenizer.bos_token_id)
     end = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     as_list = [[] if token is None else [token] for token in (start, end)]
     return Encoded(as_list[0], plain_ids(tokenizer, prompt), as_list[1], is_text=True)
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str | None = None) -> str:
+    """The prompt through the chat template: open for an answer, or followed by it as the assistant's turn.
+
+    Raises:
+        ValueError: for a prompt that is neither text nor messages, or that the template refuses.
+    """
+    check_prompt(prompt)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+    except TemplateError as error:
+        raise ValueError(f"prompts: the chat template refuses {prompt!r:.80}: {error}") from error
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

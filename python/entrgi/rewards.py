@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.checkpoints import context_length, freeze, load_pretrained
-from entrgi.prompts import Prompt, check_prompt, plain_ids
+from entrgi.prompts import Prompt, check_prompt, plain_ids, render_chat
 
 
 class Reward(Protocol):
@@ -113,7 +113,7 @@ class SequenceClassifierReward:
         if self.chat:
             # The response's place is found by a marker that no prompt can hold, not by a fixed placeholder.
             marker = uuid4().hex
-            before, found, after = self._conversation(prompt, marker).rpartition(marker)
+            before, found, after = render_chat(self.tokenizer, prompt, marker).rpartition(marker)
             if not found or marker in before:
                 raise ValueError("reward: its chat template does not show the assistant's turn exactly once")
             return plain_ids(self.tokenizer, before), plain_ids(self.tokenizer, after)
@@ -149,7 +149,7 @@ class SequenceClassifierReward:
         rows = []
         for text, prompt in zip(texts, prompts, strict=True):
             if self.chat:
-                rows.append(plain_ids(self.tokenizer, self._conversation(prompt, text)))
+                rows.append(plain_ids(self.tokenizer, render_chat(self.tokenizer, prompt, text)))
             else:
                 rows.append([*start, *plain_ids(self.tokenizer, text), *end])
             if self.max_length is not None and len(rows[-1]) > self.max_length:
@@ -160,12 +160,6 @@ class SequenceClassifierReward:
         mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
         device = self.weight.device
         return self.relaxed(self.weight[ids.to(device)], mask.to(device)).float().cpu()
-
-    def _conversation(self, prompt: Prompt, response: str) -> str:
-        check_prompt(prompt)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        messages = [*messages, {"role": "assistant", "content": response}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         if self.chat:

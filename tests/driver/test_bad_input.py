@@ -223,6 +223,12 @@ def test_chat_template_that_hides_the_answer(pair):
         generate("the", pair[0], reward, SamplerConfig(**SMALL), seed=0)
 
 
+def test_chat_template_that_refuses_the_messages(pair):
+    reward = tiny.bert_reward(tok=tiny.tokenizer(chat="{{ raise_exception('roles must alternate') }}"))
+    with pytest.raises(ValueError, match="the chat template refuses 'the': roles must alternate"):
+        generate("the", pair[0], reward, SamplerConfig(**SMALL), seed=0)
+
+
 def test_infilling_for_a_chat_reward(pair):
     with pytest.raises(ValueError, match=r"prompts\[0\] is to be infilled"):
         generate("the [MASK]", pair[0], tiny.qwen3_reward(), SamplerConfig(**SMALL, infill=True), seed=0)
