@@ -50,8 +50,7 @@ struct GemmProblem {
 };
 using Gemm = std::function<void(const GemmProblem&)>;
 
-// ---- the vocabulary pass: statistics.cpp, sample.cpp
-// --------------------------------------------------------
+// ---- the vocabulary pass: statistics.cpp, sample.cpp ------------------------------------------------------
 
 struct Statistics {  // acc [N] each, argmax int64 [N]
   void *logsumexp, *entropy, *tempered_entropy;
@@ -89,8 +88,7 @@ void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocab
                                const StatisticsGradients& grads, const StatisticsValues& values,
                                const Matrix& out, const Parallel& parallel);
 
-// ---- relaxed embedding and logit update: relaxed_embedding.cpp, logit_update.cpp
-// ----------------------------
+// ---- relaxed embedding and logit update: relaxed_embedding.cpp, logit_update.cpp --------------------------
 
 // What both share: q = softmax(logits / temperature) from its logsumexp, and the reward model's table.
 struct Relaxation {
@@ -123,8 +121,7 @@ void adam_step(const Relaxation& r, const Matrix& grad, const Adam& adam, const 
                const Gemm& gemm);
 void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel, const Gemm& gemm);
 
-// ---- commit: commit.cpp
-// -------------------------------------------------------------------------------------
+// ---- commit: commit.cpp -----------------------------------------------------------------------------------
 
 struct Commit {
   Matrix tokens;  // int64 [P, S]; stride in elements, dtype unused

@@ -363,21 +363,21 @@ void statistics_backward(const void* row, int64_t n, double temperature, const d
 template <class T>
 double probabilities(const void* row, int64_t n, double temperature, double logsumexp, void* out_row) {
   using F = Accumulator<T>;
+  constexpr F kInf = std::numeric_limits<F>::infinity();
   const T* z = static_cast<const T*>(row);
   F* out = static_cast<F*>(out_row);
   const F tau = static_cast<F>(temperature), lse = static_cast<F>(logsumexp);
-  VectorOf<F> sum = splat(F(0));
-  for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
-    const VectorOf<F> q =
-        exponential(load_lanes(z + i, lanes, -std::numeric_limits<F>::infinity()) / tau - lse);
-    sum += q;
-    store_lanes(out + i, q, lanes);
+  WideSum<F> sum;
+  for_sum_blocks<F>(n, [&](int64_t begin, int64_t length) ENTRGI_LAMBDA {
+    VectorOf<F> block = {};
+    for_lanes<F>(length, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
+      const VectorOf<F> q = exponential(load_lanes(z + begin + i, lanes, -kInf) / tau - lse);
+      block += q;
+      store_lanes(out + begin + i, q, lanes);
+    });
+    sum.add(block);
   });
-  F lane_sums[kLanesOf<F>];
-  std::memcpy(lane_sums, &sum, sizeof(lane_sums));
-  double total = 0;
-  for (const F lane : lane_sums) total += lane;
-  return total;
+  return sum.total();
 }
 
 template <class T>

@@ -173,8 +173,8 @@ Draw draw_token(const RowContext& c, const Kept& kept) {
   const PhiloxKey key(c.options.keys + 4 * c.row);
   const Draw empty{0, 0, -kInfinity, -kInfinity, -kInfinity, -1};
   std::vector<Draw> parts(c.loop.count(), empty);
-  double best =
-      -kInfinity;  // lets later chunks skip noise that cannot win; the winner is the same without it
+  // Lets later chunks skip noise that cannot win; the winner is the same without it.
+  double best = -kInfinity;
   c.loop([&](int64_t chunk, int64_t id, int64_t n) {
     if (!c.loop.is_parallel()) parts[chunk].score = best;
     c.kernels.draw(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, kept, key, parts[chunk]);

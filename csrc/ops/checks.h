@@ -188,8 +188,7 @@ inline void check_hard_tokens(const OptionalTensor& hard_tokens, const OptionalT
   check(!weight || hard_tokens, "weight must be None when hard_tokens is None");
 }
 
-// ---- one check for each operator
-// ----------------------------------------------------------------------------
+// ---- one check for each operator --------------------------------------------------------------------------
 
 inline void check_logit_statistics(const Tensor& logits, double temperature) {
   check_logits(logits);
