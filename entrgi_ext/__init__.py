@@ -13,6 +13,7 @@ _HOME = {
     "Statistics": "reference",
     "adam_step_": "ops",
     "commit_": "ops",
+    "gumbel_perturb": "ops",
     "loaded_libraries": "registration",
     "logit_gradient": "ops",
     "logit_statistics": "ops",
@@ -27,6 +28,7 @@ __all__ = [
     "Statistics",
     "adam_step_",
     "commit_",
+    "gumbel_perturb",
     "loaded_libraries",
     "logit_gradient",
     "logit_statistics",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .ops import (
         adam_step_,
         commit_,
+        gumbel_perturb,
         logit_gradient,
         logit_statistics,
         relaxed_embedding,

@@ -12,6 +12,9 @@ Common to all of them:
 - All tensors of a call are on one device. Wrong shapes, dtypes, devices and scalars raise ``RuntimeError``
   naming the argument. Rows of logits that hold NaN or +inf, or nothing finite, raise on the CPU too; on CUDA,
   where raising would wait for the device, they give NaN and token -1 (see :func:`sample_tokens`).
+- Padding: where ``rows`` is -1, or no trajectory of ``splits`` holds the row, nothing of the row is read: its logits,
+  logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators without such an argument know no
+  padding: give them finite logits there.
 - Results do not change from run to run on one machine, bit for bit.
 
 Names ending in ``_`` write their first arguments in place and take no part in autograd.
@@ -99,6 +102,35 @@ def sample_tokens(
     return Sample(*values)
 
 
+def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """z + scale * g, with g the standard Gumbel noise of the draws: one value for every (row of ``keys``, id).
+
+    At ``scale`` = tau the first maximum of a row is, up to rounding, the token that :func:`sample_tokens` draws
+    without a filter for the same keys; softmax(result / (tau lambda)) is the Gumbel-softmax relaxation of that draw at
+    temperature lambda (Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712), whose gradient in the
+    result is that in the logits.
+
+    Args:
+        logits: [N, V]. -inf stays -inf.
+        keys: int64 [N, 4], as in :func:`sample_tokens`.
+        scale: in [0, 1e6], in units of the logits.
+
+    Returns:
+        acc [N, V], contiguous. On the CPU the noise is computed in float64 and the result rounded once; on CUDA in
+        float32. Both tails of g are kept: its 64-bit uniforms reach from -3.8 to 45.0. Not differentiable.
+
+    Raises:
+        RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite, naming the
+            first. On CUDA such values stay what they are, so the row is reported by whatever reads the result.
+
+    Example:
+        >>> perturbed = gumbel_perturb(logits, keys, 0.7)
+        >>> logsumexp = logit_statistics(perturbed, 0.7 * relaxation).logsumexp
+        >>> relaxed, soft = relaxed_embedding(perturbed, embedding, 0.7 * relaxation, logsumexp=logsumexp)
+    """
+    return _ops.gumbel_perturb(logits.detach(), keys, scale)
+
+
 def relaxed_embedding(
     logits: Tensor,
     embedding: Tensor,
@@ -163,8 +195,8 @@ def relaxed_embedding_(
             all others are left as they are.
         soft: acc [N, d], written (q E, unblended); left as it is in padding rows.
         logits, logsumexp, embedding, temperature, hard_tokens, weight: as in :func:`relaxed_embedding`.
-        rows: int64 [N], distinct, in [0, R), or -1 for a padding row of the logits, which is not read.
-            None: the identity, and R == N.
+        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is read (logits, logsumexp,
+            hard token, weight), nothing written. None: the identity, and R == N.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows or hard tokens out of range.
@@ -195,8 +227,8 @@ def logit_gradient(
         embedding: [V, d].
         soft: acc [N, d], from the forward pass.
         temperature: tau, in [1e-6, 1e6].
-        rows: int64 [N], the row of ``grad`` that belongs to row n of the logits, or -1: gradient 0. None: the
-            identity, and R == N.
+        rows: int64 [N], the row of ``grad`` that belongs to row n of the logits, or -1 for a padding row: gradient
+            0, and nothing of it is read (logits, logsumexp, soft). None: the identity, and R == N.
 
     Returns:
         acc [N, V]. Not differentiable.
@@ -238,7 +270,7 @@ def adam_step_(
         exp_avg, exp_avg_sq: acc [N, V], updated in place. Step 1 does not read them (they may be uninitialised);
             the last step does not write them; both may be None where step 1 is the last.
         grad, logsumexp, embedding, soft, temperature, rows: as in :func:`logit_gradient`. Padding rows
-            (``rows`` -1) of logits and moments are left as they are.
+            (``rows`` -1) of logits and moments are neither read nor written.
         lr: step size in units of the logits.
         step: counts from 1.
         last: this is the last step on these logits.
@@ -320,7 +352,8 @@ def commit_(
         candidates: int64 [N], the drawn tokens, or -1.
         confidence: float32 [N] (float64 on the CPU too).
         positions: int64 [N], the column of ``tokens`` that row n is for.
-        splits: int64 [P + 1]: rows splits[p] ... splits[p + 1] - 1 belong to trajectory p.
+        splits: int64 [P + 1]: rows splits[p] ... splits[p + 1] - 1 belong to trajectory p. N may be larger: of rows
+            before splits[0] and from splits[P] on (padding) nothing is read, and ``committed`` is False.
         counts: int64 [P], how many to commit; all of a trajectory's candidates where there are fewer.
         keys: int64 [N, 4] as in :func:`sample_tokens`, iteration -2; needed where ``alg_temp`` > 0.
         eos_token_id: de-prioritise this token; None: no such rule.

@@ -99,6 +99,12 @@ def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
     return -torch.log(torch.where(upper, -torch.log(v), -torch.log1p(-v)))
 
 
+def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """z + scale * g in the accumulator dtype, g as in :func:`gumbel` for all V ids. NaN and infinities stay."""
+    z = logits.to(accumulator_dtype(logits))
+    return z + scale * gumbel(keys, torch.arange(z.shape[1], device=z.device)).to(z.dtype)
+
+
 def kept_by_filter(z: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
     """The filter of the method: bool [N, V], true where an id survives top-p, then top-k.
 
@@ -232,7 +238,8 @@ def commit(
     """The new tokens [P, S] and which of the N candidates were committed, bool [N].
 
     Row n of trajectory p (``splits[p] <= n < splits[p + 1]``) proposes ``candidates[n]`` at column
-    ``positions[n]``; the ``counts[p]`` most confident are written, the earlier row first among equals.
+    ``positions[n]``; the ``counts[p]`` most confident are written, the earlier row first among equals. Rows of no
+    trajectory (before ``splits[0]``, from ``splits[P]`` on) change nothing, whatever they hold.
     """
     score = confidence.clone()
     score[torch.isnan(score)] = -math.inf

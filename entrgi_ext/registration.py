@@ -106,6 +106,11 @@ def _(logits, keys, temperature, top_p, top_k, forbidden, error_flag):
     return tuple(_vector(logits, t) for t in (acc, acc, acc, torch.int64, torch.int64, acc, acc, acc))
 
 
+@_fake("gumbel_perturb")
+def _(logits, keys, scale):
+    return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
+
+
 @_fake("relaxed_embedding")
 def _(logits, logsumexp, embedding, hard_tokens, weight, temperature):
     shape = (logits.shape[0], embedding.shape[1])

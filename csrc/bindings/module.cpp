@@ -39,8 +39,8 @@ DType parse_dtype(const char* argument, const std::string& name) {
 
 Op parse_op(const std::string& name) {
   return parse("op", name,
-               {Op::kLogitStatistics, Op::kLogitStatisticsBackward, Op::kSampleTokens, Op::kRelaxedEmbedding,
-                Op::kLogitGradient, Op::kAdamStep, Op::kSgdStep, Op::kCommit});
+               {Op::kLogitStatistics, Op::kLogitStatisticsBackward, Op::kSampleTokens, Op::kGumbelPerturb,
+                Op::kRelaxedEmbedding, Op::kLogitGradient, Op::kAdamStep, Op::kSgdStep, Op::kCommit});
 }
 
 Shape make_shape(int64_t n, int64_t vocab, int64_t dim, const std::string& logits_dtype,
@@ -173,6 +173,15 @@ py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
              [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
 }
 
+py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
+  GumbelPerturbParams p{};
+  const Fields fields{kwargs};
+  FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride);
+  FIELD(keys), FIELD(scale), FIELD(output), FIELD(output_stride);
+  fields.done();
+  return run(p, shape_of(p), Op::kGumbelPerturb, 0, gumbel_perturb);
+}
+
 py::dict run_statistics_backward(const py::kwargs& kwargs) {
   LogitStatisticsBackwardParams p{};
   const Fields fields{kwargs};
@@ -302,6 +311,7 @@ PYBIND11_MODULE(_bindings, m) {
                                        "pointers as integers. Each runs to its end and returns its plan.");
   launch.def("logit_statistics", [](const py::kwargs& k) { return run_vocab_pass(false, k); });
   launch.def("sample_tokens", [](const py::kwargs& k) { return run_vocab_pass(true, k); });
+  launch.def("gumbel_perturb", &run_gumbel_perturb);
   launch.def("logit_statistics_backward", &run_statistics_backward);
   launch.def("relaxed_embedding", &run_relaxed_embedding);
   launch.def("logit_gradient", [](const py::kwargs& k) {

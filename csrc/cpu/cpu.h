@@ -50,7 +50,7 @@ struct GemmProblem {
 };
 using Gemm = std::function<void(const GemmProblem&)>;
 
-// ---- the vocabulary pass: statistics.cpp, sample.cpp ------------------------------------------------------
+// ---- the vocabulary pass: statistics.cpp, sample.cpp; noise: gumbel_perturb.cpp ---------------------------
 
 struct Statistics {  // acc [N] each, argmax int64 [N]
   void *logsumexp, *entropy, *tempered_entropy;
@@ -75,6 +75,10 @@ void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, do
 
 void sample_tokens(const Matrix& logits, int64_t rows, int64_t vocabulary, const SampleOptions& options,
                    const Statistics& statistics, const Sample& out, const Parallel& parallel);
+
+// out [N, V] acc = z + scale * g, g the standard Gumbel noise of (key of the row, id).
+void gumbel_perturb(const Matrix& logits, int64_t rows, int64_t vocabulary, const int64_t* keys, double scale,
+                    const Matrix& out, const Parallel& parallel);
 
 struct StatisticsGradients {  // acc [N] each; null: zero
   const void *logsumexp, *entropy, *tempered_entropy;

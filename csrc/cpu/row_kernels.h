@@ -50,6 +50,10 @@ struct Draw {
   int64_t token = -1;
 };
 
+struct LogitKinds {
+  bool invalid, finite;  // some are NaN or +inf; some are neither that nor -inf
+};
+
 struct AdamFactors {
   double beta1, beta2, one_minus_beta1, one_minus_beta2;
   double bias1, bias2;  // 1 / (1 - beta^step)
@@ -78,6 +82,10 @@ struct RowKernels {
                double temperature, const Kept& kept, const PhiloxKey& key, Draw& state);
   // e^((z - zmax) / temperature), of one element, as `draw` computes it.
   double (*scaled_exp)(const void* z, double zmax, double temperature);
+
+  // out[i] (acc) = z[i] + scale * noise of the id; what the stretch holds.
+  LogitKinds (*gumbel_perturb)(const void* z, int64_t n, int64_t id, double scale, const PhiloxKey& key,
+                               void* out);
 
   // out[i] = g_lse q / tau - g_unit p (log p + H) - g_tempered q (log q + H_tau) / tau, in the logits' dtype.
   void (*statistics_backward)(const void* z, int64_t n, double temperature, const double* grads,

@@ -326,6 +326,47 @@ void draw(const void* row, const uint8_t* forbidden, int64_t n, int64_t id, doub
   state.second = next;
 }
 
+// Standard Gumbel noise of kLanesOf<double> consecutive ids: philox.h's in vectors. One logarithm serves both
+// halves of the uniform: log1p(-v) = log w + ((1 - w) - v) with w = 1 - v rounded.
+ENTRGI_INLINE F64 gumbel_lanes(const PhiloxKey& key, int64_t first_id) {
+  constexpr uint64_t kWord = 0xffffffff;
+  U64 low, high;
+  philox_lanes(key, kIota + static_cast<uint64_t>(first_id), low, high);
+  const U64 is_upper = -(high >> 31 & 1u), flip = is_upper & kWord;
+  const F64 h = to_double((high & kWord) ^ flip), l = to_double((low & kWord) ^ flip);
+  const F64 v = h * 0x1p-32 + (l + 0.5) * 0x1p-64, rest = 1.0 - v;
+  const I64 upper = (I64)is_upper;
+  const F64 lost = upper ? splat(0.0) : (1.0 - rest) - v;
+  return -logarithm(-(logarithm(upper ? v : rest) + lost));
+}
+
+ENTRGI_INLINE F32 perturbed(F32 z, double scale, const PhiloxKey& key, int64_t first_id) {
+  F64 low, high;
+  widen(z, low, high);
+  return narrow(low + scale * gumbel_lanes(key, first_id),
+                high + scale * gumbel_lanes(key, first_id + kLanesOf<double>));
+}
+ENTRGI_INLINE F64 perturbed(F64 z, double scale, const PhiloxKey& key, int64_t first_id) {
+  return z + scale * gumbel_lanes(key, first_id);
+}
+
+template <class T>
+LogitKinds gumbel_perturb(const void* row, int64_t n, int64_t id, double scale, const PhiloxKey& key,
+                          void* out_row) {
+  using F = Accumulator<T>;
+  constexpr F kInf = std::numeric_limits<F>::infinity();
+  const T* z = static_cast<const T*>(row);
+  F* out = static_cast<F*>(out_row);
+  MaskOf<F> invalid = {}, finite = {};
+  for_lanes<F>(n, [&](int64_t i, int lanes) ENTRGI_LAMBDA {
+    const VectorOf<F> v = load_lanes(z + i, lanes, -kInf);
+    invalid |= ~(v < kInf);
+    finite |= v > -kInf;
+    store_lanes(out + i, perturbed(v, scale, key, id + i), lanes);
+  });
+  return {mask_bits(invalid) != 0, mask_bits(finite) != 0};
+}
+
 template <class T>
 double scaled_exp(const void* element, double zmax, double temperature) {
   using F = Accumulator<T>;
@@ -501,10 +542,10 @@ void blend(const void* soft_row, const void* hard_row, double weight, int64_t n,
 
 template <class T>
 constexpr RowKernels table() {
-  return {statistics<T>,    find<T>,         allowed_max<T>, group_max<T>,  add_masses<T>,
-          gather_bucket<T>, gather_above<T>, draw<T>,        scaled_exp<T>, statistics_backward<T>,
-          probabilities<T>, gradient<T>,     adam<T>,        sgd<T>,        to_accumulator<T>,
-          add<T>,           scale<T>,        blend<T>};
+  return {statistics<T>,          find<T>,          allowed_max<T>, group_max<T>,  add_masses<T>,
+          gather_bucket<T>,       gather_above<T>,  draw<T>,        scaled_exp<T>, gumbel_perturb<T>,
+          statistics_backward<T>, probabilities<T>, gradient<T>,    adam<T>,       sgd<T>,
+          to_accumulator<T>,      add<T>,           scale<T>,       blend<T>};
 }
 
 }  // namespace

@@ -274,6 +274,13 @@ ENTRGI_INLINE void widen(F32 v, F64& low, F64& high) {
   high = __builtin_convertvector(halves[1], F64);
 }
 
+ENTRGI_INLINE F32 narrow(F64 low, F64 high) {
+  using HalfVector = Vector<float, kLanesOf<double>>;
+  const HalfVector halves[2] = {__builtin_convertvector(low, HalfVector),
+                                __builtin_convertvector(high, HalfVector)};
+  return load_raw<F32>(halves);
+}
+
 // Sums of float lanes go on in double after this many additions: thousands of equal small terms that join a
 // large one in float would all round the same way.
 constexpr int64_t kSumBlock = 16;
@@ -346,6 +353,32 @@ ENTRGI_INLINE F32 exponential(F32 x) {
 ENTRGI_INLINE F64 exponential(F64 x) {
   for (int i = 0; i < kLanesOf<double>; ++i) x[i] = std::exp(x[i]);
   return x;
+}
+
+// ---- log --------------------------------------------------------------------------------------------------
+
+// 32-bit words in the lower halves of the lanes, the upper halves 0.
+ENTRGI_INLINE F64 to_double(U64 words) {  // 2^52 + x holds x in its mantissa
+  return (F64)(words | 0x4330000000000000u) - splat(0x1p52);
+}
+
+// log x of positive normal numbers, within about one unit in the last place. x = 2^k m with m within sqrt(2)
+// of 1, s = (m - 1) / (m + 1), log m = 2 atanh s; the polynomial in s^2 is the minimax one with the constant
+// term 2 (2^-59).
+ENTRGI_INLINE F64 logarithm(F64 x) {
+  constexpr uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd, kOne = 0x3ff0000000000000;
+  const U64 shifted = (U64)x + (kOne - kSqrtHalf);
+  const F64 k = to_double(shifted >> 52) - 1023.0;
+  const F64 f = (F64)((shifted & 0x000fffffffffffffu) + kSqrtHalf) - 1.0;
+  const F64 s = f / (f + 2.0), z = s * s;
+  F64 p = z * 0x1.2f056395f5a67p-3 + 0x1.39a1bab2e7e3cp-3;
+  p = p * z + 0x1.74663ee8bc916p-3;
+  p = p * z + 0x1.c71c52095abb5p-3;
+  p = p * z + 0x1.24924941f1295p-2;
+  p = p * z + 0x1.999999997fdb7p-2;
+  p = p * z + 0x1.5555555555592p-1;
+  p = p * z;
+  return k * 0x1.62e42fefa39efp-1 + (s * p + s * 2.0);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What the two vocabulary passes (statistics.cpp, sample.cpp) share: rows cut into chunks, and their
-// statistics.
+// What the passes over whole rows (statistics.cpp, sample.cpp, gumbel_perturb.cpp) share: rows cut into
+// chunks, and their statistics.
 #pragma once
 
 #include <algorithm>

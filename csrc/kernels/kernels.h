@@ -45,6 +45,19 @@ struct SampleTokensParams : LogitStatisticsParams {
 };
 cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cudaStream_t stream);
 
+// Elementwise: NaN, +inf and -inf stay what they are.
+struct GumbelPerturbParams {
+  const void* logits;  // [N, V]
+  DType logits_dtype;
+  int64_t n, vocab, logits_stride;
+  const int64_t* keys;  // [N, 4] dense, as above
+  double scale;
+  float* output;  // [N, V]
+  int64_t output_stride;
+  void* workspace;  // none is used
+};
+cudaError_t gumbel_perturb(const GumbelPerturbParams& params, const Plan& plan, cudaStream_t stream);
+
 struct LogitStatisticsBackwardParams {
   const float* grad_logsumexp;         // [N] or null
   const float* grad_entropy;           // [N] or null

@@ -103,6 +103,8 @@ const char* name_of(Op op) {
       return "logit_statistics_backward";
     case Op::kSampleTokens:
       return "sample_tokens";
+    case Op::kGumbelPerturb:
+      return "gumbel_perturb";
     case Op::kRelaxedEmbedding:
       return "relaxed_embedding";
     case Op::kLogitGradient:
@@ -123,6 +125,8 @@ const char* name_of(Kernel kernel) {
       return "vocab_pass";
     case Kernel::kStatisticsBackward:
       return "statistics_backward";
+    case Kernel::kGumbelPerturb:
+      return "gumbel_perturb";
     case Kernel::kRelaxedEmbeddingSm80:
       return "relaxed_embedding_sm80";
     case Kernel::kRelaxedEmbeddingSimt:
@@ -149,6 +153,14 @@ Plan make_plan(Op op, const Shape& s, const Device& device, int64_t splits) {
       plan.block_n = 2048;
       plan.splits = 1;
       plan.grid = s.n * ceil_div(s.vocab, plan.block_n);
+      return plan;
+    case Op::kGumbelPerturb:
+      plan.kernel = Kernel::kGumbelPerturb;
+      plan.threads = 256;
+      plan.block_n = 2048;
+      plan.splits = 1;
+      // Tiles start at a 16-byte boundary of the result, up to three ids before the row.
+      plan.grid = s.n * ceil_div(s.vocab + 3, plan.block_n);
       return plan;
     case Op::kRelaxedEmbedding:
       return plan_relaxed_embedding(s, device, splits);
@@ -179,6 +191,8 @@ Floor floor_of(Op op, const Shape& s, int64_t step, bool last) {
       return {logits + s.n * (3 * 4 + 8), 0};
     case Op::kSampleTokens:
       return {logits + s.n * (6 * 4 + 2 * 8 + 4 * 8), 0};
+    case Op::kGumbelPerturb:
+      return {logits + scores + s.n * 4 * 8, 0};
     case Op::kLogitStatisticsBackward:
       return {2 * logits + s.n * 7 * 4, 0};
     case Op::kRelaxedEmbedding:  // + hard rows read, token and weight, output and soft written

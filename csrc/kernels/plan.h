@@ -18,6 +18,7 @@ enum class Op {
   kLogitStatistics,
   kLogitStatisticsBackward,
   kSampleTokens,
+  kGumbelPerturb,
   kRelaxedEmbedding,
   kLogitGradient,
   kAdamStep,
@@ -45,6 +46,7 @@ struct Device {
 enum class Kernel {
   kVocabPass,
   kStatisticsBackward,
+  kGumbelPerturb,
   kRelaxedEmbeddingSm80,
   kRelaxedEmbeddingSimt,
   kLogitUpdateSm80,

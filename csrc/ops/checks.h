@@ -225,6 +225,12 @@ inline void check_sample_tokens(const Tensor& logits, const Tensor& keys, double
   check_vector("error_flag", error_flag, 1, ScalarType::Int, logits);
 }
 
+inline void check_gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
+  check_logits(logits);
+  check_matrix("keys", keys, logits.size(0), 4, ScalarType::Long, logits);
+  check(scale >= 0 && scale <= 1e6, "scale must be between 0 and 1e6, got ", scale);
+}
+
 inline void check_relaxed_embedding(const Tensor& logits, const Tensor& logsumexp, const Tensor& embedding,
                                     const OptionalTensor& hard_tokens, const OptionalTensor& weight,
                                     double temperature) {

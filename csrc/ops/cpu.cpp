@@ -139,6 +139,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   return out;
 }
 
+Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
+  check_gumbel_perturb(logits, keys, scale);
+  const Tensor dense_keys = dense(keys);
+  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
+  cpu::gumbel_perturb(matrix_of(logits), logits.size(0), logits.size(1),
+                      static_cast<const int64_t*>(dense_keys.data_ptr()), scale, matrix_of(out),
+                      torch_threads());
+  return out;
+}
+
 // A Relaxation together with what keeps its dense copies alive.
 struct BoundRelaxation {
   Tensor logsumexp;
@@ -261,6 +271,7 @@ STABLE_TORCH_LIBRARY_IMPL(entrgi, CPU, m) {
   m.impl("logit_statistics", TORCH_BOX(&logit_statistics));
   m.impl("logit_statistics_backward", TORCH_BOX(&logit_statistics_backward));
   m.impl("sample_tokens", TORCH_BOX(&sample_tokens));
+  m.impl("gumbel_perturb", TORCH_BOX(&gumbel_perturb));
   m.impl("relaxed_embedding", TORCH_BOX(&relaxed_embedding));
   m.impl("relaxed_embedding_", TORCH_BOX(&relaxed_embedding_));
   m.impl("logit_gradient", TORCH_BOX(&logit_gradient));

@@ -159,6 +159,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   return out;
 }
 
+Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
+  check_gumbel_perturb(logits, keys, scale);
+  const Launch launch(Op::kGumbelPerturb, shape_of(logits), logits);
+  const Tensor dense_keys = dense(keys);
+  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
+  GumbelPerturbParams p{};
+  p.logits = logits.data_ptr();
+  p.logits_dtype = dtype_of(logits);
+  p.n = logits.size(0);
+  p.vocab = logits.size(1);
+  p.logits_stride = logits.stride(0);
+  p.keys = pointer_to<int64_t>(dense_keys);
+  p.scale = scale;
+  p.output = pointer_to<float>(out);
+  p.output_stride = out.stride(0);
+  launch.run(p, entrgi::gumbel_perturb);
+  return out;
+}
+
 template <typename Params>
 void bind_embedding(Params& p, const Tensor& embedding, const Tensor& logsumexp, const Tensor& soft,
                     const OptionalTensor& rows) {
@@ -306,6 +325,7 @@ STABLE_TORCH_LIBRARY_IMPL(entrgi, CUDA, m) {
   m.impl("logit_statistics", TORCH_BOX(&logit_statistics));
   m.impl("logit_statistics_backward", TORCH_BOX(&logit_statistics_backward));
   m.impl("sample_tokens", TORCH_BOX(&sample_tokens));
+  m.impl("gumbel_perturb", TORCH_BOX(&gumbel_perturb));
   m.impl("relaxed_embedding", TORCH_BOX(&relaxed_embedding));
   m.impl("relaxed_embedding_", TORCH_BOX(&relaxed_embedding_));
   m.impl("logit_gradient", TORCH_BOX(&logit_gradient));

@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(entrgi, m) {
       " Tensor? forbidden, Tensor(a!)? error_flag)"
       " -> (Tensor logsumexp, Tensor entropy, Tensor tempered_entropy, Tensor argmax,"
       " Tensor token, Tensor probability, Tensor margin, Tensor filtered_entropy)");
+  m.def("gumbel_perturb(Tensor logits, Tensor keys, float scale) -> Tensor");
   m.def(
       "relaxed_embedding(Tensor logits, Tensor logsumexp, Tensor embedding, Tensor? hard_tokens,"
       " Tensor? weight, float temperature) -> (Tensor output, Tensor soft)");

@@ -125,6 +125,15 @@ class RawKernels:
         arguments = {"top_p": top_p, "top_k": top_k or 0, "error_flag": error_flag}
         return self._vocab_pass("sample_tokens", logits, temperature, reads, splits, **arguments)
 
+    def gumbel_perturb(self, logits, keys, scale, output=None):
+        new = ("output",) if output is None else ()
+        output = torch.full(logits.shape, -12345.0) if output is None else output
+        arguments = _logits_arguments(logits, None)
+        del arguments["temperature"]
+        arguments |= {"scale": scale, "output_stride": output.stride(0), "new": new}
+        self.launch("gumbel_perturb", arguments, {"logits": logits, "keys": keys}, {"output": output})
+        return output
+
     def logit_statistics_backward(self, grads, logits, logsumexp, unit_logsumexp, entropy, tempered, temperature):
         gradient = torch.empty(logits.shape, dtype=logits.dtype)
         reads = dict(zip(("grad_logsumexp", "grad_entropy", "grad_tempered_entropy"), grads, strict=True))
@@ -209,7 +218,7 @@ class RawKernels:
             "trajectories": tokens.shape[0],
             "length": tokens.shape[1],
             "tokens_stride": tokens.stride(0),
-            "n": candidates.shape[0],
+            "n": committed.shape[0],  # candidates may be fewer: rows of no trajectory are not read
             "has_eos": eos_token_id is not None,
             "eos_token_id": eos_token_id or 0,
             "alg_temp": alg_temp,

@@ -107,7 +107,7 @@ def test_strided_tokens_and_empty_batches(kernels, reference):
     )
 
 
-def test_rows_of_no_trajectory_are_not_committed(kernels):
+def test_rows_of_no_trajectory_are_not_committed(kernels, reference):
     """Padding rows behind the last trajectory (and before the first): false, whatever memory held."""
     tokens, candidates, confidence, positions, _, _ = batch([10], 16)
     committed = torch.empty(10, dtype=torch.bool)
@@ -115,6 +115,16 @@ def test_rows_of_no_trajectory_are_not_committed(kernels):
         tokens, committed, candidates, confidence, positions, torch.tensor([2, 7]), torch.tensor([9]), None, None, 0.0
     )
     assert committed.tolist() == [False] * 2 + [True] * 5 + [False] * 3
+    # Nothing of the rows behind is read: they are not even there.
+    here = [x[:7].clone() for x in (candidates, confidence, positions)]
+    rest = torch.tensor([2, 7]), torch.tensor([3]), row_keys(7), None
+    for temp in (0.0, 0.5):
+        committed = torch.empty(10, dtype=torch.bool)
+        got = tokens.clone()
+        kernels.commit_(got, committed, *here, *rest, temp)
+        expected, expected_committed = reference.commit(tokens, *here, *rest, temp)
+        assert torch.equal(got, expected)
+        assert committed.tolist() == [*expected_committed.tolist(), False, False, False]
     # Positions outside the tokens are never written.
     outside = torch.tensor([-1, 16, 99, -(2**40), 2**40, 0, 1, 2, 3, 4])
     before = tokens.clone()

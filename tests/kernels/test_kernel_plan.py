@@ -11,6 +11,7 @@ OPERATORS = [
     "logit_statistics",
     "logit_statistics_backward",
     "sample_tokens",
+    "gumbel_perturb",
     "relaxed_embedding",
     "logit_gradient",
     "adam_step_",
@@ -71,6 +72,7 @@ def test_floors(bindings):
     assert first == last == floor["bytes"] - 2 * scores
     assert bindings.floor("adam_step_", n, vocab, dim, step=1, last=True)["bytes"] == floor["bytes"] - 4 * scores
     assert bindings.floor("logit_statistics", n, vocab)["bytes"] == pytest.approx(logits, rel=1e-3)
+    assert bindings.floor("gumbel_perturb", n, vocab)["bytes"] == pytest.approx(logits + scores, rel=1e-3)
     assert bindings.floor("relaxed_embedding", 8, vocab, dim)["bytes"] == pytest.approx(table, rel=0.01)
 
 

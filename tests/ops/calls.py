@@ -14,6 +14,7 @@ N, V, D, P, S = 5, 37, 8, 2, 6
 OPERATORS = (
     "logit_statistics",
     "sample_tokens",
+    "gumbel_perturb",
     "relaxed_embedding",
     "relaxed_embedding_",
     "logit_gradient",
@@ -59,6 +60,7 @@ def arguments(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
             "forbidden": torch.arange(v, device=device) % 4 == 1,
             "error_flag": torch.zeros(1, dtype=torch.int32, device=device),
         },
+        "gumbel_perturb": {"logits": logits, "keys": random_keys(n, device), "scale": 0.7},
         "relaxed_embedding": {
             "logits": logits,
             "embedding": embedding,
@@ -102,6 +104,7 @@ def call(name: str, keywords: dict):
 SCHEMA_ORDER = {
     "logit_statistics": "logits temperature",
     "sample_tokens": "logits keys temperature top_p top_k forbidden error_flag",
+    "gumbel_perturb": "logits keys scale",
     "relaxed_embedding": "logits logsumexp embedding hard_tokens weight temperature",
     "relaxed_embedding_": "output soft logits logsumexp embedding hard_tokens weight rows temperature",
     "logit_gradient": "grad logits logsumexp embedding soft rows temperature",

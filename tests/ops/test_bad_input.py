@@ -11,9 +11,10 @@ import torch
 from .calls import OPERATORS, WRITTEN, D, N, P, S, V, arguments, call
 
 WITH_LOGITS = OPERATORS[:-1]
-WITH_EMBEDDING = OPERATORS[2:-1]
-WITH_ROWS = OPERATORS[3:-1]
-UPDATES = OPERATORS[4:-1]
+WITH_TEMPERATURE = [name for name in WITH_LOGITS if name != "gumbel_perturb"]
+WITH_EMBEDDING = OPERATORS[3:-1]
+WITH_ROWS = OPERATORS[4:-1]
+UPDATES = OPERATORS[5:-1]
 
 
 def transposed_storage(t: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ def cases(names, argument: str, *changes, named: str | None = None):
 SHAPES_AND_DTYPES = [
     *cases(WITH_LOGITS, "logits", flat, deeper, to(torch.int64), to(torch.bool), to(torch.complex64)),
     *cases(["logit_statistics", "relaxed_embedding"], "logits", transposed_storage),
-    *cases(["sample_tokens", *WITH_ROWS], "logits", transposed_storage),
+    *cases(["sample_tokens", "gumbel_perturb", *WITH_ROWS], "logits", transposed_storage),
     *cases(WITH_EMBEDDING, "embedding", flat, deeper, longer, transposed_storage, to(torch.int32)),
     *cases(WITH_EMBEDDING, "embedding", to(torch.float64)),
     *cases(WITH_EMBEDDING, "logits", to(torch.float64), named=r"\b(logits|embedding|logsumexp|soft|weight)\b"),
@@ -91,7 +92,8 @@ SHAPES_AND_DTYPES = [
     *cases(["adam_step_"], "exp_avg_sq", longer, wider, flat, to(torch.float64), to(torch.bfloat16)),
     *cases(["adam_step_"], "exp_avg", value(None), named=r"\bexp_avg\b"),
     *cases(["adam_step_"], "exp_avg_sq", value(None), named=r"\bexp_avg_sq\b"),
-    *cases(["sample_tokens", "commit_"], "keys", longer, wider, flat, to(torch.int32), to(torch.float32)),
+    *cases(["sample_tokens", "gumbel_perturb", "commit_"], "keys", longer, wider, flat),
+    *cases(["sample_tokens", "gumbel_perturb", "commit_"], "keys", to(torch.int32), to(torch.float32)),
     *cases(["sample_tokens"], "forbidden", longer, deeper, to(torch.uint8), to(torch.float32)),
     *cases(["sample_tokens"], "error_flag", longer, to(torch.int64), to(torch.float32)),
     *cases(["commit_"], "tokens", flat, deeper, to(torch.int32), to(torch.float32)),
@@ -105,9 +107,10 @@ SHAPES_AND_DTYPES = [
 ]
 
 VALUES = [
-    *cases(WITH_LOGITS, "temperature", *(value(x) for x in (0.0, -0.7, math.nan, math.inf, -math.inf, 1e-9, 1e9))),
+    *cases(WITH_TEMPERATURE, "temperature", *(value(x) for x in (0.0, -0.7, math.nan, math.inf, -math.inf, 1e-9, 1e9))),
     *cases(["sample_tokens"], "top_p", *(value(x) for x in (-0.1, 1.0001, math.nan, math.inf, -math.inf))),
     *cases(["sample_tokens"], "top_k", *(value(x) for x in (0, -1, -(2**63)))),
+    *cases(["gumbel_perturb"], "scale", *(value(x) for x in (-0.1, math.nan, math.inf, -math.inf, 1.1e6))),
     *cases(["adam_step_"], "step", *(value(x) for x in (0, -1))),
     *cases(["commit_"], "alg_temp", *(value(x) for x in (-0.5, math.nan, math.inf))),
     *cases(["commit_"], "keys", value(None)),
@@ -235,6 +238,8 @@ def test_messages_tell_what_came(name):
     """e.g. `temperature must be > 0 and finite, got -0.7`."""
     if name == "commit_":
         keywords, pattern = {**arguments(name), "alg_temp": -0.7}, r"alg_temp must be .*-0\.7"
+    elif name == "gumbel_perturb":
+        keywords, pattern = {**arguments(name), "scale": -0.7}, r"scale must be .*-0\.7"
     else:
         keywords, pattern = {**arguments(name), "temperature": -0.7}, r"temperature must be > 0.*-0\.7"
     assert_raises(name, keywords, pattern)

@@ -211,6 +211,39 @@ def test_rows_of_no_trajectory_are_not_committed(device):
     assert committed.tolist() == [False, True, True, False]
 
 
+@pytest.mark.parametrize("alg_temp", [0.0, 0.7])
+def test_nothing_of_a_padding_row_is_read(device, alg_temp):
+    """Rows of a bucket beyond splits[-1] (and before splits[0]) hold nonsense that no real row may: neither an error
+    nor a change."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, width = [5, 0, 7], 20
+    n = sum(lengths)
+    positions = torch.cat([torch.randperm(width, generator=generator)[:length].sort().values for length in lengths])
+    batch = Batch(
+        torch.full((3, width), MASK),
+        torch.randint(0, 50, (n,), generator=generator),
+        torch.rand(n, generator=generator),
+        positions,
+        torch.tensor([0, *lengths]).cumsum(0),
+        torch.tensor([2, 1, 3]),
+    )
+    keys = random_keys(n)
+    tokens, committed = commit(batch.on(device), keys.to(device), EOS, alg_temp)
+    nonsense = {"candidates": [3, -2, 2**40], "confidence": [math.inf, math.nan, 9.0], "positions": [2**40, -1, 0]}
+    padded = Batch(**vars(batch))
+    for name, values in nonsense.items():
+        before, after = torch.tensor(values[:1]), torch.tensor(values)
+        setattr(padded, name, torch.cat([before, getattr(batch, name), after]))
+    padded.splits = batch.splits + 1
+    padded_keys = torch.cat([random_keys(1, seed=8), keys, random_keys(3, seed=9)])
+    got, got_committed = commit(padded.on(device), padded_keys.to(device), EOS, alg_temp)
+    assert torch.equal(got, tokens)
+    assert torch.equal(got_committed[1:-3], committed)
+    assert not got_committed[[0, -3, -2, -1]].any()
+    for a, b in zip(expected(padded, padded_keys, EOS, alg_temp), (got, got_committed), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_strided_tokens(device):
     """The response is a slice of the whole sequence."""
     batch = single([0.1, 0.9, 0.5], 2).on(device)

@@ -67,7 +67,7 @@ def test_fakes_agree_with_the_real_ones(device, name, dtype, n):
 
 
 def test_fakes_of_strided_logits_give_contiguous_results(device):
-    for name in ("logit_gradient", "relaxed_embedding"):
+    for name in ("logit_gradient", "relaxed_embedding", "gumbel_perturb"):
         keywords = arguments(name, device)
         keywords["logits"] = torch.cat([keywords["logits"]] * 2, dim=1)[:, : keywords["logits"].shape[1]]
         torch.library.opcheck(operator(name), schema_arguments(name, keywords))
@@ -128,7 +128,7 @@ def test_compile_with_inductor(device):
         torch.testing.assert_close(a, b)
 
 
-WITHOUT_PRODUCT = ("logit_statistics", "sample_tokens", "commit_")
+WITHOUT_PRODUCT = ("logit_statistics", "sample_tokens", "gumbel_perturb", "commit_")
 
 
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)

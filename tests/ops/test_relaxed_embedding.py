@@ -203,7 +203,7 @@ def test_into_rows_of_a_buffer(device, z_dtype, e_dtype, mode):
     used, padding = rows >= 0, rows < 0
     logits[padding], lse[padding] = math.nan, math.nan
     if has_hard:
-        hard[padding] = -1
+        hard[padding] = torch.tensor([v, -(2**40)], device=device)
     if has_weight:
         weight[padding] = math.nan
     buffer = torch.full((r, d + 5), 7.0, dtype=e_dtype, device=device)
