@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -50,9 +50,9 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=["entrgi_ext", "entrgi", "entrgi.demo"],
+    packages=["entrgi_ext", "entrgi", *(f"entrgi.{name}" for name in find_packages(str(ROOT / "python" / "entrgi")))],
     package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
-    package_data={"entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"]},
+    package_data={"entrgi": ["viewer/*"], "entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"]},
     ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

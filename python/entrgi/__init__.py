@@ -8,35 +8,55 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from entrgi.config import SamplerConfig, preset
-    from entrgi.denoisers import CallableDenoiser, MaskedLM
+    from entrgi.denoisers import CallableDenoiser, DreamDenoiser, LLaDADenoiser, MaskedLM, load_denoiser
     from entrgi.guidance import GuidanceTrace, optimize_logits
     from entrgi.outputs import History, Output, StepState
-    from entrgi.rewards import SequenceClassifierReward
+    from entrgi.rewards import (
+        CallableReward,
+        LogLikelihoodReward,
+        SequenceClassifierReward,
+        WeightedReward,
+        load_reward,
+    )
     from entrgi.sampler import generate
 
 _HOME = {
     "CallableDenoiser": "denoisers",
+    "CallableReward": "rewards",
+    "DreamDenoiser": "denoisers",
     "GuidanceTrace": "guidance",
     "History": "outputs",
+    "LLaDADenoiser": "denoisers",
+    "LogLikelihoodReward": "rewards",
     "MaskedLM": "denoisers",
     "Output": "outputs",
     "SamplerConfig": "config",
     "SequenceClassifierReward": "rewards",
     "StepState": "outputs",
+    "WeightedReward": "rewards",
     "generate": "sampler",
+    "load_denoiser": "denoisers",
+    "load_reward": "rewards",
     "optimize_logits": "guidance",
     "preset": "config",
 }
 __all__ = [
     "CallableDenoiser",
+    "CallableReward",
+    "DreamDenoiser",
     "GuidanceTrace",
     "History",
+    "LLaDADenoiser",
+    "LogLikelihoodReward",
     "MaskedLM",
     "Output",
     "SamplerConfig",
     "SequenceClassifierReward",
     "StepState",
+    "WeightedReward",
     "generate",
+    "load_denoiser",
+    "load_reward",
     "optimize_logits",
     "preset",
 ]

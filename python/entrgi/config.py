@@ -1,16 +1,25 @@
-"""What a generation is asked to do: one frozen dataclass, checked when it is made, and its presets."""
+"""What a generation is asked to do: one frozen dataclass, checked when it is made, its presets and aliases."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 
 import torch
 
-ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor")
-GUIDANCE = ("entrgi", "aps", "expectation", "none")
+SCHEDULES = ("paper", "rgrl", "uniform")
+ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "origin")
+GUIDANCE = ("entrgi", "aps", "expectation", "gumbel", "none")
+OPTIMIZERS = ("adam", "sgd")
 ENTROPY_RULES = ("auto", "initial", "filtered")
 LOGITS_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+GRAPH_ROW_BUCKET = 64
+
+# What the same option is called elsewhere: LLaDA's generate, diffusers.
+ALIASES = {"gen_length": "max_new_tokens", "num_inference_steps": "steps", "remasking": "alg"}
+REMASKING = {"low_confidence": "maskgit_plus"}
 
 
 @dataclass(frozen=True)
@@ -18,68 +27,142 @@ class SamplerConfig:
     """Options of :func:`entrgi.generate`; the defaults are the ``paper`` preset (arXiv 2602.05000).
 
     Attributes:
-        num_return_sequences: trajectories per prompt, K.
+        num_return_sequences: trajectories returned per prompt, K.
+        best_of: trajectories made per prompt, N >= K, of which the K with the highest final rewards are returned,
+            best first; None makes and returns K.
         max_new_tokens: response length in tokens, L; every response position starts masked. 0 only to infill.
         steps: denoising steps, T. Steps in which the schedule commits nothing cost nothing.
+        schedule: how many positions a step commits: ``paper`` (Dream's, linear in time), ``rgrl`` (rounded) or
+            ``uniform`` (LLaDA's, the same number in every step).
+        block_length: semi-autoregressive blocks: the masked positions are filled from left to right in groups of
+            this many, which share the steps evenly. Guidance still optimises all of them. None: one group.
+        threshold: parallel decoding: a step commits every position whose confidence, in ``alg``'s units, is at
+            least this, and never fewer than the schedule asks, nor fewer than one. None is off.
+        early_exit: a trajectory stops where an end-of-sequence token is committed and nothing before it is
+            masked; the rest, which no text shows, is filled with that token.
         temperature: tau of the draws and of the relaxed embeddings, in [1e-6, 1e6].
         top_p: keep an id iff the mass strictly ahead of it is <= top_p; 1 is off.
         top_k: then keep the k largest logits, ties included; None is off.
         alg: confidence that ranks positions: ``entropy``, ``maskgit_plus`` (probability of the drawn
-            token), ``topk_margin`` (top-1 minus top-2 probability) or ``anchor`` (raw optimised logit of the
-            drawn token).
+            token), ``topk_margin`` (top-1 minus top-2 probability), ``anchor`` (raw optimised logit of the
+            drawn token), or ``origin``: no ranking, each position commits independently with the schedule's
+            probability, whatever is drawn there.
         alg_temp: > 0 draws positions from softmax(confidence / alg_temp) instead of taking the best.
         entropy_rule: which distribution ``alg="entropy"`` measures: ``initial`` (the denoiser's own
             logits, unfiltered, at tau), ``filtered`` (optimised logits, at tau, after top-p / top-k), or
             ``auto``: initial when guided, filtered when ``guidance="none"``, as the published loops do.
-        guidance: ``entrgi``, ``aps`` (straight-through), ``expectation`` (soft) or ``none`` (best-of-n).
-        guidance_steps: Adam steps per denoising step, M.
-        guidance_lr: Adam learning rate, in logits.
+        deprioritize_eos: a drawn end-of-sequence token ranks last among the masked positions.
+        guidance: ``entrgi``, ``aps`` (straight-through), ``expectation`` (soft), ``gumbel`` (Gumbel-softmax) or
+            ``none`` (best-of-n).
+        guidance_steps: optimiser steps per denoising step, M.
+        guidance_lr: learning rate: of Adam in logits, of SGD in logits per unit of gradient.
+        guidance_interval: which denoising steps are guided: every k-th (those with index divisible by k), or those in
+            a window (first, end), end excluded.
+        optimizer: ``adam`` or ``sgd`` (z += lr * gradient, as TESS-2).
+        gumbel_temperature: lambda of softmax((z / tau + g) / lambda); only with ``guidance="gumbel"``.
         reward_scale: factor on the reward. Adam normalises, so in effect its sign: -1 steers away.
         logits_dtype: dtype in which the logits are optimised; None is the denoiser's own.
-        deprioritize_eos: a drawn end-of-sequence token ranks last among the masked positions.
         infill: allow mask tokens in the prompts; they are filled like response positions. The end-of-sequence
             token is not drawn then.
+        max_rows: memory budget: at most so many rows of logits [rows, V] at once. Trajectories run in turns,
+            with the same result.
+        row_bucket: the number of rows is rounded up to a multiple of this, so that fewer shapes occur; the result
+            is the same. None: 1, or 64 with ``cuda_graphs``.
+        cuda_graphs: capture the guidance loop as a CUDA graph, one per shape; needs models on a GPU.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
     """
 
     num_return_sequences: int = 4
+    best_of: int | None = None
     max_new_tokens: int = 128
     steps: int = 128
+    schedule: str = "paper"
+    block_length: int | None = None
+    threshold: float | None = None
+    early_exit: bool = False
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int | None = None
     alg: str = "entropy"
     alg_temp: float = 0.0
     entropy_rule: str = "auto"
+    deprioritize_eos: bool = True
     guidance: str = "entrgi"
     guidance_steps: int = 3
     guidance_lr: float = 0.5
+    guidance_interval: int | tuple[int, int] = 1
+    optimizer: str = "adam"
+    gumbel_temperature: float = 1.0
     reward_scale: float = 1.0
     logits_dtype: torch.dtype | None = None
-    deprioritize_eos: bool = True
     infill: bool = False
+    max_rows: int | None = None
+    row_bucket: int | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_return_sequences", "steps", "guidance_steps"):
-            _check_integer(name, getattr(self, name), 1)
-        _check_integer("max_new_tokens", self.max_new_tokens, 0 if self.infill else 1)
-        if self.top_k is not None:
-            _check_integer("top_k", self.top_k, 1)
-        for name in ("temperature", "guidance_lr"):
-            value = getattr(self, name)
-            _require(_is_number(value) and value > 0, name, value, "must be > 0 and finite")
-        _require(1e-6 <= self.temperature <= 1e6, "temperature", self.temperature, "must be in [1e-6, 1e6]")
-        _require(_is_number(self.top_p) and 0 <= self.top_p <= 1, "top_p", self.top_p, "must be in [0, 1]")
-        _require(_is_number(self.alg_temp) and self.alg_temp >= 0, "alg_temp", self.alg_temp, "must be >= 0")
-        _require(_is_number(self.reward_scale), "reward_scale", self.reward_scale, "must be finite")
-        choices = {"alg": ALGORITHMS, "guidance": GUIDANCE, "entropy_rule": ENTROPY_RULES}
-        for name, allowed in choices.items():
+            self._integer(name, 1)
+        for name in ("best_of", "block_length", "top_k", "max_rows", "row_bucket"):
+            self._integer(name, 1, optional=True)
+        if not isinstance(self.guidance_interval, tuple | list):
+            self._integer("guidance_interval", 1)
+        self._integer("max_new_tokens", 0 if self.infill else 1)
+        for name in ("temperature", "guidance_lr", "gumbel_temperature"):
+            self._number(name, "must be > 0 and finite", lambda x: x > 0)
+        self._number("temperature", "must be in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6)
+        self._number("top_p", "must be in [0, 1]", lambda x: 0 <= x <= 1)
+        self._number("alg_temp", "must be >= 0", lambda x: x >= 0)
+        self._number("reward_scale", "must be finite", lambda x: True)
+        if self.threshold is not None:
+            self._number("threshold", "must be finite", lambda x: True)
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             _require(value in allowed, name, value, f"must be one of {', '.join(allowed)}")
+        for name in ("early_exit", "deprioritize_eos", "infill", "cuda_graphs"):
+            value = getattr(self, name)
+            is_bool = isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool"  # numpy's, too
+            _require(is_bool, name, value, "must be True or False")
+            object.__setattr__(self, name, bool(value))
         dtypes = "must be None or a floating torch dtype"
         _require(self.logits_dtype in LOGITS_DTYPES, "logits_dtype", self.logits_dtype, dtypes)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.best_of is not None:
+            expected = f"must be >= num_return_sequences ({self.num_return_sequences})"
+            _require(self.best_of >= self.num_return_sequences, "best_of", self.best_of, expected)
+        if self.alg == "origin":
+            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, "must be 0 with alg='origin', which ranks nothing")
+            _require(self.threshold is None, "threshold", self.threshold, "must be None with alg='origin'")
+        if self.threshold is not None:
+            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, "must be 0 with a threshold")
+        if self.guidance != "gumbel":
+            expected = "must be 1 unless guidance='gumbel'"
+            _require(self.gumbel_temperature == 1, "gumbel_temperature", self.gumbel_temperature, expected)
+        if not isinstance(self.guidance_interval, int):
+            window = tuple(self.guidance_interval)
+            is_window = len(window) == 2 and all(isinstance(x, Integral) and not isinstance(x, bool) for x in window)
+            expected = "must be an integer >= 1 or a window (first, end) with 0 <= first < end"
+            ordered = is_window and 0 <= window[0] < window[1]
+            _require(ordered, "guidance_interval", self.guidance_interval, expected)
+            object.__setattr__(self, "guidance_interval", (int(window[0]), int(window[1])))
+
+    def _number(self, name: str, expected: str, holds: object) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        _require(is_number and holds(value), name, value, expected)
+        object.__setattr__(self, name, float(value))  # numpy's scalars, too
+
+    def _integer(self, name: str, minimum: int, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+        _require(is_integer and value >= minimum, name, value, f"must be an integer >= {minimum}")
+        object.__setattr__(self, name, int(value))
 
     @property
     def entropy_source(self) -> str:
@@ -88,30 +171,86 @@ class SamplerConfig:
             return self.entropy_rule
         return "filtered" if self.guidance == "none" else "initial"
 
+    @property
+    def trajectories(self) -> int:
+        """Trajectories made per prompt: ``best_of``, or ``num_return_sequences``."""
+        return self.best_of or self.num_return_sequences
 
-PRESETS: dict[str, dict[str, object]] = {"paper": {}}
+    @property
+    def bucket(self) -> int:
+        """``row_bucket`` with None resolved."""
+        return self.row_bucket or (GRAPH_ROW_BUCKET if self.cuda_graphs else 1)
+
+    def is_guided(self, step: int) -> bool:
+        """Whether denoising step ``step`` is guided."""
+        if self.guidance == "none":
+            return False
+        if isinstance(self.guidance_interval, int):
+            return step % self.guidance_interval == 0
+        first, end = self.guidance_interval
+        return first <= step < end
+
+
+CHOICES = {
+    "schedule": SCHEDULES,
+    "alg": ALGORITHMS,
+    "guidance": GUIDANCE,
+    "optimizer": OPTIMIZERS,
+    "entropy_rule": ENTROPY_RULES,
+}
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {},
+    "rgrl": {
+        "guidance_steps": 1,
+        "temperature": 0.9,
+        "top_k": 50,
+        "schedule": "rgrl",
+        "entropy_rule": "filtered",
+        "deprioritize_eos": False,
+    },
+}
 
 
 def preset(name: str, **overrides: object) -> SamplerConfig:
     """The named preset with some options replaced, e.g. ``preset("paper", steps=32, max_new_tokens=32)``.
 
+    ``paper`` is the guided loop of arXiv 2602.05000, ``rgrl`` the sampler of its post-training code. The aliases of
+    :func:`resolve` are understood.
+
     Raises:
         ValueError: for an unknown preset or an invalid option.
     """
     _require(name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
-    unknown = overrides.keys() - SamplerConfig.__dataclass_fields__.keys()
-    if unknown:
-        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; SamplerConfig lists the options")
-    return SamplerConfig(**{**PRESETS[name], **overrides})
+    return SamplerConfig(**{**PRESETS[name], **_options(overrides)})
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def resolve(config: SamplerConfig | str | None, options: Mapping[str, object]) -> SamplerConfig:
+    """``config`` (None is the ``paper`` preset, a string the preset of that name) with ``options`` replaced.
+
+    The names of other samplers are understood: ``gen_length`` for ``max_new_tokens``, ``num_inference_steps`` for
+    ``steps``, and ``remasking`` for ``alg`` with LLaDA's ``low_confidence`` for ``maskgit_plus``.
+
+    Raises:
+        ValueError: for an unknown option, one given twice, or an invalid value.
+    """
+    if config is None or isinstance(config, str):
+        return preset(config or "paper", **options)
+    _require(isinstance(config, SamplerConfig), "config", config, "must be a SamplerConfig, a preset's name or None")
+    return replace(config, **_options(options)) if options else config
 
 
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    _require(is_integer and value >= minimum, name, value, f"must be an integer >= {minimum}")
+def _options(given: Mapping[str, object]) -> dict[str, object]:
+    """Options by their own names."""
+    known = {field.name for field in fields(SamplerConfig)}
+    result = {}
+    for name, value in given.items():
+        own = ALIASES.get(name, name)
+        if own not in known:
+            raise ValueError(f"unknown option {name!r}; SamplerConfig lists the options")
+        if own in result or (own != name and own in given):
+            raise ValueError(f"{name}: {own} is given twice, expected one of the two names")
+        result[own] = REMASKING.get(value, value) if name == "remasking" and isinstance(value, str) else value
+    return result
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from entrgi.config import SamplerConfig
-from entrgi.doctor import Report
-from entrgi.outputs import Output, StepState
+from entrgi.trace import plain_options
+
+if TYPE_CHECKING:
+    from entrgi.config import SamplerConfig
+    from entrgi.doctor import Report
+    from entrgi.outputs import Output, StepState
+    from entrgi.prompts import Prompt
 
 REFRESH_SECONDS = 0.1
-OnStep = Callable[[StepState], None]
+OnStep = Callable[["StepState"], None]
 
 
 def doctor_table(report: Report) -> Table:
@@ -59,8 +64,9 @@ def progress(console: Console, enabled: bool) -> Iterator[Callable[[str, int], O
                     return
                 shown = time.monotonic()
                 numbers = ""
-                if state.reward is not None:
-                    numbers = f"reward {state.reward.item():+.2f}  weight {state.weight.item():.2f}"
+                reward, weight = state.reward.nanmean().item(), state.weight.nanmean().item()
+                if not math.isnan(reward):
+                    numbers = f"reward {reward:+.2f}  weight {weight:.2f}"
                 bars.update(bar, completed=state.step + 1, numbers=numbers)
 
             return on_step
@@ -68,48 +74,72 @@ def progress(console: Console, enabled: bool) -> Iterator[Callable[[str, int], O
         yield track
 
 
-def report(prompts: list[str], outputs: dict[str, Output]) -> Iterator[RenderableType]:
-    """One table for each prompt, the runs side by side, with Top@1 and Avg@N below."""
+def report(prompts: Sequence[Prompt], outputs: dict[str, Output]) -> Iterator[RenderableType]:
+    """Each prompt, and a table of its texts: the runs side by side, with Avg@K and Top@1 below."""
     for b, prompt in enumerate(prompts):
-        table = Table(title=Text(repr(prompt)), title_justify="left", title_style="bold", show_footer=True)
+        yield Text(title(prompt), style="bold")
+        table = Table(show_footer=True)
         for name, output in outputs.items():
             table.add_column(name, Text(f"Avg@{output.rewards.shape[1]}\nTop@1"), ratio=1)
-            average, best = output.avg[b].item(), output.top1[b].item()
-            table.add_column("reward", f"{average:+.2f}\n{best:+.2f}", justify="right")
+            summary = f"{signed(output.avg[b].item())}\n{signed(output.top1[b].item())}"
+            table.add_column("reward", summary, justify="right")
         first = next(iter(outputs.values()))
         for k in range(first.rewards.shape[1]):
             cells = []
             for output in outputs.values():
-                value = output.rewards[b, k].item()
-                cells += [Text(output.texts[b][k]), "-" if math.isnan(value) else f"{value:+.2f}"]
+                cells += [Text(output.texts[b][k]), signed(output.rewards[b, k].item())]
             table.add_row(*cells)
         yield table
 
 
-def as_dict(prompts: list[str], config: SamplerConfig, output: Output) -> dict:
-    """A generation as plain data; numbers that do not exist (an interrupted run's rewards) are None."""
+def title(prompt: Prompt) -> str:
+    """A prompt as it was given: a text quoted, of a chat one line for every message."""
+    if isinstance(prompt, str):
+        return repr(prompt)
+    return "\n".join(f"{message['role']}: {message['content']!r}" for message in prompt)
 
-    def number(x: float) -> float | None:
-        return None if math.isnan(x) else x
 
+def signed(value: float) -> str:
+    """Two decimals and the sign; ``-`` for what does not exist (an interrupted run's rewards)."""
+    return "-" if math.isnan(value) else f"{value:+.2f}"
+
+
+def as_dict(prompts: Sequence[Prompt], config: SamplerConfig, output: Output) -> dict:
+    """A generation as plain data; rewards may be NaN, which JSON does not know: see :func:`finite`."""
     results = [
         {
             "prompt": prompt,
             "texts": output.texts[b],
             "responses": output.responses[b],
-            "rewards": [number(x) for x in output.rewards[b].tolist()],
-            "top1": number(output.top1[b].item()),
-            "avg": number(output.avg[b].item()),
+            "rewards": output.rewards[b].tolist(),
+            "top1": output.top1[b].item(),
+            "avg": output.avg[b].item(),
+            "candidate_rewards": output.candidate_rewards[b].tolist(),
             "trajectory_seeds": output.seeds[b].tolist(),
         }
         for b, prompt in enumerate(prompts)
     ]
-    options = {**asdict(config), "logits_dtype": config.logits_dtype and str(config.logits_dtype)}
     return {
         "version": metadata.version("entrgi"),
         "complete": output.complete,
-        "config": options,
+        "config": plain_options(config),
         "results": results,
         "history": asdict(output.history),
         "timings": output.timings,
     }
+
+
+def finite(data: object, place: str = "") -> tuple[object, dict[str, str]]:
+    """Plain data with None for every NaN and infinity, and these by their place, such as ``results[0].top1``."""
+    if isinstance(data, float) and not math.isfinite(data):
+        return None, {place: str(data)}
+    if isinstance(data, dict):
+        parts = {key: finite(value, f"{place}.{key}" if place else key) for key, value in data.items()}
+        replaced: object = {key: value for key, (value, _) in parts.items()}
+        found = [lost for _, lost in parts.values()]
+    elif isinstance(data, list | tuple):
+        items = [finite(value, f"{place}[{i}]") for i, value in enumerate(data)]
+        replaced, found = [value for value, _ in items], [lost for _, lost in items]
+    else:
+        return data, {}
+    return replaced, {key: value for lost in found for key, value in lost.items()}

@@ -1,4 +1,4 @@
-"""Reward-gradient guidance: M Adam steps on the logits of the masked positions (arXiv 2602.05000)."""
+"""Reward-gradient guidance: M optimiser steps on the logits of the masked positions (arXiv 2602.05000)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entrgi_ext import ops
+from entrgi.timing import span
+from entrgi_ext import ops, reference
 
-ESTIMATORS = ("entrgi", "aps", "expectation")
+ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
+OPTIMIZERS = ("adam", "sgd")
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+REWARD_NOT_FINITE = 4  # a bit of error_flag, beside those of ops.sample_tokens
 RelaxedReward = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -21,7 +25,7 @@ class GuidanceTrace:
 
     Attributes:
         rewards: [M, P], relaxed reward of each trajectory before each update.
-        weights: [M, N], entropy weight w of each row (``expectation`` does not use it).
+        weights: [M, N], entropy weight w of each row (only ``entrgi`` uses it).
         initial_entropy: [N], entropy in nats at ``temperature`` of the logits as they came in, unfiltered.
     """
 
@@ -42,21 +46,24 @@ def optimize_logits(
     guidance: str = "entrgi",
     steps: int = 3,
     lr: float = 0.5,
+    optimizer: str = "adam",
     temperature: float = 0.7,
     top_p: float = 0.95,
     top_k: int | None = None,
     forbidden: Tensor | None = None,
+    gumbel_temperature: float = 1.0,
     reward_scale: float = 1.0,
     hard_tokens: Tensor | None = None,
     error_flag: Tensor | None = None,
 ) -> GuidanceTrace:
-    """Move ``logits`` up the reward's gradient, in place, by ``steps`` steps of a fresh Adam.
+    """Move ``logits`` up the reward's gradient, in place, by ``steps`` steps of a fresh optimiser.
 
     Each step draws x ~ softmax(filter(z / tau)) anew, feeds the reward model
     q E + w (E[x] - q E) with q = softmax(z / tau), and ascends with the gradient of q E alone
     (section 4 of the paper). w = H(softmax z) / log V for ``entrgi``, 1 for ``aps``, 0 for ``expectation``.
-    Nothing of size [N, V] is allocated but Adam's two moments (none when ``steps`` is 1), and the host
-    never waits for the device.
+    ``gumbel`` feeds softmax((z / tau + g) / lambda) E with fresh noise g in each step, and no hard part.
+    Nothing of size [N, V] is allocated but Adam's two moments (none when ``steps`` is 1, none for SGD; ``gumbel``
+    also holds the perturbed logits and their gradient), and the host never waits for the device.
 
     Args:
         logits: [N, V], z; bf16, fp16, fp32 (fp64 on the CPU with an fp64 embedding). Updated in place.
@@ -70,24 +77,26 @@ def optimize_logits(
         reward: (inputs_embeds [P, S, d], tokens [P, S]) -> rewards [P], differentiable in the first. Its
             parameters should be frozen.
         keys: int64 [N, 4], (trajectory seed, denoising step, anything, absolute position) of every row; the
-            third column is replaced by the Adam iteration 0 ... M-1.
-        guidance: ``entrgi``, ``aps`` or ``expectation``.
+            third column is replaced by the optimiser step 0 ... M-1.
+        guidance: ``entrgi``, ``aps``, ``expectation`` or ``gumbel``.
         steps: M, >= 1.
-        lr: Adam's learning rate, in logits.
+        lr: the learning rate; of Adam in logits, of SGD in logits per unit of gradient.
+        optimizer: ``adam`` or ``sgd``.
         temperature, top_p, top_k, forbidden: of the draws, see :func:`entrgi_ext.sample_tokens`.
+        gumbel_temperature: lambda.
         reward_scale: factor on the reward before its gradient is taken.
-        hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per Adam step.
-        error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`.
+        hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per step (``entrgi``, ``aps``).
+        error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`; bit 4 is set where a reward is not finite.
 
     Returns:
         :class:`GuidanceTrace`.
 
     Raises:
-        ValueError: for an unknown estimator, a shape that does not fit, or a ``reward`` that returns another
-            shape or is not differentiable.
+        ValueError: for an unknown estimator or optimiser, a shape that does not fit, or a ``reward`` that returns
+            another shape or is not differentiable.
         RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
     """
-    _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, steps, hard_tokens)
+    _check(logits, embedding, inputs_embeds, rows, tokens, keys, hard_tokens, guidance, optimizer, steps)
     count, width = logits.shape
     flat = inputs_embeds.view(-1, inputs_embeds.shape[-1])
     # Padding rows scatter their argmax into one slot past the end.
@@ -98,55 +107,71 @@ def optimize_logits(
 
     accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
     soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
-    moments = (None, None) if steps == 1 else tuple(torch.empty_like(logits, dtype=accumulator) for _ in "mv")
+    needs_moments = optimizer == "adam" and steps > 1
+    moments = [torch.empty_like(logits, dtype=accumulator) if needs_moments else None for _ in "mv"]
     rewards, weights, initial_entropy = [], [], None
 
     for m in range(steps):
-        if guidance == "expectation" or hard_tokens is not None:
-            statistics = ops.logit_statistics(logits, temperature)
-            x = None if guidance == "expectation" else hard_tokens[m]
-        else:
-            keys[:, 2] = m
-            statistics = ops.sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag)
+        keys[:, 2].fill_(m)
+        if guidance in ("entrgi", "aps") and hard_tokens is None:
+            with span("sample_tokens"):
+                statistics = ops.sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag)
             x = statistics.token
+        else:
+            with span("logit_statistics"):
+                statistics = ops.logit_statistics(logits, temperature)
+            x = hard_tokens[m] if hard_tokens is not None else None
         w = statistics.entropy / math.log(width) if width > 1 else torch.zeros_like(statistics.entropy)
         if m == 0:
             initial_entropy = statistics.tempered_entropy
 
-        ops.relaxed_embedding_(
-            flat,
-            soft,
-            logits,
-            statistics.logsumexp,
-            embedding,
-            temperature,
-            hard_tokens=x,
-            weight=w if guidance == "entrgi" else None,
-            rows=rows,
-        )
+        relaxed, tau, logsumexp = logits, temperature, statistics.logsumexp
+        if guidance == "gumbel":
+            tau = temperature * gumbel_temperature
+            with span("gumbel_perturb"):
+                relaxed = ops.gumbel_perturb(logits, keys, temperature)
+            with span("logit_statistics"):
+                logsumexp = ops.logit_statistics(relaxed, tau).logsumexp
+        with span("relaxed_embedding"):
+            blend = {"hard_tokens": x, "weight": w if guidance == "entrgi" else None, "rows": rows}
+            ops.relaxed_embedding_(flat, soft, relaxed, logsumexp, embedding, tau, **blend)
+
         seen[argmax_slot] = statistics.argmax
         leaf = inputs_embeds.detach().requires_grad_()
-        with torch.enable_grad():
+        with span("reward forward"), torch.enable_grad():
             value = reward(leaf, seen[:-1].view(tokens.shape))
-        _check_reward(value, scale)
-        (gradient,) = torch.autograd.grad(value, leaf, scale.to(value.dtype))
+            _check_reward(value, scale)
+        with span("reward backward"):
+            (gradient,) = torch.autograd.grad(value, leaf, scale.to(value.dtype))
+        if error_flag is not None:
+            error_flag |= (~value.detach().isfinite()).any() * REWARD_NOT_FINITE
 
-        ops.adam_step_(
-            logits,
-            *moments,
-            gradient.contiguous().view(flat.shape),
-            statistics.logsumexp,
-            embedding,
-            soft,
-            temperature,
-            lr=lr,
-            step=m + 1,
-            last=m + 1 == steps,
-            rows=rows,
-        )
+        gradient = gradient.contiguous().view(flat.shape)
+        with span("logit_update"):
+            if guidance == "gumbel":
+                slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, rows=rows)
+                _step_with_gradient_(logits, moments, slope, optimizer, lr, m + 1)
+            elif optimizer == "sgd":
+                ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, rows=rows)
+            else:
+                statics = (gradient, logsumexp, embedding, soft, tau)
+                ops.adam_step_(logits, *moments, *statics, lr=lr, step=m + 1, last=m + 1 == steps, rows=rows)
         rewards.append(value.detach())
         weights.append(w)
     return GuidanceTrace(torch.stack(rewards), torch.stack(weights), initial_entropy)
+
+
+def _step_with_gradient_(
+    logits: Tensor, moments: list[Tensor | None], gradient: Tensor, optimizer: str, lr: float, step: int
+) -> None:
+    """One optimiser step on ``logits`` where the gradient was taken at others, the perturbed ones."""
+    if optimizer == "sgd":
+        logits.add_(lr * gradient)
+        return
+    z, *new = reference.adam_step(logits, *moments, gradient, lr, **ADAM, step=step)
+    logits.copy_(z)
+    if moments[0] is not None:
+        moments[:] = new
 
 
 def _check(
@@ -156,12 +181,17 @@ def _check(
     rows: Tensor,
     tokens: Tensor,
     keys: Tensor,
-    guidance: str,
-    steps: int,
     hard_tokens: Tensor | None,
+    guidance: str,
+    optimizer: str,
+    steps: int,
 ) -> None:
     if guidance not in ESTIMATORS:
         raise ValueError(f"guidance must be one of {', '.join(ESTIMATORS)}, got {guidance!r}")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
+    if hard_tokens is not None and guidance not in ("entrgi", "aps"):
+        raise ValueError(f"hard_tokens: guidance {guidance!r} has no hard part, expected 'entrgi' or 'aps'")
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     if logits.dim() != 2 or embedding.dim() != 2 or inputs_embeds.dim() != 3:

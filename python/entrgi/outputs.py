@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class StepState:
-    """What ``callback_on_step_end`` gets after a step that committed something; tensors are on the device.
+    """A denoising step that committed something; tensors are on the device, and not to be changed.
+
+    P trajectories, prompt by prompt; S columns of the denoiser's sequence.
 
     Attributes:
         step: index of the step, 0 ... steps - 1. Steps that commit nothing are skipped.
         steps: T.
-        tokens: int64 [P, S], all trajectories after the commit; not to be changed.
-        committed: number of tokens committed in this step, over the batch.
-        reward: mean relaxed reward before the last Adam update, 0-dim; None without guidance.
-        weight: mean entropy weight w in that update, 0-dim; None without guidance.
+        tokens: int64 [P, S], all trajectories after the commit.
+        committed: bool [P, S], what this step committed.
+        entropy: fp32 [P, S], entropy in nats at tau of the denoiser's own logits; NaN where a position was not
+            masked or its trajectory waited.
+        weight: fp32 [P, S], entropy weight w in the last optimiser step; NaN there too, and without guidance.
+        reward: fp32 [P], relaxed reward before the last optimiser step; NaN where there was none.
         seconds: wall time of the step on the host (on CUDA: until its work was queued).
     """
 
     step: int
     steps: int
     tokens: Tensor
-    committed: int
-    reward: Tensor | None
-    weight: Tensor | None
+    committed: Tensor
+    entropy: Tensor
+    weight: Tensor
+    reward: Tensor
     seconds: float
+
+    def snapshot(self) -> StepState:
+        """The same with tensors of its own on the CPU. Waits for the device."""
+        return self._map(lambda tensor: tensor.to("cpu", copy=True))
+
+    def select(self, trajectories: Tensor) -> StepState:
+        """The trajectories in ``trajectories``, int64 [n]."""
+        return self._map(lambda tensor: tensor[trajectories])
+
+    def _map(self, function: object) -> StepState:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return StepState(*[function(value) if isinstance(value, Tensor) else value for value in values])
 
 
 @dataclass(frozen=True)
 class History:
-    """One entry per step that committed something, in order; fields as in :class:`StepState`."""
+    """One entry per step that committed something, in order.
+
+    Attributes:
+        step: its index.
+        committed: number of tokens committed, over the batch.
+        reward: mean relaxed reward before the last optimiser step; None without guidance.
+        weight: mean entropy weight w in that step over the masked positions; None without guidance.
+        seconds: wall time on the host.
+    """
 
     step: list[int]
     committed: list[int]
@@ -40,15 +66,33 @@ class History:
     weight: list[float | None]
     seconds: list[float]
 
-    @classmethod
-    def of(cls, states: list[StepState]) -> History:
+
+class HistoryBuilder:
+    """Collects the history of a generation as 0-dim tensors, so that the device is asked once, at the end."""
+
+    def __init__(self, keep_states: bool) -> None:
+        self.states: list[StepState] | None = [] if keep_states else None
+        self._rows: list[tuple[int, Tensor, Tensor, Tensor, float]] = []
+
+    def add(self, state: StepState) -> None:
+        if self.states is not None:
+            self.states.append(state.snapshot())
+        numbers = (state.committed.sum(), state.reward.nanmean(), state.weight.nanmean())
+        self._rows.append((state.step, *numbers, state.seconds))
+
+    def history(self) -> History:
         """Waits for the device."""
-        return cls(
-            step=[s.step for s in states],
-            committed=[s.committed for s in states],
-            reward=[None if s.reward is None else s.reward.item() for s in states],
-            weight=[None if s.weight is None else s.weight.item() for s in states],
-            seconds=[s.seconds for s in states],
+
+        def number(x: Tensor) -> float | None:
+            return None if torch.isnan(x) else x.item()
+
+        step, committed, reward, weight, seconds = [list(c) for c in zip(*self._rows, strict=True)] or [[]] * 5
+        return History(
+            step=step,
+            committed=[int(x) for x in committed],
+            reward=[number(x) for x in reward],
+            weight=[number(x) for x in weight],
+            seconds=seconds,
         )
 
 
@@ -62,8 +106,12 @@ class Output:
             response where the reward reads both as one plain text, otherwise the response alone.
         responses: [B][K], the decoded response alone.
         rewards: fp32 [B, K], reward of each text; NaN where generation was interrupted.
+        candidate_rewards: fp32 [B, N], rewards of all trajectories made, in the order of their seeds; N is K
+            without ``best_of``.
         seeds: int64 [B, K], the trajectory seeds; ``trajectory_seeds=`` reproduces them.
-        history: per step.
+        windows: (start, stop) of the response in the columns of ``sequences``, one per prompt.
+        history: per step, over all trajectories made.
+        steps: with ``output_history`` every step's state, for the K trajectories returned; otherwise None.
         timings: seconds on the host: ``denoise``, ``guide``, ``commit``, ``score``, ``total``.
         complete: false in the partial output that an interrupt carries.
     """
@@ -72,8 +120,11 @@ class Output:
     texts: list[list[str]]
     responses: list[list[str]]
     rewards: Tensor
+    candidate_rewards: Tensor
     seeds: Tensor
+    windows: list[tuple[int, int]]
     history: History
+    steps: list[StepState] | None
     timings: dict[str, float]
     complete: bool
 

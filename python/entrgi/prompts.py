@@ -28,6 +28,21 @@ class Encoded:
     is_text: bool
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A finished text, to be scored.
+
+    Attributes:
+        prompt: text or messages, as the user gave it.
+        text: prompt and response decoded as one plain text; the response alone where the denoiser rendered a chat.
+        response: the decoded response alone.
+    """
+
+    prompt: Prompt
+    text: str
+    response: str
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool | None = None) -> Encoded:
     """Token ids of a prompt: its chat template rendered, or plain text between [CLS] and [SEP].
 

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from entrgi.config import SamplerConfig
+from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.guidance import GuidanceTrace, optimize_logits
-from entrgi.outputs import History, Output, StepState
+from entrgi.outputs import HistoryBuilder, Output, StepState
 from entrgi.prompts import Prompt
-from entrgi.rewards import Reward, attention_mask
-from entrgi.schedule import Step, confidence
+from entrgi.rewards import Reward
+from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
 from entrgi.sequences import Sequences
 from entrgi.task import Task, prepare
+from entrgi.timing import span
 from entrgi_ext import ops
 
-# The third word of a random key: Adam iterations count from 0, these two draws come after them.
-COMMIT_DRAW, POSITION_DRAW = -1, -2
+
+class Streamer(Protocol):
+    """What transformers' ``TextStreamer`` and its like offer."""
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt's ids, [1, n], then the response's in order, [n]."""
+        ...
+
+    def end(self) -> None:
+        """No more will come."""
+        ...
 
 
 @torch.inference_mode(False)  # guidance differentiates, whatever mode the caller is in
@@ -29,27 +42,39 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     denoiser: Denoiser,
     reward: Reward,
-    config: SamplerConfig | None = None,
+    config: SamplerConfig | str | None = None,
     *,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     trajectory_seeds: Tensor | None = None,
     forbidden_ids: Sequence[int] = (),
+    mask_id: int | None = None,
     callback_on_step_end: Callable[[StepState], object] | None = None,
-) -> Output:
+    streamer: Streamer | None = None,
+    output_history: bool = False,
+    return_dict_in_generate: bool = True,
+    **options: object,
+) -> Output | Tensor:
     """Sample K responses to each of B prompts, steered by the reward's gradient (arXiv 2602.05000).
 
     Args:
         prompts: one text, one chat (a list of messages), or a list of either.
         denoiser: see :mod:`entrgi.denoisers`.
         reward: see :mod:`entrgi.rewards`; its model must be on the denoiser's device.
-        config: None is the ``paper`` preset.
+        config: a :class:`SamplerConfig` or a preset's name; None is the ``paper`` preset.
         seed: an integer from which all trajectory seeds derive; None draws one.
         generator: draws that integer instead.
-        trajectory_seeds: int64 [B, K], used as they are. A trajectory's draws depend on its seed and nothing
-            else, so a batch equals its single runs.
+        trajectory_seeds: int64 [B, N] (N trajectories per prompt), used as they are. A trajectory's draws depend
+            on its seed and nothing else, so a batch equals its single runs.
         forbidden_ids: never drawn, besides the mask token and ids without a token.
+        mask_id: None, or the denoiser's mask token: whoever passes another is told.
         callback_on_step_end: called with a :class:`StepState`; an exception from it ends the generation.
+        streamer: gets the ids of the only trajectory as soon as nothing before them is masked, up to the first
+            end-of-sequence token; such as transformers' ``TextStreamer``.
+        output_history: keep every step's :class:`StepState` in ``Output.steps``.
+        return_dict_in_generate: False returns the ids alone, int64 [B * K, S].
+        options: fields of :class:`SamplerConfig` that replace those of ``config``, or their aliases
+            ``gen_length``, ``num_inference_steps`` and ``remasking`` (see :func:`entrgi.config.resolve`).
 
     Returns:
         :class:`Output`.
@@ -57,7 +82,8 @@ def generate(
     Raises:
         ValueError: before generation starts, naming the argument: a prompt that holds the mask token or does
             not fit a context, models that do not fit each other, more than one source of seeds.
-        RuntimeError: naming the step, where logits are invalid (NaN, +inf) or nothing can be drawn.
+        RuntimeError: naming the step, where logits are invalid (NaN, +inf), nothing can be drawn or the reward is
+            not finite.
         KeyboardInterrupt: passed on, with what was done so far as its attribute ``partial``, an
             :class:`Output`.
 
@@ -65,175 +91,309 @@ def generate(
         >>> import torch, entrgi, entrgi.demo
         >>> denoiser = entrgi.MaskedLM(*entrgi.demo.load_denoiser(torch.float32))
         >>> reward = entrgi.SequenceClassifierReward(*entrgi.demo.load_reward(torch.float32))
-        >>> config = entrgi.preset("paper", max_new_tokens=16, steps=16)
-        >>> entrgi.generate("The movie was", denoiser, reward, config, seed=0).texts
+        >>> entrgi.generate("The movie was", denoiser, reward, max_new_tokens=16, steps=16, seed=0).texts
     """
     started = time.perf_counter()
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
     task = prepare(
         prompts,
         denoiser,
         reward,
-        config or SamplerConfig(),
+        resolve(config, options),
         seed=seed,
         generator=generator,
         trajectory_seeds=trajectory_seeds,
         forbidden_ids=forbidden_ids,
+        mask_id=mask_id,
     )
-    states: list[StepState] = []
+    stream = _Stream(streamer, task)
+    history = HistoryBuilder(keep_states=output_history)
     timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
     try:
         for step in task.steps:
-            states.append(advance(task, step, timings))
+            with span("step"):
+                state = advance(task, step, timings)
+            history.add(state)
+            stream.update()
             if callback_on_step_end is not None:
-                callback_on_step_end(states[-1])
+                callback_on_step_end(state)
         task.raise_on_error()
-        return _finish(task, states, timings, started, complete=True)
+        stream.end()
+        output = _finish(task, history, timings, started, complete=True)
     except KeyboardInterrupt as interrupt:
-        interrupt.partial = _finish(task, states, timings, started, complete=False)
+        with suppress(RuntimeError):  # a reward that fails must not hide the interrupt
+            interrupt.partial = _finish(task, history, timings, started, complete=False)
         raise
+    return output if return_dict_in_generate else output.sequences.flatten(0, 1)
 
 
 def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
     """One denoising step of the trajectories that commit in it; ``timings`` grow by its seconds."""
-    clock = [time.perf_counter()]
-    batch = task.sequences.select(step.active)
-    positions, keys = masked_positions(batch, step, task.denoiser.mask_token_id)
-    logits = denoise(task, batch, positions)
-    clock.append(time.perf_counter())
-    try:
-        trace = guide(task, step, batch, positions, keys, logits)
-        clock.append(time.perf_counter())
-        commit(task, step, batch, positions, keys, logits, trace)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise RuntimeError(f"denoising step {step.index} of {task.config.steps}: {error}") from error
-    if batch is not task.sequences:
-        task.sequences.tokens[step.active] = batch.tokens
-    clock.append(time.perf_counter())
+    started = time.perf_counter()
+    record = _StepRecord(task.sequences.tokens)
+    for batch in step.batches:
+        try:
+            advance_batch(task, step, batch, record, timings)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise RuntimeError(task.describe(step.index, error)) from error
+    sequences, config = task.sequences, task.config
+    if config.early_exit:
+        end_finished_(sequences.tokens, sequences.window, task.denoiser.mask_token_id, task.denoiser.eos_token_id)
+    return record.state(step.index, config.steps, sequences.tokens, time.perf_counter() - started)
 
+
+def advance_batch(task: Task, step: Step, batch: Batch, record: _StepRecord, timings: dict[str, float]) -> None:
+    """:func:`advance` for the trajectories of ``batch``: denoise, guide, commit."""
+    clock = [time.perf_counter()]
+    sequences = task.sequences.select(batch.active)
+    rows = masked_rows(sequences, step, batch, task.denoiser.mask_token_id, task.config.bucket)
+    logits = denoise(task, sequences, rows)
+    clock.append(time.perf_counter())
+    trace = guide(task, step, batch, sequences, rows, logits) if step.guided else None
+    clock.append(time.perf_counter())
+    entropy, committed = commit(task, step, batch, sequences, rows, logits, trace)
+    if sequences is not task.sequences:
+        task.sequences.tokens[batch.active] = sequences.tokens
+    record.add(batch, rows, entropy, committed, trace)
+    clock.append(time.perf_counter())
     for i, name in enumerate(("denoise", "guide", "commit")):
         timings[name] += clock[i + 1] - clock[i]
-    return StepState(
-        step=step.index,
-        steps=task.config.steps,
-        tokens=task.sequences.tokens,
-        committed=step.total,
-        reward=None if trace is None else trace.rewards[-1].mean(),
-        weight=None if trace is None else trace.weights[-1].mean(),
-        seconds=clock[-1] - clock[0],
-    )
 
 
-def masked_positions(batch: Sequences, step: Step, mask_token_id: int) -> tuple[Tensor, Tensor]:
-    """Masked positions, int64 [N] into the flattened [P * S], and their random keys, int64 [N, 4].
+@dataclass(frozen=True)
+class Rows:
+    """The N masked positions that a batch works on, padded to a multiple of the row bucket.
 
-    N is known from the schedule, so the device is not asked for it.
+    Attributes:
+        trajectories, columns: int64 [N], of the batch's tokens [A, S]; 0 in padding rows.
+        keys: int64 [N, 4], (seed, denoising step, 0, column).
+        real: bool [N], false in padding rows.
     """
-    masked = batch.tokens == mask_token_id
-    if batch.attention_mask is not None:
-        masked &= batch.attention_mask.bool()
-    positions = torch.nonzero_static(masked.flatten(), size=step.masked, fill_value=0)[:, 0]
-    width = batch.tokens.shape[1]
-    seed, column = batch.seeds[positions // width], positions % width
-    return positions, torch.stack([seed, torch.full_like(seed, step.index), torch.zeros_like(seed), column], dim=1)
+
+    trajectories: Tensor
+    columns: Tensor
+    keys: Tensor
+    real: Tensor
 
 
-def denoise(task: Task, batch: Sequences, positions: Tensor) -> Tensor:
-    """The denoiser's logits z [N, V] at ``positions``, in ``logits_dtype``."""
-    logits = task.denoiser.logits(batch.tokens, batch.attention_mask, positions)
+def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: int, bucket: int) -> Rows:
+    """Masked positions of a batch, row-major by trajectory.
+
+    Their number is known from the schedule, so the device is not asked for it.
+    """
+    masked = sequences.tokens == mask_token_id
+    if sequences.attention_mask is not None:
+        masked &= sequences.attention_mask.bool()
+    if not step.guided:  # nobody reads the logits of what does not compete
+        masked &= masked.cumsum(dim=1) <= batch.competing[:, None]
+    size = -(-batch.rows // bucket) * bucket
+    positions = torch.nonzero_static(masked, size=size, fill_value=0)
+    trajectories, columns = positions[:, 0], positions[:, 1]
+    zero = torch.zeros_like(columns)
+    keys = torch.stack([sequences.seeds[trajectories], zero + step.index, zero, columns], dim=1)
+    return Rows(trajectories, columns, keys, torch.arange(size, device=columns.device) < batch.rows)
+
+
+def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
+    """The denoiser's logits z [N, V] at ``rows``, in ``logits_dtype``."""
+    positions = rows.trajectories * sequences.tokens.shape[1] + rows.columns
+    with span("denoiser"):
+        logits = task.denoiser.logits(sequences.tokens, sequences.attention_mask, positions)
     return logits.to(task.config.logits_dtype or logits.dtype)
 
 
-def guide(
-    task: Task, step: Step, batch: Sequences, positions: Tensor, keys: Tensor, logits: Tensor
-) -> GuidanceTrace | None:
-    """Optimise ``logits`` [N, V] in place for the reward; nothing and None where ``guidance`` is ``none``."""
-    config, denoiser = task.config, task.denoiser
-    if config.guidance == "none":
-        return None
-    sequences = task.reward_sequences.select(step.active)
+def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows, logits: Tensor) -> GuidanceTrace:
+    """Optimise ``logits`` [N, V] in place for the reward."""
+    config, reward = task.config, task.target.select(batch.active)
+    inputs_embeds, ids = reward.inputs(sequences.tokens)
+    destinations = torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1)
+    error_flag = task.error_flags[step.index : step.index + 1]
 
-    def reward(inputs_embeds: Tensor, tokens: Tensor) -> Tensor:
-        visible = attention_mask(
-            tokens, sequences.valid, sequences.response, denoiser.eos_token_id, denoiser.pad_token_id
+    def optimize(
+        logits: Tensor, inputs_embeds: Tensor, destinations: Tensor, ids: Tensor, keys: Tensor, error_flag: Tensor
+    ) -> GuidanceTrace:
+        return optimize_logits(
+            logits,
+            reward.embedding,
+            inputs_embeds,
+            destinations,
+            ids,
+            reward,
+            keys=keys,
+            guidance=config.guidance,
+            steps=config.guidance_steps,
+            lr=config.guidance_lr,
+            optimizer=config.optimizer,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            forbidden=task.forbidden,
+            gumbel_temperature=config.gumbel_temperature,
+            reward_scale=config.reward_scale,
+            error_flag=error_flag,
         )
-        return task.reward.relaxed(inputs_embeds, visible)
 
-    width = batch.tokens.shape[1]
-    inputs_embeds, tokens = sequences.inputs(batch.tokens, task.embedding)
-    return optimize_logits(
-        logits,
-        task.embedding,
-        inputs_embeds,
-        sequences.rows(positions // width, positions % width),
-        tokens,
-        reward,
-        keys=keys,
-        guidance=config.guidance,
-        steps=config.guidance_steps,
-        lr=config.guidance_lr,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        forbidden=task.forbidden,
-        reward_scale=config.reward_scale,
-        error_flag=task.error_flags[step.index : step.index + 1],
-    )
+    tensors = (logits, inputs_embeds, destinations, ids, rows.keys, error_flag)
+    if task.graphs is None:
+        return optimize(*tensors)
+    return task.graphs(optimize, tensors, batch.trajectories)
 
 
 def commit(
     task: Task,
     step: Step,
-    batch: Sequences,
-    positions: Tensor,
-    keys: Tensor,
+    batch: Batch,
+    sequences: Sequences,
+    rows: Rows,
     logits: Tensor,
     trace: GuidanceTrace | None,
-) -> Tensor:
-    """Draw a token at every masked position and write the most confident into ``batch.tokens``.
+) -> tuple[Tensor, Tensor]:
+    """Draw a token at every masked position and write the most confident into ``sequences.tokens``.
 
     Returns:
-        bool [N], the positions that were committed.
+        entropy of the denoiser's own logits, [N], and bool [N], the rows that were committed.
     """
-    config = task.config
-    draw, rank = keys.clone(), keys.clone()
-    draw[:, 2], rank[:, 2] = COMMIT_DRAW, POSITION_DRAW
+    config, eos = task.config, task.denoiser.eos_token_id
+    draw, rank = rows.keys.clone(), rows.keys.clone()
+    draw[:, 2].fill_(COMMIT_DRAW)
+    rank[:, 2].fill_(POSITION_DRAW)
     error_flag = task.error_flags[step.index : step.index + 1]
-    sample = ops.sample_tokens(logits, draw, config.temperature, config.top_p, config.top_k, task.forbidden, error_flag)
-    initial_entropy = sample.tempered_entropy if trace is None else trace.initial_entropy
-    committed = torch.zeros_like(positions, dtype=torch.bool)
-    ops.commit_(
-        batch.tokens,
-        committed,
-        sample.token,
-        confidence(config.alg, sample, logits, initial_entropy, config.entropy_source),
-        positions % batch.tokens.shape[1],
-        step.splits,
-        step.counts,
-        keys=rank if config.alg_temp > 0 else None,
-        eos_token_id=task.denoiser.eos_token_id if config.deprioritize_eos else None,
-        alg_temp=config.alg_temp,
-    )
-    return committed
+    with span("sample_tokens"):
+        sample = ops.sample_tokens(
+            logits, draw, config.temperature, config.top_p, config.top_k, task.forbidden, error_flag
+        )
+    entropy = sample.tempered_entropy if trace is None else trace.initial_entropy
+    with span("commit"):
+        counts = batch.counts
+        if batch.chosen is not None:  # origin: what commits is settled, whatever was drawn there
+            score, eos = torch.zeros_like(entropy), None
+            score[: batch.rows] = batch.chosen.to(score.dtype)
+        else:
+            eos = eos if config.deprioritize_eos else None
+            score = confidence(config.alg, sample, logits, entropy, config.entropy_source)
+            score = score.masked_fill(~competing(batch, rows), -torch.inf)
+        if config.threshold is not None:
+            counts = counts.maximum(count_confident(score, sample.token, batch, rows, config.threshold, eos))
+        committed = torch.zeros_like(rows.real)
+        ops.commit_(
+            sequences.tokens,
+            committed,
+            sample.token,
+            score,
+            rows.columns,
+            batch.splits,
+            counts,
+            keys=rank if config.alg_temp > 0 else None,
+            eos_token_id=eos,
+            alg_temp=config.alg_temp,
+        )
+    return entropy, committed
 
 
-def _finish(task: Task, states: list[StepState], timings: dict[str, float], started: float, complete: bool) -> Output:
-    """Decode, and score what is complete."""
-    texts, responses = task.decode()
-    rewards = torch.full(task.seeds.shape, torch.nan)
+def competing(batch: Batch, rows: Rows) -> Tensor:
+    """bool [N]: the rows that may be committed, the leading ones of each trajectory."""
+    place = torch.arange(rows.real.shape[0], device=rows.real.device) - batch.splits[rows.trajectories]
+    return rows.real & (place < batch.competing[rows.trajectories])
+
+
+def count_confident(
+    score: Tensor, candidates: Tensor, batch: Batch, rows: Rows, threshold: float, eos_token_id: int | None
+) -> Tensor:
+    """int64 [A]: how many rows of each trajectory have a confidence of at least ``threshold``."""
+    confident = (score >= threshold) & competing(batch, rows)
+    if eos_token_id is not None:  # de-prioritised: its confidence is -inf
+        confident &= candidates != eos_token_id
+    return torch.zeros_like(batch.counts).index_add_(0, rows.trajectories, confident.long())
+
+
+def end_finished_(tokens: Tensor, window: Tensor, mask_token_id: int, eos_token_id: int) -> None:
+    """Fill what is masked behind the first end of sequence with that token, where nothing before it is masked.
+
+    ``tokens`` int64 [P, S], in place; ``window`` bool [P, S], the response.
+    """
+    masked = window & (tokens == mask_token_id)
+    behind = (window & (tokens == eos_token_id)).cumsum(dim=1) > 0
+    finished = behind.any(dim=1) & ~(masked & ~behind).any(dim=1)
+    tokens.masked_fill_(masked & finished[:, None], eos_token_id)
+
+
+class _StepRecord:
+    """Collects what a step's batches did into tensors over all trajectories."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.shape = tokens.shape
+        # One slot more than there are positions takes what padding rows write.
+        nan = torch.full((tokens.numel() + 1,), torch.nan, device=tokens.device)
+        self.entropy, self.weight = nan, nan.clone()
+        self.committed = torch.zeros_like(nan, dtype=torch.bool)
+        self.reward = nan[: self.shape[0]].clone()
+
+    def add(self, batch: Batch, rows: Rows, entropy: Tensor, committed: Tensor, trace: GuidanceTrace | None) -> None:
+        places = batch.active[rows.trajectories] * self.shape[1] + rows.columns
+        places = torch.where(rows.real, places, self.entropy.shape[0] - 1)
+        self.entropy[places] = entropy.float()
+        self.committed[places] = committed
+        if trace is not None:
+            self.weight[places] = trace.weights[-1].float()
+            self.reward[batch.active] = trace.rewards[-1].float()
+
+    def state(self, index: int, steps: int, tokens: Tensor, seconds: float) -> StepState:
+        entropy, weight, committed = (x[:-1].view(self.shape) for x in (self.entropy, self.weight, self.committed))
+        return StepState(index, steps, tokens.clone(), committed, entropy, weight, self.reward, seconds)
+
+
+class _Stream:
+    """Hands a streamer the part of the only response before its first masked position, as it grows."""
+
+    def __init__(self, streamer: Streamer | None, task: Task) -> None:
+        self.streamer, self.task, self.sent = streamer, task, 0
+        if streamer is None:
+            return
+        if not (callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))):
+            raise ValueError(f"streamer must have methods put and end, got {streamer!r}")
+        if task.seeds.numel() != 1:
+            raise ValueError(f"streamer: expected one trajectory, got {task.seeds.numel()}")
+        streamer.put(task.sequences.tokens[:, : task.layouts[0].start].cpu())
+
+    def update(self) -> None:
+        if self.streamer is None:
+            return
+        response = self.task.window_ids(0, self.task.sequences.tokens[0].tolist())
+        mask = self.task.denoiser.mask_token_id
+        ready = response.index(mask) if mask in response else len(response)
+        if ready > self.sent:
+            self.streamer.put(torch.tensor(response[self.sent : ready]))
+            self.sent = ready
+
+    def end(self) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+
+
+def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
+    """Decode, score what is complete, and choose what is returned."""
+    completions = task.decode()
+    candidates = torch.full(task.seeds.shape, torch.nan)
     if complete:
         scoring = time.perf_counter()
-        pairs = [(text, prompt) for row, prompt in zip(texts, task.prompts, strict=True) for text in row]
-        rewards = task.reward.score(*zip(*pairs, strict=True)).view(task.seeds.shape)
+        candidates = task.reward.score([c for row in completions for c in row]).view(task.seeds.shape)
         timings["score"] = time.perf_counter() - scoring
+    kept = task.choose(candidates)
+    chosen = [[row[k] for k in ks] for row, ks in zip(completions, kept.tolist(), strict=True)]
+    trajectories = (kept + torch.arange(kept.shape[0])[:, None] * task.seeds.shape[1]).flatten()
     return Output(
-        sequences=task.sequences.tokens.view(*task.seeds.shape, -1).cpu(),
-        texts=texts,
-        responses=responses,
-        rewards=rewards,
-        seeds=task.seeds,
-        history=History.of(states),
+        sequences=task.sequences.tokens.cpu()[trajectories].view(*kept.shape, -1),
+        texts=[[c.text if task.reward.reads_prompt else c.response for c in row] for row in chosen],
+        responses=[[c.response for c in row] for row in chosen],
+        rewards=candidates.gather(1, kept),
+        candidate_rewards=candidates,
+        seeds=task.seeds.gather(1, kept),
+        windows=[(layout.start, layout.stop) for layout in task.layouts],
+        history=history.history(),
+        steps=None if history.states is None else [state.select(trajectories) for state in history.states],
         timings={**timings, "total": time.perf_counter() - started},
         complete=complete,
     )

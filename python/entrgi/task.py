@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from entrgi.config import SamplerConfig
 from entrgi.denoisers import Denoiser
-from entrgi.prompts import Encoded, Prompt
-from entrgi.rewards import Reward
+from entrgi.graphs import GuidanceGraphs
+from entrgi.guidance import REWARD_NOT_FINITE
+from entrgi.prompts import Completion, Prompt
+from entrgi.rewards import BoundReward, Reward
 from entrgi.schedule import Step, plan
-from entrgi.sequences import Layout, RewardSequences, Sequences, build_reward_sequences, build_sequences
-from entrgi.vocabulary import align_embedding, undecodable
+from entrgi.sequences import Layout, Sequences, build_sequences
+from entrgi.vocabulary import undecodable
 
 
 @dataclass(frozen=True)
@@ -23,61 +25,75 @@ class Task:
     """A generation that has passed all checks. Only ``sequences.tokens`` and ``error_flags`` change.
 
     Attributes:
-        prompts, encoded, layouts: B of each.
-        seeds: int64 [B, K].
-        sequences, reward_sequences: P = B * K trajectories, prompt by prompt.
-        embedding: [V, d], the reward's embedding by the denoiser's ids.
+        layouts: B prompts and where their responses lie.
+        seeds: int64 [B, N], N trajectories per prompt.
+        sequences: P = B * N trajectories, prompt by prompt.
+        target: the reward bound to these trajectories, for guidance.
         forbidden: bool [V], ids that are never drawn.
-        steps: the steps that commit something.
+        steps: the steps that commit something, in order; each is carried out before the next is taken.
         error_flags: int32 [T], one per denoising step, so that reading them once at the end names the step.
+        graphs: captured guidance loops, or None where they are not asked for.
     """
 
     denoiser: Denoiser
     reward: Reward
     config: SamplerConfig
-    prompts: list[Prompt]
-    encoded: list[Encoded]
     layouts: list[Layout]
     seeds: Tensor
     sequences: Sequences
-    reward_sequences: RewardSequences
-    embedding: Tensor
+    target: BoundReward
     forbidden: Tensor
-    steps: list[Step]
+    steps: Iterable[Step]
     error_flags: Tensor
+    graphs: GuidanceGraphs | None
 
-    def reads_whole_text(self, prompt: int) -> bool:
-        """Whether the reward scores prompt and response as one text."""
-        return self.reward.reads_prompt and self.encoded[prompt].is_text
+    def window_ids(self, prompt: int, row: list[int]) -> list[int]:
+        """The response in a trajectory's ids, up to its first end-of-sequence token."""
+        layout, eos = self.layouts[prompt], self.denoiser.eos_token_id
+        window = row[layout.start : layout.stop]
+        return window[: window.index(eos)] if eos in window else window
 
-    def decode(self) -> tuple[list[list[str]], list[list[str]]]:
-        """Texts to score and responses alone, [B][K] each, up to the first end-of-sequence token."""
+    def decode(self) -> list[list[Completion]]:
+        """What was written, [B][N], up to the first end-of-sequence token."""
+
+        def decode(ids: list[int]) -> str:
+            return self.denoiser.tokenizer.decode(ids, skip_special_tokens=True)
+
         rows = self.sequences.tokens.view(*self.seeds.shape, -1).tolist()
-        eos, decode = self.denoiser.eos_token_id, self.denoiser.tokenizer.decode
-        texts, responses = [], []
+        result = []
         for b, layout in enumerate(self.layouts):
-            texts.append([])
-            responses.append([])
-            for row in rows[b]:
-                window = row[layout.start : layout.stop]
-                window = window[: window.index(eos)] if eos in window else window
-                before = row[layout.text_start : layout.start] if self.reads_whole_text(b) else []
-                texts[b].append(decode(before + window, skip_special_tokens=True))
-                responses[b].append(decode(window, skip_special_tokens=True))
-        return texts, responses
+            windows = [self.window_ids(b, row) for row in rows[b]]
+            completions = [Completion(layout.prompt, decode(layout.before + ids), decode(ids)) for ids in windows]
+            result.append(completions)
+        return result
+
+    def choose(self, rewards: Tensor) -> Tensor:
+        """Which of the N trajectories of each prompt are returned, int64 [B, K]; ``rewards`` [B, N], NaN if unknown."""
+        copies = self.config.num_return_sequences
+        if self.config.best_of is None or rewards.isnan().any():
+            return torch.arange(copies).expand(rewards.shape[0], -1)
+        return rewards.sort(dim=1, descending=True, stable=True).indices[:, :copies]
 
     def raise_on_error(self) -> None:
         """Waits for the device. Raises RuntimeError naming the first step whose error flag is set."""
         flags = self.error_flags.tolist()
         step = next((j for j, flag in enumerate(flags) if flag), None)
-        if step is None:
-            return
-        reasons = {
-            1: "logits with NaN, +inf or nothing finite",
-            2: "a position where every finite id is forbidden",
-        }
-        reason = " and ".join(text for bit, text in reasons.items() if flags[step] & bit)
-        raise RuntimeError(f"denoising step {step} of {self.config.steps}: {reason}")
+        if step is not None:
+            raise RuntimeError(self.describe(step, " and ".join(_reasons(flags[step]))))
+
+    def describe(self, step: int, error: RuntimeError | str) -> str:
+        """An error of denoising step ``step`` in words, with its cause where the error is only a consequence."""
+        flag = int(self.error_flags[step])
+        reason = "the reward is not finite" if flag & REWARD_NOT_FINITE else error
+        return f"denoising step {step} of {self.config.steps}: {reason}"
+
+
+def _reasons(flag: int) -> list[str]:
+    reasons = {
+        1: "logits with NaN, +inf or nothing finite",
+        2: "a position where every finite id is forbidden",
+    }
+    return [text for bit, text in reasons.items() if flag & bit]
 
 
 def prepare(
@@ -90,26 +106,25 @@ def prepare(
     generator: torch.Generator | None,
     trajectory_seeds: Tensor | None,
     forbidden_ids: Sequence[int],
+    mask_id: int | None = None,
 ) -> Task:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
-    copies = config.num_return_sequences
+    copies = config.trajectories
     if trajectory_seeds is None:
         seeds = derive_seeds(_base_seed(seed, generator), len(prompts), copies)
     elif seed is None and generator is None:
         seeds = _check_seeds(trajectory_seeds, len(prompts), copies)
     else:
         raise ValueError("trajectory_seeds: pass one of seed, generator and trajectory_seeds")
-    embedding = align_embedding(
-        reward.weight, reward.tokenizer, denoiser.tokenizer, denoiser.vocab_size, reward.missing
-    )
-    _check_models(denoiser, embedding, config)
+    _check_denoiser(denoiser, config, mask_id)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
     ends = (denoiser.eos_token_id,) if config.infill and denoiser.eos_token_id is not None else ()
     forbidden = _forbidden(denoiser, (*forbidden_ids, *ends))
 
     encoded = [denoiser.encode(prompt) for prompt in prompts]
     sequences, layouts, masked = build_sequences(
+        prompts,
         encoded,
         seeds,
         max_new_tokens=config.max_new_tokens,
@@ -119,29 +134,34 @@ def prepare(
         max_length=denoiser.max_length,
         device=denoiser.device,
     )
-    frames = []
-    for index, (prompt, ids, layout) in enumerate(zip(prompts, encoded, layouts, strict=True)):
+    for index, ids in enumerate(encoded):
         if denoiser.mask_token_id in ids.body and not (ids.is_text and reward.reads_prompt):
             raise ValueError(
                 f"prompts[{index}] is to be infilled, which needs a plain-text prompt and a reward that "
                 "reads the whole text (no chat template, include_prompt=True)"
             )
-        before = ids.body[: layout.start - layout.text_start] if ids.is_text else []
-        frames.append(reward.frame(prompt, before))
+    target = reward.bind(denoiser, layouts, copies)
+    _check_target(denoiser, target.embedding, config)
+
+    def count_masked() -> list[int]:
+        return (sequences.window & (sequences.tokens == denoiser.mask_token_id)).sum(dim=1).tolist()
+
+    foreseen = config.threshold is None and not config.early_exit
+    trajectory_seeds = sequences.seeds.tolist()
+    steps = plan(masked, trajectory_seeds, config, denoiser.device, None if foreseen else count_masked)
     return Task(
         denoiser=denoiser,
         reward=reward,
         config=config,
-        prompts=prompts,
-        encoded=encoded,
         layouts=layouts,
         seeds=seeds,
         sequences=sequences,
-        reward_sequences=build_reward_sequences(frames, layouts, copies, reward.weight, reward.max_length),
-        embedding=embedding,
+        target=target,
         forbidden=forbidden,
-        steps=plan(masked, config.steps, denoiser.device),
+        # Where the schedule alone decides, everything is on the device before the first step.
+        steps=list(steps) if foreseen else steps,
         error_flags=torch.zeros(config.steps, dtype=torch.int32, device=denoiser.device),
+        graphs=GuidanceGraphs(denoiser.device) if config.cuda_graphs else None,
     )
 
 
@@ -188,7 +208,19 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [prompts] if all(isinstance(item, dict) for item in prompts) else prompts
 
 
-def _check_models(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) -> None:
+def _check_denoiser(denoiser: Denoiser, config: SamplerConfig, mask_id: int | None) -> None:
+    if mask_id is not None and mask_id != denoiser.mask_token_id:
+        raise ValueError(
+            f"mask_id must be the denoiser's mask token {denoiser.mask_token_id}, got {mask_id!r}; "
+            "CallableDenoiser takes another as mask_token_id"
+        )
+    if config.early_exit and denoiser.eos_token_id is None:
+        raise ValueError("early_exit: the denoiser has no end-of-sequence token to stop at")
+    if config.cuda_graphs and denoiser.device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs models on a CUDA device, got {denoiser.device}")
+
+
+def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) -> None:
     if embedding.device != denoiser.device:
         raise ValueError(
             f"reward: its model is on {embedding.device}, expected the denoiser's device {denoiser.device}"

@@ -6,7 +6,6 @@ import torch
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from entrgi import CallableDenoiser, MaskedLM, SamplerConfig, SequenceClassifierReward, generate, preset
-from entrgi.vocabulary import align_embedding, undecodable
 
 SMALL = {"num_return_sequences": 2, "max_new_tokens": 4, "steps": 4}
 
@@ -26,8 +25,10 @@ def pair():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"alg": "origin"}, "alg must be one of entropy, maskgit_plus, topk_margin, anchor, got 'origin'"),
-        ({"guidance": "gumbel"}, "guidance must be one of entrgi, aps, expectation, none, got 'gumbel'"),
+        ({"alg": "random"}, "alg must be one of entropy, maskgit_plus, topk_margin, anchor, origin, got 'random'"),
+        ({"guidance": "both"}, "guidance must be one of entrgi, aps, expectation, gumbel, none, got 'both'"),
+        ({"schedule": "cosine"}, "schedule must be one of paper, rgrl, uniform, got 'cosine'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adam, sgd, got 'lion'"),
         ({"entropy_rule": "both"}, "entropy_rule must be one of"),
         ({"temperature": 0.0}, "temperature must be > 0 and finite, got 0.0"),
         ({"temperature": -0.7}, "temperature must be > 0 and finite, got -0.7"),
@@ -46,6 +47,40 @@ def pair():
         ({"reward_scale": float("nan")}, "reward_scale must be finite, got nan"),
         ({"logits_dtype": torch.int32}, "logits_dtype must be None or a floating torch dtype, got torch.int32"),
         ({"colour": 1}, "unknown option 'colour'"),
+        ({"best_of": 3}, r"best_of must be >= num_return_sequences \(4\), got 3"),
+        ({"best_of": 0}, "best_of must be .*got 0"),
+        ({"best_of": 4.5}, "best_of must be .*got 4.5"),
+        ({"threshold": float("nan")}, "threshold must be .*got nan"),
+        ({"threshold": "high"}, "threshold must be .*got 'high'"),
+        ({"threshold": 0.5, "alg": "maskgit_plus", "alg_temp": 0.5}, "threshold.*alg_temp|alg_temp.*threshold"),
+        ({"threshold": 0.5, "alg": "origin"}, "threshold.*origin|origin.*threshold"),
+        ({"alg": "origin", "alg_temp": 0.5}, "alg_temp.*origin|origin.*alg_temp"),
+        ({"block_length": 0}, "block_length must be .*got 0"),
+        ({"block_length": 2.0}, "block_length must be .*got 2.0"),
+        ({"guidance_interval": 0}, "guidance_interval must be .*got 0"),
+        ({"guidance_interval": (5, 2)}, r"guidance_interval must be .*got \(5, 2\)"),
+        ({"guidance_interval": (2, 2)}, r"guidance_interval must be .*got \(2, 2\)"),
+        ({"guidance_interval": (-1, 2)}, r"guidance_interval must be .*got \(-1, 2\)"),
+        ({"guidance_interval": (1, 2, 3)}, r"guidance_interval must be .*got \(1, 2, 3\)"),
+        ({"guidance_interval": (0.5, 2)}, r"guidance_interval must be .*got \(0.5, 2\)"),
+        ({"guidance_interval": 1.5}, "guidance_interval must be .*got 1.5"),
+        ({"guidance_interval": "all"}, "guidance_interval must be .*got 'all'"),
+        ({"guidance_interval": True}, "guidance_interval must be .*got True"),
+        ({"gumbel_temperature": 0.0}, "gumbel_temperature must be > 0 and finite, got 0.0"),
+        ({"row_bucket": 0}, "row_bucket must be an integer >= 1, got 0"),
+        ({"max_rows": 0}, "max_rows must be an integer >= 1, got 0"),
+        ({"max_rows": 1.5}, "max_rows must be an integer >= 1, got 1.5"),
+        ({"early_exit": "yes"}, "early_exit must be .*got 'yes'"),
+        ({"infill": 1}, "infill must be .*got 1"),
+        ({"deprioritize_eos": None}, "deprioritize_eos must be .*got None"),
+        ({"cuda_graphs": 2}, "cuda_graphs must be .*got 2"),
+        ({"steps": True}, "steps must be an integer >= 1, got True"),
+        ({"temperature": "0.7"}, "temperature must be .*got '0.7'"),
+        ({"temperature": None}, "temperature must be .*got None"),
+        ({"top_p": None}, "top_p must be .*got None"),
+        ({"top_k": 2.5}, "top_k must be .*got 2.5"),
+        ({"alg": None}, "alg must be one of .*got None"),
+        ({"alg": ["entropy"]}, "alg must be one of .*got "),
     ],
     ids=str,
 )
@@ -55,15 +90,65 @@ def test_options(option, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="preset must be one of paper, got 'fast'"):
+    with pytest.raises(ValueError, match="preset must be one of paper, rgrl, got 'fast'"):
         preset("fast")
 
 
-def test_paper_preset():
-    config = preset("paper")
-    assert (config.num_return_sequences, config.steps, config.max_new_tokens) == (4, 128, 128)
-    assert (config.guidance_steps, config.guidance_lr, config.temperature, config.top_p) == (3, 0.5, 0.7, 0.95)
-    assert (config.top_k, config.alg, config.guidance, config.logits_dtype) == (None, "entropy", "entrgi", None)
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("fast", {}, "one of paper, rgrl, got 'fast'"),
+        ({"steps": 4}, {}, "config .*dict|config .*{'steps': 4}"),
+        (4, {}, "config .*4"),
+        (None, {"colour": 1}, "unknown option 'colour'"),
+        (None, {"remasking": "random"}, "remasking .*got 'random'|alg .*got 'random'"),
+        (None, {"remasking": "low_confidence", "alg": "entropy"}, "remasking.*alg|alg.*remasking"),
+        (None, {"gen_length": 4, "max_new_tokens": 4}, "gen_length.*max_new_tokens|max_new_tokens.*gen_length"),
+        (None, {"num_inference_steps": 4, "steps": 4}, "num_inference_steps.*steps"),
+        (None, {"gen_length": 0}, "(max_new_tokens|gen_length) must be an integer >= 1, got 0"),
+        (None, {"mask_id": 5}, "mask_id.* 4.* 5|mask_id.* 5.* 4"),
+        (None, {"cuda_graphs": True}, "cuda_graphs.*cpu"),
+        (SamplerConfig(), {"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ("rgrl", {"alg": "origin", "alg_temp": 1.0}, "alg_temp"),
+        (None, {"max_new_tokens": 7, "block_length": 2, "steps": 3}, "steps.* 3.* 4|steps.* 4.* 3"),
+        (None, {"max_new_tokens": 5, "max_rows": 4}, "max_rows.* 4.* 5|max_rows.* 5.* 4"),
+        (None, {"best_of": 2}, "best_of"),
+    ],
+    ids=str,
+)
+def test_arguments(pair, config, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate("the", *pair, config, seed=0, **options)
+
+
+def test_blocks_of_one_of_the_prompts(pair):
+    """Two holes have their two blocks in two steps, five do not."""
+    prompts = ["[MASK] the [MASK]", "[MASK] [MASK] [MASK] w1 [MASK] [MASK]"]
+    options = {"infill": True, "max_new_tokens": 0, "block_length": 1, "steps": 2}
+    with pytest.raises(ValueError, match="steps must be at least the number of blocks, got 2 for 5 blocks"):
+        generate(prompts, *pair, seed=0, **options)
+
+
+def test_early_exit_without_an_end_of_sequence(pair):
+    denoiser, reward = pair
+    denoiser.eos_token_id = None
+    with pytest.raises(ValueError, match="early_exit"):
+        generate("the", denoiser, reward, seed=0, early_exit=True, max_new_tokens=4, steps=4)
+
+
+def test_seeds_of_all_that_are_made(pair):
+    """With best_of, one seed for each of the N."""
+    seeds = torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"trajectory_seeds must be int64 \[1, 5\]"):
+        generate("the", *pair, SamplerConfig(**SMALL), best_of=5, trajectory_seeds=seeds)
+
+
+@pytest.mark.parametrize("callback", [1, "print"])
+def test_callbacks_that_cannot_be_called(pair, callback):
+    with pytest.raises(ValueError, match="callback_on_step_end"):
+        generate("the", *pair, SamplerConfig(**SMALL), seed=0, callback_on_step_end=callback)
+    with pytest.raises(ValueError, match="streamer"):
+        generate("the", *pair, SamplerConfig(**{**SMALL, "num_return_sequences": 1}), seed=0, streamer=callback)
 
 
 @pytest.mark.parametrize(
@@ -122,40 +207,6 @@ def test_forbidden_ids(pair):
         generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=range(64))
 
 
-def test_different_vocabularies(pair):
-    words = [*tiny.WORDS[:-1], "other"]
-    reward = tiny.bert_reward(tok=tiny.tokenizer(words))
-    with pytest.raises(ValueError, match=r"59 have the same id in both\. Vocabulary alignment .* not available yet"):
-        generate("the", pair[0], reward, SamplerConfig(**SMALL), seed=0)
-
-
-def test_reward_embedding_smaller_than_its_tokenizer():
-    with pytest.raises(ValueError, match="its embedding has 50 rows, its tokenizer ids up to 59"):
-        align_embedding(torch.zeros(50, 4), tiny.tokenizer(), tiny.tokenizer(), 64)
-
-
-@pytest.mark.parametrize(("width", "rows"), [(60, 60), (64, 64), (64, 60), (60, 64), (70, 64)])
-@pytest.mark.parametrize("missing", ["unk", "zero"])
-def test_alignment(width, rows, missing):
-    weight = torch.randn(rows, 4)
-    got = align_embedding(weight, tiny.tokenizer(), tiny.tokenizer(), width, missing)
-    assert torch.equal(got[:60], weight[:60])
-    assert got.shape == (width, 4)
-    assert torch.equal(got[60:], (weight[1] if missing == "unk" else torch.zeros(4)).expand(width - 60, 4))
-    assert undecodable(tiny.tokenizer(), width).nonzero().flatten().tolist() == list(range(60, width))
-    if width == 60:
-        assert got.data_ptr() == weight.data_ptr(), "nothing to change, nothing to copy"
-
-
-def test_unknown_rule_for_missing_tokens():
-    with pytest.raises(ValueError, match="missing must be one of unk, zero, got 'mean'"):
-        align_embedding(torch.zeros(64, 4), tiny.tokenizer(), tiny.tokenizer(), 64, "mean")
-    bare = tiny.tokenizer()
-    bare.unk_token = None
-    with pytest.raises(ValueError, match="missing='unk'"):
-        align_embedding(torch.zeros(64, 4), bare, tiny.tokenizer(), 64)
-
-
 def test_several_labels():
     model = BertForSequenceClassification(tiny.bert_config(num_labels=3))
     with pytest.raises(ValueError, match=r"BertForSequenceClassification has num_labels 3, expected 1"):
@@ -166,13 +217,6 @@ def test_reward_without_inputs_embeds():
     model = BertForSequenceClassification(tiny.bert_config(num_labels=1))
     model.forward = lambda input_ids, attention_mask: None
     with pytest.raises(ValueError, match=r"does not take inputs_embeds"):
-        SequenceClassifierReward(model, tiny.tokenizer())
-
-
-def test_reward_that_scales_its_embedding():
-    model = BertForSequenceClassification(tiny.bert_config(num_labels=1))
-    model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, rows: 2 * rows)
-    with pytest.raises(ValueError, match=r"changes \(scales\) its embedding's rows"):
         SequenceClassifierReward(model, tiny.tokenizer())
 
 

@@ -9,6 +9,7 @@ import torch
 import entrgi
 from entrgi import demo
 from entrgi.demo import weights
+from entrgi.prompts import Completion
 
 FOLDER = Path(demo.__file__).parent
 
@@ -25,7 +26,7 @@ def test_ships_in_24_megabytes() -> None:
 
 def test_reward_tells_good_from_bad(pair) -> None:
     texts = ["A wonderful film, I loved it.", "The movie was not bad.", "This is not a good movie.", "A dull mess."]
-    scores = pair[1].score(texts, [""] * 4).tolist()
+    scores = pair[1].score([Completion("", text, text) for text in texts]).tolist()
     assert scores[0] > 1
     assert scores[1] > 0
     assert scores[2] < -1

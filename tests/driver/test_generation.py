@@ -1,131 +1,62 @@
 """Whole generations, token for token, against the transcription of the method in ``method.py``."""
 
-import method
+import warnings
+
 import pytest
 import tiny
 import torch
+from transcribe import PROMPTS, check
 
 from entrgi import SamplerConfig, generate
-from entrgi.config import ALGORITHMS, GUIDANCE
 
-SEEDS = torch.tensor([[3, -(2**40)], [5, 2**61]])
-PROMPTS = ["the movie", "w3 was"]
-
-
-def tokens_of_the_method(denoiser, reward, config, prompts, seeds):
-    """Every trajectory by itself, through full forward passes of the models."""
-    pad = denoiser.tokenizer.pad_token_id
-    options = method.Options(
-        steps=config.steps,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        alg=config.alg,
-        alg_temp=config.alg_temp,
-        guidance=config.guidance,
-        guidance_steps=config.guidance_steps,
-        guidance_lr=config.guidance_lr,
-        reward_scale=config.reward_scale,
-        filtered_entropy=config.guidance == "none" if config.entropy_rule == "auto" else None,
-        deprioritize_eos=config.deprioritize_eos,
-        pad=pad,
-    )
-    if config.entropy_rule != "auto":
-        options.filtered_entropy = config.entropy_rule == "filtered"
-    forbidden = torch.arange(tiny.LOGITS_WIDTH) >= len(tiny.WORDS)
-    forbidden[options.mask] = True
-    forbidden[3] |= config.infill  # an end of sequence in a hole would cut off the text behind it
-    embedding = reward.weight.clone()
-    embedding[len(tiny.WORDS) :] = embedding[1]  # ids without a token read as [UNK]
-
-    def logits_of(tokens):
-        with torch.no_grad():
-            return denoiser.model(input_ids=torch.tensor([tokens])).logits[0]
-
-    def reward_model(embeds, mask):
-        return reward.model(inputs_embeds=embeds[None], attention_mask=mask[None].long()).logits[0, 0]
-
-    result = []
-    for prompt, row in zip(prompts, seeds.tolist(), strict=True):
-        body = [tiny.WORDS.index(word) for word in prompt.split()]
-        start = [2, *body, *[4] * config.max_new_tokens, 3]
-        first = start.index(4)
-        window = (first, len(start) - 1)
-        for seed in row:
-            result.append(
-                method.generate(
-                    start,
-                    seed,
-                    window,
-                    options,
-                    logits_of,
-                    embedding,
-                    start[:first],
-                    [3],
-                    reward_model,
-                    forbidden,
-                )
-            )
-    return result
-
-
-def check(dtype, prompts=PROMPTS, tok=None, eos_bias=0.0, **options):
-    config = SamplerConfig(**{"num_return_sequences": 2, "max_new_tokens": 5, "steps": 4, **options})
-    denoiser, reward = tiny.denoiser(dtype, tok), tiny.bert_reward(dtype, tok)
-    with torch.no_grad():
-        denoiser.model.get_output_embeddings().bias[3] += eos_bias
-    output = generate(prompts, denoiser, reward, config, trajectory_seeds=SEEDS[: len(prompts)])
-    expected = tokens_of_the_method(denoiser, reward, config, prompts, SEEDS[: len(prompts)])
-    got = output.sequences.flatten(0, 1).tolist()
-    for row, tokens in zip(got, expected, strict=True):
-        assert row[: len(tokens)] == tokens
-    return output
+GUIDANCE = ["entrgi", "aps", "expectation", "gumbel", "none"]
+ALGORITHMS = ["entropy", "maskgit_plus", "topk_margin", "anchor", "origin"]
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_fp64(guidance, alg):
-    check(torch.float64, guidance=guidance, alg=alg)
+    check(torch.float64, PROMPTS, copies=1, guidance=guidance, alg=alg)
 
 
 @pytest.mark.parametrize(
     ("guidance", "alg"), [*((g, "entropy") for g in GUIDANCE), *(("entrgi", a) for a in ALGORITHMS[1:])]
 )
 def test_fp32(guidance, alg):
-    check(torch.float32, guidance=guidance, alg=alg)
+    check(torch.float32, PROMPTS, copies=1, guidance=guidance, alg=alg)
+
+
+@pytest.mark.parametrize("preset", ["paper", "rgrl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_causal_reward_behind_a_chat_template(preset, dtype):
+    check(dtype, PROMPTS, copies=1, preset=preset, reward="qwen3")
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "unlike"),
     [
-        {"guidance": "none", "entropy_rule": "initial"},
-        {"guidance": "entrgi", "entropy_rule": "filtered"},
-        {"top_k": 2, "top_p": 1.0},
-        {"top_k": 3, "top_p": 0.5},
-        {"top_p": 1.0, "temperature": 1.3},
-        {"top_p": 0.0},
-        {"alg_temp": 0.5},
-        {"alg": "maskgit_plus", "alg_temp": 2.0, "guidance": "none"},
-        {"guidance_steps": 1},
-        {"guidance_steps": 5, "guidance_lr": 0.1, "guidance": "aps"},
-        {"reward_scale": -1.0},
+        ({"guidance": "aps"}, {"guidance": "entrgi"}),
+        ({"guidance": "expectation"}, {"guidance": "aps"}),
+        ({"top_k": 2, "top_p": 1.0}, {"top_k": None}),
+        ({"top_k": 3, "top_p": 0.5}, {"top_k": None, "top_p": 0.95}),
+        ({"top_p": 1.0, "temperature": 1.3}, {"temperature": 0.7}),
+        ({"top_p": 0.0}, {"top_p": 0.95}),
+        ({"alg_temp": 0.5}, {"alg_temp": 0.0}),
+        ({"alg": "maskgit_plus", "alg_temp": 2.0, "guidance": "none"}, {"alg_temp": 0.0}),
+        ({"guidance_steps": 1}, {"guidance_steps": 3}),
+        ({"guidance_steps": 5, "guidance_lr": 0.1, "guidance": "aps"}, {"guidance_lr": 0.5}),
+        ({"reward_scale": -1.0}, {"reward_scale": 1.0}),
     ],
     ids=str,
 )
-def test_options(options):
-    check(torch.float64, prompts=PROMPTS[:1], **options)
+def test_options(options, unlike):
+    check(**options, unlike=unlike)
 
 
-@pytest.mark.parametrize(("length", "steps"), [(1, 1), (1, 4), (3, 8), (7, 2), (6, 1)])
-def test_lengths(length, steps):
-    output = check(torch.float64, prompts=PROMPTS[:1], max_new_tokens=length, steps=steps)
-    assert not (output.sequences == 4).any()
-
-
-@pytest.mark.parametrize("alg", ALGORITHMS)
+@pytest.mark.parametrize("alg", ALGORITHMS[:-1])
 def test_end_of_sequence_ranks_last(alg):
     """With a denoiser that often draws it the rule decides which positions are committed."""
-    options = {"alg": alg, "eos_bias": 4.0, "max_new_tokens": 6, "steps": 3, "guidance_steps": 1}
+    options = {"alg": alg, "eos_bias": 4.0, "max_new_tokens": 6, "steps": 3, "guidance_steps": 1, "prompts": PROMPTS}
     last = check(torch.float64, **options)
     free = check(torch.float64, deprioritize_eos=False, **options)
     assert not torch.equal(last.sequences, free.sequences)
@@ -134,11 +65,6 @@ def test_end_of_sequence_ranks_last(alg):
             words = [tiny.WORDS[i] for i in free.sequences[b, k, 3:-1].tolist()]
             read = " ".join(words[: words.index("[SEP]")] if "[SEP]" in words else words)
             assert free.responses[b][k] == read.replace("[UNK] ", "").replace(" [UNK]", "")
-
-
-@pytest.mark.parametrize("guidance", GUIDANCE)
-def test_padding_token_is_the_end_token(guidance):
-    check(torch.float64, tok=tiny.tokenizer(pad="[SEP]"), guidance=guidance, deprioritize_eos=False)
 
 
 def test_infill():
@@ -151,19 +77,61 @@ def test_infill():
     check(torch.float64, prompts=prompts, infill=True, max_new_tokens=2, steps=3)
 
 
-@pytest.mark.parametrize("guidance", GUIDANCE)
-def test_end_of_sequence_as_first_response_token(guidance):
-    """Text after it is not read, in the relaxed input as well as in the score."""
-    output = check(torch.float64, eos_bias=8.0, max_new_tokens=4, guidance=guidance)
-    ended = [(b, k) for b in range(2) for k in range(2) if output.sequences[b, k, 3] == 3]
-    assert ended
-    for b, k in ended:
-        assert output.responses[b][k] == ""
-        assert output.texts[b][k] == PROMPTS[b]
+@pytest.fixture
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.usefixtures("no_warnings")
+class TestEdges:
+    """What a generation may meet at its limits: the method's tokens, and not one warning."""
+
+    @pytest.mark.parametrize(
+        ("length", "steps"),
+        [(1, 1), (1, 4), (3, 8), (7, 2), (6, 1)],
+        ids=["L=1,T=1", "L=1,T>L", "T>L", "T<L", "T=1"],
+    )
+    @pytest.mark.parametrize("schedule", ["paper", "rgrl", "uniform"])
+    @pytest.mark.parametrize("alg", ["entropy", "origin"])
+    def test_lengths(self, length, steps, schedule, alg):
+        output = check(max_new_tokens=length, steps=steps, schedule=schedule, alg=alg, guidance_steps=2)
+        assert sum(output.history.committed) == 2 * length
+        assert output.history.step == sorted(set(output.history.step))
+        assert set(output.history.step) <= set(range(steps))
+
+    @pytest.mark.parametrize("guidance", GUIDANCE)
+    def test_padding_token_is_the_end_token(self, guidance):
+        tok = tiny.tokenizer(pad="[SEP]")
+        check(prompts=PROMPTS, tok=tok, guidance=guidance, deprioritize_eos=False, eos_bias=3.0)
+
+    @pytest.mark.parametrize("guidance", GUIDANCE)
+    def test_end_of_sequence_as_first_response_token(self, guidance):
+        """Text after it is not read, in the relaxed input as well as in the score."""
+        output = check(prompts=PROMPTS, eos_bias=8.0, max_new_tokens=4, guidance=guidance)
+        ended = [(b, k) for b in range(2) for k in range(2) if output.sequences[b, k, 3] == 3]
+        assert ended
+        for b, k in ended:
+            assert output.responses[b][k] == ""
+            assert output.texts[b][k] == PROMPTS[b]
+
+    @pytest.mark.parametrize("guidance", ["entrgi", "none"])
+    @pytest.mark.parametrize("options", [{"schedule": "uniform"}, {"threshold": -9.0}], ids=str)
+    def test_response_that_is_committed_before_the_others(self, guidance, options):
+        """One hole beside six: the first trajectories have nothing left to do for most of the steps."""
+        prompts = ["the [MASK] was", "[MASK] [MASK] w3 [MASK] [MASK] [MASK] [MASK]"]
+        check(prompts=prompts, infill=True, max_new_tokens=0, steps=6, guidance=guidance, **options)
+
+    @pytest.mark.parametrize("preset", ["paper", "rgrl"])
+    def test_one_copy(self, preset):
+        output = check(copies=1, preset=preset)
+        assert output.sequences.shape[:2] == (1, 1)
+        assert torch.equal(output.top1, output.avg)
 
 
 def test_best_of_n_scores_the_decoded_text():
-    output = check(torch.float32, guidance="none", num_return_sequences=2)
+    output = check(torch.float32, PROMPTS, guidance="none")
     reward = tiny.bert_reward()
     for b, prompt in enumerate(PROMPTS):
         for k in range(2):
@@ -177,7 +145,7 @@ def test_best_of_n_scores_the_decoded_text():
 
 
 def test_history():
-    output = check(torch.float32, max_new_tokens=6, steps=6)
+    output = check(torch.float32, PROMPTS, max_new_tokens=6, steps=6)
     assert output.history.step == [1, 2, 3, 4, 5]
     assert output.history.committed == [4, 4, 4, 4, 8]
     assert all(0 < weight < 1 for weight in output.history.weight)

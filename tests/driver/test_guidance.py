@@ -10,6 +10,7 @@ from method import Options, optimize, visible
 
 from entrgi.guidance import optimize_logits
 from entrgi.rewards import attention_mask
+from entrgi_ext.reference import gumbel
 
 V, D, S = 40, 16, 14
 EOS, PAD = 3, 0
@@ -72,6 +73,13 @@ def network(dtype, width=D, scale=1.0):
     return reward
 
 
+GUIDANCE = ["entrgi", "aps", "expectation", "gumbel"]
+
+
+def hard_part(task, guidance, steps):
+    return task.hard[:steps] if guidance in ("entrgi", "aps") else None
+
+
 def ours(task, guidance, steps, reward, **options):
     z, buffer = task.logits.clone(), task.inputs_embeds.clone()
 
@@ -89,17 +97,23 @@ def ours(task, guidance, steps, reward, **options):
         keys=task.keys,
         guidance=guidance,
         steps=steps,
-        lr=0.5,
         temperature=TAU,
-        hard_tokens=task.hard[:steps],
-        **options,
+        hard_tokens=hard_part(task, guidance, steps),
+        **{"lr": 0.5, **options},
     )
     return z, trace
 
 
-def direct(task, guidance, steps, reward, scale=1.0):
+def direct(task, guidance, steps, reward, scale=1.0, **options):
     options = Options(
-        steps=1, temperature=TAU, guidance=guidance, guidance_steps=steps, reward_scale=scale, eos=EOS, pad=PAD
+        steps=1,
+        temperature=TAU,
+        guidance=guidance,
+        guidance_steps=steps,
+        reward_scale=scale,
+        eos=EOS,
+        pad=PAD,
+        **options,
     )
 
     def total(e, argmax):
@@ -112,11 +126,16 @@ def direct(task, guidance, steps, reward, scale=1.0):
             value = value + reward(embeds[p], torch.tensor(mask))
         return value
 
-    return optimize(task.logits, task.embedding, options, total, lambda m, _: task.hard[m])
+    def noise(m):
+        keys = task.keys.clone()
+        keys[:, 2] = m
+        return gumbel(keys, torch.arange(task.logits.shape[1])).to(task.logits.dtype)
+
+    return optimize(task.logits, task.embedding, options, total, lambda m, _: task.hard[m], noise)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("guidance", ["entrgi", "aps", "expectation"])
+@pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("scale", [1.0, -2.0])
 def test_equals_autograd_and_adam_in_fp64(guidance, steps, scale):
     task, reward = problem(torch.float64), network(torch.float64)
@@ -124,6 +143,26 @@ def test_equals_autograd_and_adam_in_fp64(guidance, steps, scale):
     expected = direct(task, guidance, steps, reward, scale)
     assert (expected - task.logits).abs().max() > 0.4 * steps, "guidance must have moved the logits"
     assert (z - expected).abs().max() <= 1e-8
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_equals_autograd_and_sgd_in_fp64(guidance, steps):
+    task, reward = problem(torch.float64), network(torch.float64)
+    z, _ = ours(task, guidance, steps, reward, optimizer="sgd", lr=20.0, reward_scale=0.5)
+    expected = direct(task, guidance, steps, reward, 0.5, optimizer="sgd", guidance_lr=20.0)
+    assert (expected - task.logits).abs().max() > 0.1 * steps, "guidance must have moved the logits"
+    assert (z - expected).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("relaxation", [0.3, 2.5])
+def test_temperature_of_the_gumbel_relaxation(optimizer, relaxation):
+    task, reward = problem(torch.float64), network(torch.float64)
+    z, _ = ours(task, "gumbel", 3, reward, optimizer=optimizer, gumbel_temperature=relaxation)
+    expected = direct(task, "gumbel", 3, reward, optimizer=optimizer, gumbel_temperature=relaxation)
+    assert (z - expected).abs().max() <= 1e-8
+    assert (z - ours(task, "gumbel", 3, reward, optimizer=optimizer)[0]).abs().max() > 1e-3
 
 
 def test_end_of_sequence_mask_follows_argmax():
@@ -134,7 +173,7 @@ def test_end_of_sequence_mask_follows_argmax():
     assert changed.any()
 
 
-@pytest.mark.parametrize("guidance", ["entrgi", "aps", "expectation"])
+@pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_less_exact_than_torch(guidance, dtype):
     """Error against fp64 at most twice that of autograd and Adam in the same dtype: mean, root mean square, maximum.
@@ -158,7 +197,7 @@ def test_no_less_exact_than_torch(guidance, dtype):
     assert (sizes(errors) <= 2 * sizes(own_errors)).all(), f"{sizes(errors)} against {sizes(own_errors)}"
 
 
-@pytest.mark.parametrize("guidance", ["entrgi", "aps", "expectation"])
+@pytest.mark.parametrize("guidance", GUIDANCE)
 def test_qwen3_reward(guidance):
     """A causal reward model pooled at the last real position; it rounds to fp32 inside, even in fp64."""
     width, steps = 32, 3
@@ -186,7 +225,7 @@ def test_qwen3_reward(guidance):
         guidance=guidance,
         steps=steps,
         temperature=TAU,
-        hard_tokens=task.hard,
+        hard_tokens=hard_part(task, guidance, steps),
     )
     expected = direct(task, guidance, steps, alone)
     # A component whose gradient is near Adam's eps moves by a part of lr that such rounding decides.
@@ -274,7 +313,9 @@ def test_no_rows():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guidance": "gumbel"}, "guidance must be one of entrgi, aps, expectation, got 'gumbel'"),
+        ({"guidance": "none"}, "guidance must be one of entrgi, aps, expectation, gumbel, got 'none'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adam, sgd, got 'lion'"),
+        ({"guidance": "gumbel", "hard_tokens": torch.zeros(3, 12, dtype=torch.long)}, "hard_tokens: .*'gumbel'"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"rows": torch.zeros(3, dtype=torch.long)}, r"rows must have shape \[12\], got \[3\]"),
         ({"embedding": torch.zeros(V, D + 1)}, "embedding must have shape"),

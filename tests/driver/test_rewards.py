@@ -1,11 +1,18 @@
+import architectures
+import binding
 import pytest
 import tiny
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from entrgi import SequenceClassifierReward, generate, preset
+from entrgi import CallableReward, SequenceClassifierReward, generate, load_reward, preset
+from entrgi.prompts import Completion
 from entrgi.rewards import attention_mask
-from entrgi.sequences import Layout, build_reward_sequences
+from entrgi.rewards.sequences import Frame, build_reward_sequences
+
+
+def texts(*responses, prompt=""):
+    return [Completion(prompt, " ".join([prompt, text]).strip(), text) for text in responses]
 
 
 @pytest.mark.parametrize(("eos", "pad"), [(3, 0), (3, 3), (None, 0), (3, None), (None, None)])
@@ -67,7 +74,7 @@ def test_hidden_positions_have_no_influence():
 def test_chat_frame_is_built_from_the_messages(prompt):
     """Prompts that hold the template's own markers come through whole."""
     reward = tiny.qwen3_reward()
-    prefix, suffix = reward.frame(prompt, [])
+    prefix, suffix = reward.format.frame(prompt, [])
     rendered = f"user : {prompt} [SEP] assistant :"
     assert prefix == [tiny.WORDS.index(w) if w in tiny.WORDS else 1 for w in rendered.split()]
     assert suffix == [3]
@@ -81,14 +88,14 @@ def test_chat_frame_of_a_conversation():
         {"role": "assistant", "content": "w3"},
         {"role": "user", "content": "w4"},
     ]
-    prefix, _ = reward.frame(messages, [])
+    prefix, _ = reward.format.frame(messages, [])
     text = "system : w1 [SEP] user : w2 [SEP] assistant : w3 [SEP] user : w4 [SEP] assistant :"
     assert prefix == [tiny.WORDS.index(word) for word in text.split()]
 
 
 def test_plain_frame():
-    assert tiny.bert_reward().frame("the movie", [5, 6]) == ([2, 5, 6], [3])
-    assert tiny.bert_reward(include_prompt=False).frame("the movie", [5, 6]) == ([2], [3])
+    assert tiny.bert_reward().format.frame("the movie", [5, 6]) == ([2, 5, 6], [3])
+    assert tiny.bert_reward(include_prompt=False).format.frame("the movie", [5, 6]) == ([2], [3])
 
 
 def test_plain_frame_begins_with_the_token_that_the_tokenizer_begins_with():
@@ -96,9 +103,9 @@ def test_plain_frame_begins_with_the_token_that_the_tokenizer_begins_with():
     tok.cls_token = tok.sep_token = None
     tok.bos_token = "[CLS]"
     reward = SequenceClassifierReward(tiny.qwen3_classifier(), tok)
-    assert reward.frame("the movie", [5, 6]) == ([5, 6], [])
+    assert reward.format.frame("the movie", [5, 6]) == ([5, 6], [])
     tok.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    assert reward.frame("the movie", [5, 6]) == ([2, 5, 6], [])
+    assert reward.format.frame("the movie", [5, 6]) == ([2, 5, 6], [])
 
 
 def test_include_prompt_decides_what_is_scored():
@@ -108,33 +115,271 @@ def test_include_prompt_decides_what_is_scored():
     alone = generate("the movie", denoiser, tiny.bert_reward(include_prompt=False), config, seed=1)
     assert whole.texts[0][0].startswith("the movie ")
     assert alone.texts == alone.responses
-    torch.testing.assert_close(alone.rewards[0], tiny.bert_reward().score(alone.texts[0], [""]))
+    torch.testing.assert_close(alone.rewards[0], tiny.bert_reward().score(texts(*alone.texts[0])))
 
 
 def test_reward_sequences():
     """prefix | response | suffix, padded; response columns follow the denoiser's."""
     weight = torch.arange(20.0)[:, None].expand(20, 2).contiguous()
-    layouts = [Layout(1, 3, 5, 6, True), Layout(1, 2, 4, 5, True)]
-    batch = build_reward_sequences([([7, 8, 9], [3]), ([7], [3, 6])], layouts, 2, weight, None)
+    layouts = binding.layouts(["w1 w2", "w1"], [2, 2])
+    frames = [Frame([7, 8, 9], [3]), Frame([7], [3, 6], kept=4)]
+    batch = build_reward_sequences(frames, layouts, 2, lambda ids: weight[ids], torch.device("cpu"))
     tokens = torch.tensor([[2, 5, 5, 11, 12, 3], [2, 5, 5, 13, 14, 3], [2, 5, 15, 16, 3, 0], [2, 5, 17, 18, 3, 0]])
     embeds, ids = batch.inputs(tokens, weight)
     expected = [[7, 8, 9, 11, 12, 3], [7, 8, 9, 13, 14, 3], [7, 15, 16, 3, 6, 0], [7, 17, 18, 3, 6, 0]]
     assert embeds[..., 0].tolist() == expected
+    assert embeds.is_contiguous()
     assert ids[batch.response].tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
     assert batch.valid.sum(1).tolist() == [6, 6, 5, 5]
+    assert batch.positions[::2].tolist() == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 8]]
     rows = batch.rows(torch.tensor([0, 1, 3]), torch.tensor([3, 4, 2]))
     assert rows.tolist() == [3, 6 + 4, 18 + 1]
     chosen = batch.select(torch.tensor([1, 2]))
     assert torch.equal(chosen.inputs(tokens[1:3], weight)[0], embeds[1:3])
+    assert chosen.rows(torch.tensor([1]), torch.tensor([2])).tolist() == [6 + 1]
+
+
+@pytest.mark.parametrize("make", [tiny.bert_reward, tiny.qwen3_reward])
+def test_hard_tokens_are_worth_what_their_text_is(make):
+    """What guidance sees of a finished response is what the final score sees."""
+    reward = make(torch.float64)
+    layouts = binding.layouts(["the movie", "w1 w2 w3"], [5, 3])
+    ids = binding.tokens(layouts, 2)
+    bound = reward.bind(binding.denoiser(), layouts, 2)
+    completions = []
+    for row, layout in zip(ids.tolist(), [layout for layout in layouts for _ in range(2)], strict=True):
+        response = " ".join(tiny.WORDS[i] for i in row[layout.start : layout.stop])
+        completions += texts(response, prompt=layout.prompt)
+    value, _ = binding.value_and_gradient(bound, ids)
+    torch.testing.assert_close(value.float(), reward.score(completions), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny.bert_reward, tiny.qwen3_reward])
+def test_score_in_chunks(make):
+    completions = texts("w1 w2 w3", "good", "", "the movie was bad", "w4", prompt="the movie")
+    whole = make(torch.float64, score_batch_size=16).score(completions)
+    assert whole.dtype == torch.float32
+    for size in (1, 2, 5):
+        reward = make(torch.float64, score_batch_size=size)
+        sizes = []
+        relaxed = reward.relaxed
+        reward.relaxed = lambda embeds, mask, relaxed=relaxed, sizes=sizes: (
+            sizes.append(len(mask)) or relaxed(embeds, mask)
+        )
+        torch.testing.assert_close(reward.score(completions), whole, rtol=1e-5, atol=1e-6)
+        assert max(sizes) == size
+        assert sum(sizes) == 5
+    assert make().score([]).shape == (0,)
 
 
 def test_score_of_a_text_beyond_the_context():
     reward = tiny.bert_reward()
     words = ["w1"] * (tiny.CONTEXT + 5)
     with pytest.warns(UserWarning, match=f"text of {tiny.CONTEXT + 7} tokens"):
-        got = reward.score([" ".join(words)], [""])
-    expected = reward.score([" ".join(words[: tiny.CONTEXT - 2])], [""])
+        got = reward.score(texts(" ".join(words)))
+    expected = reward.score(texts(" ".join(words[: tiny.CONTEXT - 2])))
     assert torch.equal(got, expected)
+
+
+def bare_reward(**tokens):
+    """A causal classifier whose tokenizer adds nothing to a text."""
+    tok = tiny.tokenizer()
+    tok.cls_token = tok.sep_token = tok.pad_token = None
+    for name, token in tokens.items():
+        setattr(tok, name, token)
+    return SequenceClassifierReward(architectures.classifier("gpt2"), tok)
+
+
+def test_an_empty_text_is_read_as_its_end():
+    """Guided and scored alike, where a tokenizer adds no special tokens."""
+    reward = bare_reward(eos_token="[SEP]")
+    own = reward.model(input_ids=torch.tensor([[3]])).logits[0, 0]
+    torch.testing.assert_close(reward.score(texts(""))[0], own.float())
+    layouts = binding.layouts(["", "w1"], [3, 3])
+    ids = binding.tokens(layouts, 1)
+    ids[:, 1:] = binding.EOS
+    bound = reward.bind(binding.denoiser(pad=binding.EOS), layouts, 1)
+    value, _ = binding.value_and_gradient(bound, ids)
+    torch.testing.assert_close(value[0], own)
+    torch.testing.assert_close(value[1].float(), reward.score(texts("", prompt="w1"))[0])
+
+
+def test_an_empty_text_without_a_token_for_it():
+    reward = bare_reward()
+    with pytest.raises(ValueError, match="an empty text is no token at all to GPT2ForSequenceClassification"):
+        reward.score(texts(""))
+    with pytest.raises(ValueError, match="an empty text is no token at all"):
+        reward.bind(binding.denoiser(), binding.layouts([""], [3]), 1)
+    reward.bind(binding.denoiser(), binding.layouts(["w1"], [3]), 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_names_the_text(value):
+    reward = tiny.bert_reward()
+    reward.relaxed = lambda embeds, mask: torch.tensor([1.0, value])
+    with pytest.raises(
+        RuntimeError, match=f"reward: BertForSequenceClassification gives {value} for the text 'the bad'"
+    ):
+        reward.score(texts("good", "bad", prompt="the"))
+
+
+def test_messages_without_a_template():
+    layouts = binding.layouts([[{"role": "user", "content": "w1"}]], [3])
+    with pytest.raises(ValueError, match="got chat messages, and the tokenizer of BertForSequence"):
+        tiny.bert_reward(torch.float64).bind(binding.denoiser(), layouts, 1)
+    bound = tiny.bert_reward(torch.float64, include_prompt=False).bind(binding.denoiser(), layouts, 1)
+    assert bound.sequences.valid.shape[1] == 5
+
+
+def test_context():
+    layouts = binding.layouts(["w1", "w1 w2"], [4, 4])
+    with pytest.raises(ValueError, match=r"prompts\[1\] needs 8 tokens in the reward model's format.* context of 7"):
+        tiny.bert_reward(max_length=7).bind(binding.denoiser(), layouts, 1)
+    tiny.bert_reward(max_length=8).bind(binding.denoiser(), layouts, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_length": 0}, "max_length must be an integer >= 1, got 0"),
+        ({"score_batch_size": 0}, "score_batch_size must be an integer >= 1, got 0"),
+        ({"score_batch_size": 2.5}, "score_batch_size must be an integer >= 1, got 2.5"),
+    ],
+    ids=str,
+)
+def test_options(option, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.bert_reward(**option)
+
+
+def test_encoder_decoder():
+    model = tiny.bert_reward().model
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="does not take inputs_embeds"):
+        SequenceClassifierReward(model, tiny.tokenizer())
+
+
+def test_scaled_embeddings():
+    """Gemma scales its embedding's rows; guidance has to work with the rows that the model reads."""
+    model = architectures.classifier("gemma3_text")
+    reward = SequenceClassifierReward(model, tiny.tokenizer(chat=tiny.CHAT))
+    table = model.get_input_embeddings()
+    assert not torch.equal(reward.weight, table.weight)
+    assert torch.equal(reward.weight, table(torch.arange(64)))
+    bound = reward.bind(binding.denoiser(), binding.layouts(["w1"], [3]), 1)
+    assert torch.equal(bound.embedding[:60], reward.weight[:60])
+    ids = torch.tensor(
+        [tiny.tokenizer()("user : w1 [SEP] assistant : w2 [SEP]", add_special_tokens=False)["input_ids"]]
+    )
+    torch.testing.assert_close(
+        reward.score(texts("w2", prompt="w1"))[0], model(input_ids=ids).logits[0, 0].float(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_capped_scores_need_eager_attention():
+    model = architectures.classifier("gemma2")
+    model.config._attn_implementation = "sdpa"
+    assert SequenceClassifierReward(model, tiny.tokenizer()).model.config._attn_implementation == "eager"
+
+
+def test_another_vocabulary():
+    """The text before the window is written in the reward's own tokens, the response in rows of its table."""
+    words = [*tiny.SPECIAL, *reversed(tiny.WORDS[5:40])]
+    reward = SequenceClassifierReward(architectures.classifier("bert"), tiny.tokenizer(words))
+    layouts = binding.layouts(["the movie [SEP] w1"], [3])
+    bound = reward.bind(binding.denoiser(), layouts, 1)
+    ids = binding.tokens(layouts, 1, high=40)
+    own = [words.index(w) for w in ("[CLS]", "the", "movie", "w1")]
+    own += [words.index(tiny.WORDS[i]) for i in ids[0, layouts[0].start : layouts[0].stop].tolist()] + [3]
+    value, _ = binding.value_and_gradient(bound, ids)
+    torch.testing.assert_close(value[0], reward.model(input_ids=torch.tensor([own])).logits[0, 0])
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_compile(kind, monkeypatch):
+    """Traced as compiled models are, prefix cache included; making machine code of it would take a minute."""
+    own = torch.nn.Module.compile
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compiled.append(m) or own(m, backend="eager"))
+    places = binding.layouts(["the movie", "w1"], [4, 3])
+    ids = binding.tokens(places, 2)
+    results = []
+    for compile in (False, True):
+        model = architectures.classifier(kind, num_hidden_layers=1)
+        tok = tiny.tokenizer(chat=tiny.CHAT if kind == "llama" else None)
+        bound = SequenceClassifierReward(model, tok, compile=compile).bind(binding.denoiser(), places, 2)
+        results.append(binding.value_and_gradient(bound, ids))
+    assert compiled == [model.base_model]
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+class TestCallable:
+    """Any function of embeddings."""
+
+    @staticmethod
+    def mean(embeds, mask):
+        return (embeds.sum(-1) * mask).sum(1) / mask.sum(1)
+
+    def test_value_and_gradient(self):
+        weight = torch.randn(64, 8, dtype=torch.float64)
+        reward = CallableReward(self.mean, tiny.tokenizer(), weight)
+        places = binding.layouts(["the movie", "w1"], [4, 3])
+        ids = binding.tokens(places, 1)
+        ids[0, places[0].start + 1] = binding.EOS
+        bound = reward.bind(binding.denoiser(), places, 1)
+        value, gradient = binding.window_gradient(bound, ids, places, 1)
+        rows = [[2, 5, 6, *ids[0, 3:5].tolist(), 3], [2, 15, *ids[1, 2:5].tolist(), 3]]
+        torch.testing.assert_close(value, torch.stack([weight[row].sum(-1).mean() for row in rows]))
+        expected = torch.tensor([1 / 6, 1 / 6, 0, 0, 1 / 6, 1 / 6, 1 / 6], dtype=torch.float64)
+        torch.testing.assert_close(gradient, expected[:, None].expand(7, 8))
+
+    def test_score(self):
+        weight = torch.randn(64, 8)
+        reward = CallableReward(lambda e, m: self.mean(e, m)[:, None], tiny.tokenizer(), weight, include_prompt=False)
+        got = reward.score(texts("the movie", "w1", prompt="w2"))
+        torch.testing.assert_close(
+            got, torch.stack([weight[[2, 5, 6, 3]].sum(-1).mean(), weight[[2, 15, 3]].sum(-1).mean()])
+        )
+
+    def test_padding_is_zero(self):
+        """A sum over all positions is a sum over the real ones, in a ragged batch and in a ragged chunk."""
+        weight = torch.randn(64, 8)
+        reward = CallableReward(lambda e, m: e.sum((1, 2)), tiny.tokenizer(), weight)
+        places = binding.layouts(["the movie", "w1"], [4, 3])
+        ids = binding.tokens(places, 1)
+        value, _ = binding.value_and_gradient(reward.bind(binding.denoiser(), places, 1), ids)
+        torch.testing.assert_close(value[1], weight[[2, 15, *ids[1, 2:5].tolist(), 3]].sum())
+        torch.testing.assert_close(reward.score(texts("w1 w2", "w1"))[1], weight[[2, 15, 3]].sum())
+
+    def test_guides(self):
+        """The reward is the share of one word: guidance finds it."""
+        denoiser = tiny.denoiser()
+        weight = torch.nn.functional.one_hot(torch.arange(64), 64).float()
+        reward = CallableReward(lambda e, m: (e[..., 30] * m).sum(1), tiny.tokenizer(), weight)
+        options = {"max_new_tokens": 6, "steps": 6, "seed": 0, "guidance_lr": 2.0}
+        guided = generate("the movie", denoiser, reward, **options)
+        free = generate("the movie", denoiser, reward, guidance="none", **options)
+        assert guided.rewards.mean() >= free.rewards.mean() + 3
+
+    @pytest.mark.parametrize(
+        ("function", "weight", "message"),
+        [
+            (None, torch.zeros(64, 8), "function: expected a callable, got None"),
+            (mean, torch.zeros(64), r"weight: expected a floating tensor \[V, d\], got torch.float32 \[64\]"),
+            (mean, torch.zeros(64, 8).long(), "weight: expected a floating tensor"),
+            (mean, [1.0], r"weight: expected a floating tensor \[V, d\], got \[1.0\]"),
+        ],
+        ids=lambda x: str(x)[:20],
+    )
+    def test_arguments(self, function, weight, message):
+        with pytest.raises(ValueError, match=message):
+            CallableReward(function, tiny.tokenizer(), weight)
+
+    def test_another_shape(self):
+        reward = CallableReward(lambda e, m: e.sum(-1), tiny.tokenizer(), torch.zeros(64, 8), name="mine")
+        with pytest.raises(ValueError, match=r"mine must return rewards of shape \[1\], got \[1, 3\]"):
+            reward.score(texts("w1"))
 
 
 def test_parameters_are_frozen():
@@ -148,6 +393,31 @@ def test_from_pretrained(tmp_path):
     original = tiny.bert_reward()
     original.model.save_pretrained(tmp_path)
     original.tokenizer.save_pretrained(tmp_path)
-    loaded = SequenceClassifierReward.from_pretrained(tmp_path)
-    texts = ["the movie was good", "bad"]
-    torch.testing.assert_close(loaded.score(texts, texts), original.score(texts, texts))
+    some = texts("the movie was good", "bad")
+    for loaded in (SequenceClassifierReward.from_pretrained(tmp_path), load_reward(tmp_path)):
+        torch.testing.assert_close(loaded.score(some), original.score(some))
+    assert load_reward(tmp_path, dtype=torch.float64, include_prompt=False).weight.dtype == torch.float64
+
+
+def test_load_reward_refuses_what_is_no_reward(tmp_path):
+    tiny.denoiser().model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="is BertForMaskedLM, expected a sequence classifier or a causal language model"
+    ):
+        load_reward(tmp_path)
+    with pytest.raises(ValueError, match="kind must be one of classifier, likelihood, got 'judge'"):
+        load_reward(tmp_path, kind="judge")
+    with pytest.raises(ValueError, match="lacks 4 weights of BertForSequenceClassification"):
+        load_reward(tmp_path, kind="classifier")
+    with pytest.raises(ValueError, match=r"reward: no folder .*nowhere"):
+        load_reward(tmp_path / "nowhere")
+
+
+def test_code_from_a_repository_is_refused(tmp_path):
+    reward = tiny.bert_reward()
+    reward.model.save_pretrained(tmp_path)
+    reward.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="reward: trust_remote_code is not supported"):
+        load_reward(tmp_path, trust_remote_code=True)
+    load_reward(tmp_path, trust_remote_code=False)

@@ -50,14 +50,14 @@ def bert_config(**options):
     )
 
 
-def denoiser(dtype=torch.float32, tok=None, seed=0):
+def denoiser(dtype=torch.float32, tok=None, seed=0, device="cpu"):
     torch.manual_seed(seed)
-    return MaskedLM(BertForMaskedLM(bert_config()).to(dtype), tok or tokenizer())
+    return MaskedLM(BertForMaskedLM(bert_config()).to(device, dtype), tok or tokenizer())
 
 
-def bert_reward(dtype=torch.float32, tok=None, seed=1, **options):
+def bert_reward(dtype=torch.float32, tok=None, seed=1, device="cpu", **options):
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(bert_config(num_labels=1)).to(dtype)
+    model = BertForSequenceClassification(bert_config(num_labels=1)).to(device, dtype)
     return SequenceClassifierReward(model, tok or tokenizer(), **options)
 
 
@@ -79,5 +79,5 @@ def qwen3_classifier(dtype=torch.float32, seed=2):
     return Qwen3ForSequenceClassification(config).to(dtype)
 
 
-def qwen3_reward(dtype=torch.float32, seed=2):
-    return SequenceClassifierReward(qwen3_classifier(dtype, seed), tokenizer(chat=CHAT))
+def qwen3_reward(dtype=torch.float32, seed=2, device="cpu", **options):
+    return SequenceClassifierReward(qwen3_classifier(dtype, seed).to(device), tokenizer(chat=CHAT), **options)

@@ -1,0 +1,5 @@
+"""``python -m entrgi.cli``."""
+
+from entrgi.cli import app
+
+app()

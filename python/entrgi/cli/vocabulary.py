@@ -1,0 +1,98 @@
+"""``entrgi vocabulary``."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from entrgi.cli.console import console, reported_errors
+from entrgi.cli.models import EMBEDDED, load_denoiser, usable_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from entrgi.denoisers import Denoiser
+
+
+def vocabulary(
+    model: Annotated[
+        str, typer.Option(help="Denoiser: a checkpoint folder, a hub id, or the embedded pair's.")
+    ] = EMBEDDED,
+    reward: Annotated[
+        str, typer.Option(help="Reward model, of which only the tokenizer is read: likewise.")
+    ] = EMBEDDED,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Text to continue, for the sample; repeat for several.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-l", help="Masked positions behind each prompt of the sample.")
+    ] = 16,
+    top: Annotated[int, typer.Option(help="How many tokens without a counterpart to name.")] = 10,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Show how much of a model's vocabulary a reward model understands: the share of its ids, and of its probability.
+
+    The probability is what the model predicts at masked positions behind the prompts. Names tokens that are lost, too.
+    """
+    from entrgi.vocabulary import align, coverage
+
+    with reported_errors():
+        if max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be >= 1, got {max_new_tokens}")
+        denoiser = load_denoiser(model, usable_device(device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # few counterparts: the report says so
+            alignment = align(denoiser.tokenizer, denoiser.vocab_size, load_reward_tokenizer(reward))
+        logits = sample_logits(denoiser, prompt, max_new_tokens) if prompt else None
+        report = coverage(alignment, denoiser.tokenizer, logits=logits, top=top)
+    if as_json:
+        print(json.dumps({"model": model, "reward": reward, **report.as_dict()}, allow_nan=False))
+        return
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    if logits is None:
+        console.print("share of the probability: pass a --prompt", style="dim")
+
+
+def load_reward_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the reward model ``name``, or the embedded one."""
+    from transformers import AutoTokenizer
+
+    from entrgi import demo
+    from entrgi.checkpoints import check_checkpoint
+
+    if name == EMBEDDED:
+        return demo.load_tokenizer()
+    check_checkpoint("reward", name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"reward: cannot load the tokenizer of {name!r}: {error}") from error
+
+
+def sample_logits(denoiser: Denoiser, prompts: list[str], max_new_tokens: int) -> Tensor:
+    """Logits [len(prompts) * max_new_tokens, V] at the masked positions behind the prompts, each read alone."""
+    import torch
+
+    from entrgi.sequences import build_sequences
+
+    rows = []
+    for prompt in prompts:
+        sequences, _, masked = build_sequences(
+            [prompt],
+            [denoiser.encode(prompt)],
+            torch.zeros(1, 1, dtype=torch.long),
+            max_new_tokens=max_new_tokens,
+            mask_token_id=denoiser.mask_token_id,
+            pad_token_id=denoiser.pad_token_id,
+            infill=True,
+            max_length=denoiser.max_length,
+            device=denoiser.device,
+        )
+        positions = torch.tensor(masked[0], device=denoiser.device)
+        rows.append(denoiser.logits(sequences.tokens, sequences.attention_mask, positions))
+    return torch.cat(rows)

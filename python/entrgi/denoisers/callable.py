@@ -1,0 +1,88 @@
+"""Any function or module as a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entrgi.denoisers.protocol import choose_mask_token_id, shifted_positions
+from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+
+
+class CallableDenoiser:
+    """Any callable ``(input_ids [P, S], attention_mask [P, S]) -> logits [P, S, V]`` as a denoiser.
+
+    Both arguments go by position, and ``attention_mask`` is always a tensor. A ``PreTrainedModel``, such as one
+    that you loaded from a repository with its own code, gets them by name (its second parameter may be
+    another one), ``attention_mask`` being None where nothing is padded. Modules are put into evaluation mode
+    and their parameters are frozen.
+
+    Args:
+        function: the model; ``attention_mask`` is int64, 1 on real tokens. It may return an object with
+            ``.logits``.
+        tokenizer: encodes prompts (through its chat template where it has one) and decodes responses.
+        vocab_size: V, width of the logits; None takes a module's ``config.vocab_size``.
+        mask_token_id: None takes the tokenizer's.
+        eos_token_id: None takes the tokenizer's.
+        shift: the model predicts the *next* position (Dream): the logits of position l come from l - 1.
+        chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        max_length: context in tokens, or None.
+        device, dtype: where tokens go and what the logits' dtype is; None takes a module's own, and the CPU
+            and float32 for anything else.
+
+    Raises:
+        ValueError: without a vocabulary size or a mask token id, or with ids beyond the logits.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int | None = None,
+        *,
+        mask_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        shift: bool = False,
+        chat: bool | None = None,
+        max_length: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not callable(function):
+            raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
+        if vocab_size is None:
+            vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)
+        if vocab_size is None:
+            raise ValueError("denoiser: vocab_size is None, expected the width of the logits")
+        if isinstance(function, nn.Module):
+            function.eval().requires_grad_(False)
+        self.function, self.tokenizer, self.vocab_size = function, tokenizer, vocab_size
+        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, vocab_size)
+        self.eos_token_id = first_id(eos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.shift, self.chat, self.max_length = shift, chat, max_length
+        weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
+        self.device = torch.device(device or ("cpu" if weight is None else weight.device))
+        self.dtype = dtype or (torch.float32 if weight is None else weight.dtype)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
+        return encode_prompt(self.tokenizer, prompt, self.chat)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """See :class:`Denoiser`. Raises ValueError where the callable returns another shape."""
+        if isinstance(self.function, PreTrainedModel):
+            output = self.function(input_ids=tokens, attention_mask=attention_mask)
+        else:
+            output = self.function(tokens, torch.ones_like(tokens) if attention_mask is None else attention_mask)
+        logits = getattr(output, "logits", output)
+        expected = (*tokens.shape, self.vocab_size)
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"denoiser: expected logits of shape {list(expected)}, got {list(logits.shape)}")
+        if self.shift:
+            positions = shifted_positions(positions, tokens.shape[1])
+        return logits.flatten(0, 1)[positions]

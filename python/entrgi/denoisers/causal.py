@@ -1,0 +1,271 @@
+"""Decoder-only transformers run bidirectionally: what Dream and LLaDA share.
+
+The way of the data: tokens -> hidden states -> those at the chosen positions -> output layer on these rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from entrgi.checkpoints import apply_adapter, check_checkpoint, context_length, freeze, refuse_remote_code
+from entrgi.denoisers.compilation import compile_blocks
+from entrgi.denoisers.protocol import choose_mask_token_id, shifted_positions
+from entrgi.denoisers.weights import checkpoint_folder, load_weights, read_json
+from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+
+_ATTENTION = "entrgi_bidirectional"
+
+
+class BidirectionalLM:
+    """A ``*ForCausalLM`` of transformers whose every position sees every real one, as a denoiser.
+
+    A chat is the rendered template; plain text follows the tokenizer's BOS token where it has one. The output
+    layer runs at the chosen positions only, and a CUDA device never waits for the host.
+
+    Args:
+        model: the model, with ``model.model`` (the body) and ``model.lm_head``. It is put into evaluation
+            mode, its parameters are frozen, and its attention is set to a bidirectional one.
+        tokenizer: encodes prompts and decodes responses.
+        mask_token_id: None takes the tokenizer's.
+        eos_token_id, pad_token_id: for a tokenizer without them.
+        chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        max_length: context in tokens; None takes what model and tokenizer declare.
+        compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
+
+    Raises:
+        ValueError: without a mask token id, or with ids beyond the logits.
+    """
+
+    #: Whether the model predicts the *next* position: the logits of position l then come from l - 1.
+    shift: ClassVar[bool]
+    #: Its name in config.json.
+    model_type: ClassVar[str]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        mask_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        chat: bool | None = None,
+        max_length: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
+        self.vocab_size = model.lm_head.out_features
+        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
+        self.eos_token_id = first_id(tokenizer.eos_token_id, eos_token_id)
+        self.pad_token_id = first_id(tokenizer.pad_token_id, pad_token_id)
+        self.max_length = max_length or context_length(model, tokenizer)
+        self.device, self.dtype = model.device, model.dtype
+        # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device)
+        # A name without a mask function of its own: transformers hands prepared masks on as they are, and none
+        # as none, whatever a version does for causal models.
+        AttentionInterface.register(_ATTENTION, _bidirectional_attention)
+        model.set_attn_implementation(_ATTENTION)
+        if compile:
+            compile_blocks(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        adapter: str | Path | None = None,
+        chat: bool | None = None,
+        max_length: int | None = None,
+        compile: bool = False,
+        **hub_options: object,
+    ) -> BidirectionalLM:
+        """Load a checkpoint in its official layout: config.json, safetensors, tokenizer files; none of its code.
+
+        Weights are read one at a time, straight to ``device``: memory never holds them twice.
+
+        Args:
+            name: a folder, or a hub id.
+            dtype: of the weights; None keeps the checkpoint's.
+            device: None is the CPU.
+            adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+            chat, max_length, compile: see the class.
+            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+
+        Raises:
+            ValueError: for a checkpoint that cannot be had, is of another ``model_type``, asks for something
+                that is not supported, or does not hold just the weights that its config describes.
+        """
+        check_checkpoint("denoiser", name)
+        refuse_remote_code("denoiser", hub_options)
+        folder = checkpoint_folder(name, **hub_options)
+        fields = read_json(folder / "config.json")
+        if fields.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"denoiser: config.json of {str(name)!r} has model_type {fields.get('model_type')!r}, "
+                f"expected {cls.model_type!r} for a {cls.__name__}"
+            )
+        tokenizer = cls._load_tokenizer(folder)
+        with torch.device("meta"):
+            model = cls.build_model(fields)
+        modules = cls._modules(model)
+        load_weights(model, folder, modules, dtype, device)
+        if adapter is not None:
+            model = _with_adapter(model, modules, adapter)
+        return cls(
+            model,
+            tokenizer,
+            mask_token_id=_one_id(fields, "mask_token_id"),
+            eos_token_id=_one_id(fields, "eos_token_id"),
+            pad_token_id=_one_id(fields, "pad_token_id"),
+            chat=chat,
+            max_length=max_length,
+            compile=compile,
+        )
+
+    @staticmethod
+    def build_model(fields: Mapping[str, object]) -> PreTrainedModel:
+        """The model that the fields of a config.json describe, with random weights.
+
+        Raises:
+            ValueError: for a field that is missing, or that asks for something not supported.
+        """
+        raise NotImplementedError
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
+        encoded = encode_prompt(self.tokenizer, prompt, self.chat)
+        if not encoded.is_text:
+            return encoded
+        bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
+        return replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """See :class:`Denoiser`."""
+        mask = None if attention_mask is None else _additive_mask(attention_mask, self.dtype)
+        hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        if self.shift:
+            positions = shifted_positions(positions, tokens.shape[1])
+        return self.model.lm_head(hidden.flatten(0, 1).index_select(0, positions))
+
+    @staticmethod
+    def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+        return load_tokenizer(folder, AutoTokenizer)
+
+    @staticmethod
+    def _modules(model: PreTrainedModel) -> dict[str, str]:
+        """The model's name of each module, by the official checkpoint's name, where the two differ."""
+        return {}
+
+
+def check_fields(
+    fields: Mapping[str, object], required: tuple[str, ...], supported: Mapping[str, tuple[object, object]]
+) -> None:
+    """Raise ValueError unless a config.json has what is required and asks for nothing that is not supported.
+
+    Args:
+        fields: of the config.json.
+        required: fields that must be there.
+        supported: for a field, what an absent one means, and the one value that is supported.
+    """
+    for name in required:
+        if fields.get(name) is None:
+            raise ValueError(f"denoiser: config.json has no {name!r}")
+    for name, (absent, expected) in supported.items():
+        value = fields.get(name, absent)
+        if value != expected:
+            raise ValueError(
+                f"denoiser: config.json has {name} {value!r}, expected {expected!r}: nothing else is supported"
+            )
+
+
+def load_tokenizer(folder: Path, tokenizer_class: type) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; ValueError where its files are missing or cannot be read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would say that class and model_type are not its own, which is known
+    try:
+        tokenizer = tokenizer_class.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # missing and broken files end in many kinds of errors
+        raise ValueError(f"denoiser: cannot load the tokenizer of {str(folder)!r}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
+        raise ValueError(f"denoiser: {str(folder)!r} has no tokenizer files")
+    return tokenizer
+
+
+def _additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """[P, 1, 1, S]: 0 on real tokens, the lowest number of ``dtype`` on padding, for every head and query."""
+    padding = attention_mask[:, None, None, :] == 0
+    return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, torch.finfo(dtype).min)
+
+
+def _bidirectional_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_options: object,
+) -> tuple[Tensor, None]:
+    """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
+    # Rotations in full precision leave query and key wider than the model.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    groups = module.num_key_value_groups
+    if groups > 1 and attention_mask is not None:  # with a mask, grouped heads have only the slow math kernel on CUDA
+        key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
+        groups = 1
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=groups > 1
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+class OfficialNames(nn.Module):
+    """The modules of ``model`` as a tree with the names of the official checkpoint; both share them.
+
+    Args:
+        modules: the model's name of each module, by the official one.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: Mapping[str, str]) -> None:
+        super().__init__()
+        self.config, self.prepare_inputs_for_generation = model.config, None  # peft asks for both
+        for theirs, ours in modules.items():
+            parent: nn.Module = self
+            *path, leaf = theirs.split(".")
+            for name in path:
+                if not hasattr(parent, name):
+                    parent.add_module(name, nn.Module())
+                parent = getattr(parent, name)
+            parent.add_module(leaf, model.get_submodule(ours))
+
+
+def _with_adapter(model: PreTrainedModel, modules: Mapping[str, str], adapter: str | Path) -> PreTrainedModel:
+    """``model`` with a LoRA adapter merged in that was trained on the official names."""
+    if not modules:
+        return apply_adapter(model, adapter, "denoiser")[0]
+    merged, _ = apply_adapter(OfficialNames(model, modules), adapter, "denoiser")
+    for theirs, ours in modules.items():  # an adapter may bring whole modules
+        path, _, leaf = ours.rpartition(".")
+        setattr(model.get_submodule(path), leaf, merged.get_submodule(theirs))
+    return model
+
+
+def _one_id(fields: Mapping[str, object], name: str) -> int | None:
+    """A token id of a config.json; the first where it lists several."""
+    value = fields.get(name)
+    return value[0] if isinstance(value, list) else value

@@ -1,0 +1,59 @@
+"""Dream and its relatives: Qwen2 run bidirectionally, each position predicting the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
+
+from entrgi.denoisers.causal import BidirectionalLM, check_fields, load_tokenizer
+from entrgi.denoisers.weights import read_json
+
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+)
+_SUPPORTED = {
+    "rope_scaling": (None, None),
+    "use_mrope": (False, False),
+    "use_sliding_window": (False, False),
+    "block_size": (None, None),  # of block-wise causal relatives under the same model_type
+    "quantization_config": (None, None),
+}
+
+
+class DreamDenoiser(BidirectionalLM):
+    """Dream-v0-{Instruct,Base}-7B, DiffuCoder, Dream-Coder: ``model_type`` "Dream" (arXiv 2508.15487).
+
+    The Qwen2 architecture, bidirectional. It predicts the next position: the logits of position l come from
+    the hidden state of l - 1, and position 0 keeps its own. The mask id is config.json's.
+    """
+
+    shift = True
+    model_type = "Dream"
+
+    @staticmethod
+    def build_model(fields: Mapping[str, object]) -> Qwen2ForCausalLM:
+        """See :meth:`BidirectionalLM.build_model`."""
+        check_fields(fields, _REQUIRED, _SUPPORTED)
+        config = Qwen2Config(
+            **{name: fields[name] for name in _REQUIRED},
+            num_key_value_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
+            hidden_act=fields.get("hidden_act", "silu"),
+            tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        )
+        return Qwen2ForCausalLM(config)
+
+    @staticmethod
+    def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+        # DreamTokenizer is code of the repository: Qwen2's byte-level BPE under another name.
+        path = folder / "tokenizer_config.json"
+        named = read_json(path).get("tokenizer_class") if path.is_file() else None
+        return load_tokenizer(folder, Qwen2TokenizerFast if named == "DreamTokenizer" else AutoTokenizer)

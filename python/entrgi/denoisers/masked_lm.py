@@ -1,0 +1,135 @@
+"""Masked language models of transformers as denoisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from entrgi.checkpoints import context_length, freeze, load_pretrained
+from entrgi.denoisers.compilation import compile_blocks
+from entrgi.denoisers.protocol import choose_mask_token_id
+from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+
+_SDPA_ON_DEVICE = "entrgi_sdpa"
+
+
+class MaskedLM:
+    """Any ``AutoModelForMaskedLM`` (BERT, DistilBERT, RoBERTa, ModernBERT ...) as a denoiser.
+
+    The sequence is ``[CLS] prompt [MASK] * L [SEP]`` with the tokenizer's own special tokens; the
+    language-model head runs at the chosen positions only.
+
+    A CUDA device never waits for the host where the model runs transformers' ``sdpa`` attention, its default,
+    and builds its masks through transformers' mask interface, as BERT, DistilBERT, RoBERTa, ModernBERT and
+    most others do from transformers 5 on: such a model is set to the same attention under another name, whose
+    masks are built without looking at them. Elsewhere (``eager`` or flash attention, DeBERTa, transformers 4)
+    the model may look at the mask of a padded batch on the host, once per pass; the result is the same.
+
+    Args:
+        model: the model; it is put into evaluation mode and its parameters are frozen.
+        tokenizer: its tokenizer, with a mask token.
+        max_length: context in tokens; None takes what model and tokenizer declare.
+        chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
+
+    Raises:
+        ValueError: for a tokenizer without a mask token, or with ids beyond the logits.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        chat: bool | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
+        self.vocab_size = head.out_features
+        self.mask_token_id = choose_mask_token_id(tokenizer, None, self.vocab_size)
+        self.eos_token_id = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.max_length = max_length or context_length(model, tokenizer)
+        self.device, self.dtype = model.device, model.dtype
+        _keep_masks_on_device(model)
+        if compile:
+            compile_blocks(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        adapter: str | Path | None = None,
+        max_length: int | None = None,
+        chat: bool | None = None,
+        compile: bool = False,
+        **options: object,
+    ) -> MaskedLM:
+        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
+        model, tokenizer = load_pretrained(
+            "denoiser", name, AutoModelForMaskedLM, dtype, device, adapter=adapter, **options
+        )
+        return cls(model, tokenizer, max_length=max_length, chat=chat, compile=compile)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
+        return encode_prompt(self.tokenizer, prompt, self.chat)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """See :class:`Denoiser`."""
+
+        def pick(_module: nn.Module, _inputs: object, output: object) -> object:
+            chosen = output[0].flatten(0, 1).index_select(0, positions)[None]
+            if isinstance(output, tuple):
+                return chosen, *output[1:]
+            output.last_hidden_state = chosen
+            return output
+
+        # Every architecture names its head differently, and all of them read the encoder's output: cut that
+        # down to the chosen positions on its way to the head.
+        hook = self.model.base_model.register_forward_hook(pick)
+        try:
+            logits = self.model(input_ids=tokens, attention_mask=attention_mask).logits
+        finally:
+            hook.remove()
+        return logits.view(positions.shape[0], self.vocab_size)
+
+
+def _keep_masks_on_device(model: PreTrainedModel) -> None:
+    """Have ``model`` build its sdpa masks without reading them on the host; the values stay the same.
+
+    transformers asks whether a mask is all ones before it builds one, which waits for the device. Its mask
+    interface takes other mask functions by the name of the attention they belong to.
+    """
+    if model.config._attn_implementation != "sdpa" or int(transformers.__version__.split(".")[0]) < 5:
+        return
+    AttentionInterface.register(_SDPA_ON_DEVICE, sdpa_attention_forward)
+    AttentionMaskInterface.register(_SDPA_ON_DEVICE, _sdpa_mask_on_device)
+    model.set_attn_implementation(_SDPA_ON_DEVICE)
+
+
+def _sdpa_mask_on_device(*arguments: object, **options: object) -> Tensor | None:
+    # Without a mask nothing is read, and None keeps the faster attention kernels.
+    if options.get("attention_mask") is not None:
+        options["allow_is_bidirectional_skip"] = False
+    return sdpa_mask(*arguments, **options)

@@ -1,0 +1,80 @@
+"""The guidance loop as CUDA graphs: captured once for every shape, replayed with new numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from entrgi.guidance import GuidanceTrace
+
+Optimize = Callable[..., GuidanceTrace]
+WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A captured call: its input tensors, which replays read and change, and what it leaves behind."""
+
+    inputs: list[Tensor]
+    trace: GuidanceTrace
+    replay: Callable[[], object]
+
+
+class GuidanceGraphs:
+    """Runs :func:`entrgi.guidance.optimize_logits` as CUDA graphs, one for each set of trajectories and shapes.
+
+    The numbers are those of the plain call: the same kernels run in the same order. All graphs share one memory
+    pool, since no two of them are ever in flight together.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.captured: dict[tuple, _Captured] = {}
+        self.pool = None
+        self.storage: dict[int, Tensor] = {}
+
+    def __call__(self, optimize: Optimize, tensors: tuple[Tensor, ...], trajectories: tuple[int, ...]) -> GuidanceTrace:
+        """``optimize(*tensors)``, which changes the first tensor (the logits) and the last (the error flag).
+
+        Args:
+            optimize: must depend on ``tensors`` and on the set of trajectories alone.
+            trajectories: the set, beside the shapes the key of the graph.
+        """
+        key = (trajectories, *((tuple(t.shape), t.dtype) for t in tensors))
+        if key not in self.captured:
+            inputs = [self.static(place, tensor) for place, tensor in enumerate(tensors)]
+            self.captured[key] = self.capture(optimize, inputs)
+        graph = self.captured[key]
+        for static, tensor in zip(graph.inputs, tensors, strict=True):
+            static.copy_(tensor)
+        graph.replay()
+        tensors[0].copy_(graph.inputs[0])
+        tensors[-1].copy_(graph.inputs[-1])
+        return GuidanceTrace(*(getattr(graph.trace, field.name).clone() for field in fields(GuidanceTrace)))
+
+    def static(self, place: int, tensor: Tensor) -> Tensor:
+        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer."""
+        storage = self.storage.get(place)
+        if storage is None or storage.dtype != tensor.dtype or storage.numel() < tensor.numel():
+            self.storage[place] = storage = tensor.new_empty(tensor.numel())
+        return storage[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+    def capture(self, optimize: Optimize, inputs: list[Tensor]) -> _Captured:
+        """Warm up beside the current stream, then capture."""
+        originals = [tensor.clone() for tensor in inputs]
+        current, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                for static, original in zip(inputs, originals, strict=True):
+                    static.copy_(original)
+                optimize(*inputs)
+        current.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            trace = optimize(*inputs)
+        self.pool = graph.pool()
+        return _Captured(inputs, trace, graph.replay)

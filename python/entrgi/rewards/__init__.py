@@ -1,0 +1,31 @@
+"""Rewards: relaxed embeddings in for guidance, decoded text in for the final score.
+
+==========================  =====================================================================
+`SequenceClassifierReward`  an ``AutoModelForSequenceClassification`` with one label
+`LogLikelihoodReward`       the log-likelihood of the response under a causal language model
+`CallableReward`            any function of input embeddings
+`WeightedReward`            a weighted sum of rewards
+`load_reward`               the first or second of these by the checkpoint
+==========================  =====================================================================
+
+Anything else that fits `Reward` and `BoundReward` works as well.
+"""
+
+from entrgi.rewards.callable import CallableReward
+from entrgi.rewards.classifier import SequenceClassifierReward
+from entrgi.rewards.likelihood import LogLikelihoodReward
+from entrgi.rewards.loading import load_reward
+from entrgi.rewards.masks import attention_mask
+from entrgi.rewards.protocol import BoundReward, Reward
+from entrgi.rewards.weighted import WeightedReward
+
+__all__ = [
+    "BoundReward",
+    "CallableReward",
+    "LogLikelihoodReward",
+    "Reward",
+    "SequenceClassifierReward",
+    "WeightedReward",
+    "attention_mask",
+    "load_reward",
+]

@@ -1,0 +1,60 @@
+"""A reward by its checkpoint: the class follows from what the checkpoint says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from entrgi.checkpoints import adapter_task, read_config
+from entrgi.rewards.classifier import SequenceClassifierReward
+from entrgi.rewards.likelihood import LogLikelihoodReward
+
+KINDS = {"classifier": SequenceClassifierReward, "likelihood": LogLikelihoodReward}
+
+
+def load_reward(
+    name: str | Path,
+    *,
+    kind: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    adapter: str | Path | None = None,
+    compile: bool = False,
+    **options: object,
+) -> SequenceClassifierReward | LogLikelihoodReward:
+    """Load a reward model from a checkpoint folder or hub id.
+
+    A sequence classifier becomes a :class:`SequenceClassifierReward`, a causal language model a
+    :class:`LogLikelihoodReward`. A LoRA adapter that was trained as a classifier makes its base model one.
+
+    Args:
+        name: a folder with config.json, safetensors and tokenizer files, or a hub id.
+        kind: ``classifier`` or ``likelihood``; None decides by the checkpoint.
+        dtype: of the weights; None keeps the checkpoint's.
+        device: None is the CPU.
+        adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft).
+        compile: run the transformer through ``torch.compile``.
+        options: of the class (``missing``, ``include_prompt``, ``max_length``, ``reuse_prefix``,
+            ``score_batch_size``, ``normalize``), others go to ``from_pretrained``.
+
+    Raises:
+        ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    architectures = read_config("reward", name).architectures or []
+    classifies = any(a.endswith("ForSequenceClassification") for a in architectures)
+    if kind is None:
+        if classifies or (adapter is not None and adapter_task("reward", adapter) == "SEQ_CLS"):
+            kind = "classifier"
+        elif any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+            kind = "likelihood"
+        else:
+            raise ValueError(
+                f"reward: {str(name)!r} is {' or '.join(architectures) or 'of no architecture'}, expected a sequence "
+                "classifier or a causal language model; pass kind='classifier' or 'likelihood' to choose"
+            )
+    if kind == "classifier" and not classifies:
+        options.setdefault("num_labels", 1)  # the base of an adapter counts two labels, whatever the adapter has
+    return KINDS[kind].from_pretrained(name, dtype=dtype, device=device, adapter=adapter, compile=compile, **options)

@@ -1,0 +1,131 @@
+"""Texts as a reward model reads them: its chat template around the messages, or special tokens around plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+from transformers import PreTrainedTokenizerBase
+
+from entrgi.prompts import Completion, Prompt, check_prompt, first_id, plain_ids, render_chat
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How one reward reads prompts and responses.
+
+    Attributes:
+        name: of the reward model, for errors.
+        tokenizer: its tokenizer. With a chat template the response is the assistant's turn after the prompt's
+            messages; without one the text stands between the tokenizer's special tokens.
+        include_prompt: without a chat template, whether the text begins with the prompt.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    include_prompt: bool
+
+    @property
+    def is_chat(self) -> bool:
+        return self.tokenizer.chat_template is not None
+
+    @property
+    def reads_prompt(self) -> bool:
+        return self.include_prompt and not self.is_chat
+
+    @property
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """Ids before and after a plain text; a chat template brings its own."""
+        if self.is_chat:
+            return [], []
+        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        if start is None and self.tokenizer("")["input_ids"] == [self.tokenizer.bos_token_id]:
+            start = self.tokenizer.bos_token_id  # Llama-type tokenizers that begin every text with it
+        return [] if start is None else [start], [] if end is None else [end]
+
+    @property
+    def empty_id(self) -> int | None:
+        """What a text without a single token is read as: the end-of-sequence token alone."""
+        return first_id(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
+
+    def frame(self, prompt: Prompt, before: list[int]) -> tuple[list[int], list[int]]:
+        """Ids before and after the response.
+
+        Args:
+            prompt: text or messages.
+            before: ids of the plain text before the response.
+
+        Raises:
+            ValueError: for messages that cannot be rendered, or a template that hides the assistant's turn.
+        """
+        if self.is_chat:
+            # The response's place is found by a marker that no prompt can hold, not by a fixed placeholder.
+            marker = uuid4().hex
+            head, found, tail = render_chat(self.tokenizer, prompt, marker).rpartition(marker)
+            if not found or marker in head:
+                raise ValueError(
+                    f"reward: the chat template of {self.name} does not show the assistant's turn exactly once"
+                )
+            return plain_ids(self.tokenizer, head), plain_ids(self.tokenizer, tail)
+        check_prompt(prompt)
+        if self.reads_prompt and not isinstance(prompt, str):
+            raise ValueError(
+                f"reward: got chat messages, and the tokenizer of {self.name} has no chat template to render them; "
+                "pass include_prompt=False to have the response read alone"
+            )
+        start, end = self.special_ids
+        return start + (before if self.reads_prompt else []), end
+
+    def whole(self, completion: Completion) -> tuple[list[int], int]:
+        """Ids of prompt and response with their frame, and how many of the last ones are the frame's.
+
+        Raises:
+            ValueError: for an empty text where the tokenizer has no token to stand for it.
+        """
+        if self.is_chat:
+            return plain_ids(self.tokenizer, render_chat(self.tokenizer, completion.prompt, completion.response)), 0
+        start, end = self.special_ids
+        ids = [*start, *plain_ids(self.tokenizer, self.plain(completion)), *end]
+        return ids or [self.for_empty()], len(end)
+
+    def plain(self, completion: Completion) -> str:
+        """The text that is read: the response, after its prompt where there is no template to put it in."""
+        return completion.text if self.reads_prompt else completion.response
+
+    def split(self, completion: Completion) -> tuple[list[int], list[int]]:
+        """Ids before the response (its frame's first part included) and of the response alone, never empty.
+
+        A token that straddles the two counts to the response.
+        """
+        if self.is_chat:
+            before, response = self.frame(completion.prompt, [])[0], plain_ids(self.tokenizer, completion.response)
+        elif self.reads_prompt:
+            ids = plain_ids(self.tokenizer, completion.text)
+            prompt = plain_ids(self.tokenizer, completion.text[: _boundary(completion)])
+            same = next(
+                (i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt))
+            )
+            before, response = [*self.special_ids[0], *ids[:same]], ids[same:]
+        else:
+            before, response = self.special_ids[0], plain_ids(self.tokenizer, completion.response)
+        return before, response or [self.for_empty()]
+
+    def for_empty(self) -> int:
+        if self.empty_id is None:
+            raise ValueError(
+                f"reward: an empty text is no token at all to {self.name}, whose tokenizer has no end-of-sequence "
+                "and no padding token to stand for it"
+            )
+        return self.empty_id
+
+
+def _boundary(completion: Completion) -> int:
+    """Where the response begins in the text of prompt and response.
+
+    Decoders glue: a word piece loses its mark, a first token its space. So it is the longest common ending.
+    """
+    text, response = completion.text, completion.response
+    length = 0
+    while length < min(len(text), len(response)) and text[-1 - length] == response[-1 - length]:
+        length += 1
+    return len(text) - length
