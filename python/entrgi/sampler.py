@@ -14,6 +14,7 @@ from torch import Tensor
 from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.guidance import GuidanceTrace, optimize_logits
+from entrgi.matmul import fast_products
 from entrgi.outputs import HistoryBuilder, Output, StepState
 from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
@@ -96,35 +97,36 @@ def generate(
     started = time.perf_counter()
     if callback_on_step_end is not None and not callable(callback_on_step_end):
         raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
-    task = prepare(
-        prompts,
-        denoiser,
-        reward,
-        resolve(config, options),
-        seed=seed,
-        generator=generator,
-        trajectory_seeds=trajectory_seeds,
-        forbidden_ids=forbidden_ids,
-        mask_id=mask_id,
-    )
-    stream = _Stream(streamer, task)
-    history = HistoryBuilder(keep_states=output_history)
-    timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
-    try:
-        for step in task.steps:
-            with span("step"):
-                state = advance(task, step, timings)
-            history.add(state)
-            stream.update()
-            if callback_on_step_end is not None:
-                callback_on_step_end(state)
-        task.raise_on_error()
-        stream.end()
-        output = _finish(task, history, timings, started, complete=True)
-    except KeyboardInterrupt as interrupt:
-        with suppress(RuntimeError):  # a reward that fails must not hide the interrupt
-            interrupt.partial = _finish(task, history, timings, started, complete=False)
-        raise
+    with fast_products(torch.device(denoiser.device)):
+        task = prepare(
+            prompts,
+            denoiser,
+            reward,
+            resolve(config, options),
+            seed=seed,
+            generator=generator,
+            trajectory_seeds=trajectory_seeds,
+            forbidden_ids=forbidden_ids,
+            mask_id=mask_id,
+        )
+        stream = _Stream(streamer, task)
+        history = HistoryBuilder(keep_states=output_history)
+        timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
+        try:
+            for step in task.steps:
+                with span("step"):
+                    state = advance(task, step, timings)
+                history.add(state)
+                stream.update()
+                if callback_on_step_end is not None:
+                    callback_on_step_end(state)
+            task.raise_on_error()
+            stream.end()
+            output = _finish(task, history, timings, started, complete=True)
+        except KeyboardInterrupt as interrupt:
+            with suppress(RuntimeError):  # a reward that fails must not hide the interrupt
+                interrupt.partial = _finish(task, history, timings, started, complete=False)
+            raise
     return output if return_dict_in_generate else output.sequences.flatten(0, 1)
 
 

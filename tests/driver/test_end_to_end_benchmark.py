@@ -59,7 +59,7 @@ def test_port_equals_the_method(guidance, alg):
         {"top_p": 0.5, "top_k": 3, "temperature": 1.3},
         {"guidance_steps": 1, "guidance_lr": 0.1},
         {"steps": 9},
-        {"alg": "maskgit_plus", "eos_bias": 1.5},
+        {"alg": "maskgit_plus", "eos_bias": 3.0, "max_new_tokens": 6, "steps": 3, "guidance_steps": 1},
         {"deprioritize_eos": False, "eos_bias": 4.0},
         {"deprioritize_eos": False, "eos_bias": 4.0, "tok": tiny.tokenizer(pad="[SEP]")},
     ],

@@ -52,6 +52,7 @@ ALONE = [
     ({"threshold": 0.0, "max_new_tokens": 10, "schedule": "rgrl"}, {"schedule": "uniform"}),
     ({**ENDING, "early_exit": True}, {"early_exit": False}),
     ({**ENDING, "early_exit": True, "guidance": "none"}, {"early_exit": False}),
+    ({**ENDING, "early_exit": True, "prompts": ["the [SEP] movie"]}, {"early_exit": False}),
     ({"guidance_interval": 2, "steps": 5}, {"guidance_interval": 1}),
     ({"guidance_interval": 3, "steps": 5}, {"guidance_interval": 2}),
     ({"guidance_interval": (1, 3), "steps": 5}, {"guidance_interval": 1}),

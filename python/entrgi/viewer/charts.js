@@ -26,7 +26,11 @@ function ticks(low, high, count) {
   return { step, values: result };
 }
 
-const tickLabel = (x, step) => (x < 0 ? "−" : "") + Math.abs(x).toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (step / 10 ** Math.floor(Math.log10(step) + 1e-9) === 2.5 ? 1 : 0)));
+// As many decimals as tell neighbouring ticks apart.
+function tickLabel(x, step) {
+  const decimals = [0, 1, 2, 3, 4].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6) ?? 4;
+  return (x < 0 ? "−" : "") + Math.abs(x).toFixed(decimals);
+}
 
 function chart(curve, prompt, trajectory, goTo) {
   const drawing = svg("svg", { role: "img" });

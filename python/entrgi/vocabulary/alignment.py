@@ -56,7 +56,7 @@ def align(
     4. All other tokens are compared by the bytes that they add inside a text, after the reward's normaliser (an
        uncased reward reads "The" as "the"; what its normaliser never lets through is no target).
        Tokens of WordPiece and WordLevel vocabularies that start a word carry a space, as in their decoded text:
-       the denoiser's "the" is " the", or "the" where the reward has only that ("." before ", " where decoding
+       the denoiser's "the" is " the", or "the" where the reward has only that (and "." rather than " ." where decoding
        attaches it). The reward's "the" is " the"; for "the" within a word it is taken where there is no "##the",
        and first of all where the reward's pre-tokenizer splits before it anyway (punctuation).
 
