@@ -98,7 +98,7 @@ def _pair(kind: type, denoiser, tokenizer, reward, reward_tokenizer, prompt: str
 
 TINY_PAIR = random_pair((random_pairs.TINY_DREAM, random_pairs.TINY_SKYWORK), random_pairs.TINY_WORDS, 5)
 SMALL_PAIR = random_pair((random_pairs.SMALL_DREAM, random_pairs.SMALL_SKYWORK), random_pairs.WORDS, 24)
-HALF_PAIR = random_pair((random_pairs.DREAM_HALF_B, random_pairs.SKYWORK_0_6B), random_pairs.WORDS, 24)
+HALF_PAIR = random_pair((random_pairs.DREAM_HALF_B, random_pairs.SKYWORK_0_6B), random_pairs.WORDS, 8)
 LARGE_PAIR = random_pair((random_pairs.DREAM_7B, random_pairs.SKYWORK_1_7B), random_pairs.WORDS, 64)
 
 
@@ -135,7 +135,7 @@ WORKLOADS = {
     "demo-32": Workload(DEMO, demo_pair, "cpu", torch.float32, 32, 2.0, 3),
     "demo-32-bf16": Workload(DEMO, demo_pair, "cpu", torch.bfloat16, 32, 2.0, 3),
     "vocabulary": Workload(SMALL, SMALL_PAIR, "cpu", torch.float32, 8, 2.0, 3),
-    "half-b": Workload(HALF, HALF_PAIR, "cpu", torch.float32, 8, 2.0, 2),
+    "half-b": Workload(HALF, HALF_PAIR, "cpu", torch.float32, 12, 2.0, 2),
     "dream-7b": Workload(LARGE, LARGE_PAIR, "cuda", torch.bfloat16, 128, 3.0, 3, GPU_VARIANTS),
 }
 SMOKE = {
@@ -299,13 +299,16 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    prompt_tokens: int = 0
     parts: dict[str, float] | None = None
 
 
 def measure(name: str, workload: Workload, repeats: int, threads: int) -> dict[str, Measured]:
     """Time all variants of a workload in turns; compiled ones by themselves afterwards."""
     runner = Runner(workload)
-    results = {variant: Measured() for variant in workload.variants}
+    encoded = runner.pair.denoiser.encode(runner.pair.prompt)
+    prompt_tokens = len(encoded.prefix) + len(encoded.body)
+    results = {variant: Measured(prompt_tokens=prompt_tokens) for variant in workload.variants}
     turns = [[v for v in workload.variants if "compile" not in v]]
     turns += [[v] for v in workload.variants if "compile" in v]
     for variants in turns:
@@ -380,6 +383,7 @@ def rows_of(name: str, workload: Workload, results: dict[str, Measured], about: 
                 "models": workload.models,
                 "on": workload.device,
                 "dtype": str(workload.dtype).removeprefix("torch."),
+                "prompt_tokens": result.prompt_tokens,
                 "K": config.num_return_sequences,
                 "L": config.max_new_tokens,
                 "T": config.steps,
@@ -447,19 +451,20 @@ def model_share(parts: dict[str, float] | None) -> float | None:
 def readme_table(rows: list[dict]) -> str:
     """The README's table, in Markdown."""
     lines = [
-        "| models | dtype | L = T | variant | seconds | published | **speed-up** | target | peak MiB / published |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| models | dtype | prompt | L = T | variant | seconds | published | **speed-up** | target | MiB / published |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row["variant"] == "published":
             published = row
             continue
         target = "" if row["target"] is None else f"{row['target']:g}x"
-        lines.append(
-            f"| {row['models']} ({row['on'].upper()}) | {row['dtype']} | {row['L']} | {row['variant']} "
-            f"| {row['median_s']:.1f} | {published['median_s']:.1f} | **{row['speedup']:.1f}x** | {target} "
-            f"| {row['peak_MiB']:.0f} / {published['peak_MiB']:.0f} |"
-        )
+        memory = "" if row["peak_MiB"] is None else f"{row['peak_MiB']:.0f} / {published['peak_MiB']:.0f}"
+        cells = [
+            *(f"{row['models']} ({row['on'].upper()})", row["dtype"], row["prompt_tokens"], row["L"], row["variant"]),
+            *(f"{row['median_s']:.1f}", f"{published['median_s']:.1f}", f"**{row['speedup']:.1f}x**", target, memory),
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

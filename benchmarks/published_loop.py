@@ -12,8 +12,8 @@ faster and nothing slower. Kept, with the function of the published code that do
   - masks are found trajectory by trajectory, counted by ``.item()``; padding lengths are read by ``.item()`` from a
     tensor on the device; prompts are padded on the left
   - the commit runs trajectory by trajectory: scale, filter, softmax, ``multinomial``, a second softmax of the initial
-    logits for the confidence sum p log(p + 1e-10), ``topk``; t and s of the schedule are read by ``.item()`` for each (so its counts
-    are fp64 arithmetic; they equal entrgi's for all L and T up to 256)
+    logits for the confidence sum p log(p + 1e-10), ``topk``; t and s of the schedule are read by ``.item()`` for each
+    (counts in fp64 arithmetic then; the same as entrgi's for all L and T up to 256)
   - the final score decodes, templates, tokenises and scores one text at a time
 ``optimize_logits``
   - z is cut out by boolean masks, concatenated, cloned twice; a fresh ``torch.optim.Adam`` in every denoising step,

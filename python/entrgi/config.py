@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 
@@ -11,7 +11,8 @@ import torch
 
 SCHEDULES = ("paper", "rgrl", "uniform")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "origin")
-GUIDANCE = ("entrgi", "aps", "expectation", "gumbel", "none")
+ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
+GUIDANCE = (*ESTIMATORS, "none")
 OPTIMIZERS = ("adam", "sgd")
 ENTROPY_RULES = ("auto", "initial", "filtered")
 LOGITS_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -64,8 +65,8 @@ class SamplerConfig:
         logits_dtype: dtype in which the logits are optimised; None is the denoiser's own.
         infill: allow mask tokens in the prompts; they are filled like response positions. The end-of-sequence
             token is not drawn then.
-        max_rows: memory budget: at most so many rows of logits [rows, V] at once. Trajectories run in turns,
-            with the same result.
+        max_rows: memory budget: at most so many rows of logits [rows, V] at once, padding included. Trajectories run
+            in turns, with the same result.
         row_bucket: the number of rows is rounded up to a multiple of this, so that fewer shapes occur; the result
             is the same. None: 1, or 64 with ``cuda_graphs``.
         cuda_graphs: capture the guidance loop as a CUDA graph, one per shape; needs models on a GPU.
@@ -142,6 +143,9 @@ class SamplerConfig:
         if self.guidance != "gumbel":
             expected = "must be 1 unless guidance='gumbel'"
             _require(self.gumbel_temperature == 1, "gumbel_temperature", self.gumbel_temperature, expected)
+        expected = f"times temperature ({self.temperature}) must be in [1e-6, 1e6]"
+        in_range = 1e-6 <= self.temperature * self.gumbel_temperature <= 1e6
+        _require(in_range, "gumbel_temperature", self.gumbel_temperature, expected)
         if not isinstance(self.guidance_interval, int):
             window = tuple(self.guidance_interval)
             is_window = len(window) == 2 and all(isinstance(x, Integral) and not isinstance(x, bool) for x in window)
@@ -150,7 +154,7 @@ class SamplerConfig:
             _require(ordered, "guidance_interval", self.guidance_interval, expected)
             object.__setattr__(self, "guidance_interval", (int(window[0]), int(window[1])))
 
-    def _number(self, name: str, expected: str, holds: object) -> None:
+    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         _require(is_number and holds(value), name, value, expected)
@@ -180,6 +184,10 @@ class SamplerConfig:
     def bucket(self) -> int:
         """``row_bucket`` with None resolved."""
         return self.row_bucket or (GRAPH_ROW_BUCKET if self.cuda_graphs else 1)
+
+    def padded(self, rows: int) -> int:
+        """``rows`` rounded up to a multiple of the row bucket."""
+        return -(-rows // self.bucket) * self.bucket
 
     def is_guided(self, step: int) -> bool:
         """Whether denoising step ``step`` is guided."""

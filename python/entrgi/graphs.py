@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entrgi.guidance import GuidanceTrace
+from entrgi.timing import span
 
 Optimize = Callable[..., GuidanceTrace]
 WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
@@ -16,8 +17,15 @@ WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
 
 @dataclass(frozen=True)
 class _Captured:
-    """A captured call: its input tensors, which replays read and change, and what it leaves behind."""
+    """A captured call.
 
+    Attributes:
+        optimize: the function, kept because the graph reads tensors that it refers to.
+        inputs: its arguments, which replays read and change.
+        trace: what it returned, which replays overwrite.
+    """
+
+    optimize: Optimize
     inputs: list[Tensor]
     trace: GuidanceTrace
     replay: Callable[[], object]
@@ -46,11 +54,12 @@ class GuidanceGraphs:
         key = (trajectories, *((tuple(t.shape), t.dtype) for t in tensors))
         if key not in self.captured:
             inputs = [self.static(place, tensor) for place, tensor in enumerate(tensors)]
-            self.captured[key] = self.capture(optimize, inputs)
+            self.captured[key] = _Captured(optimize, inputs, *self.capture(optimize, inputs))
         graph = self.captured[key]
         for static, tensor in zip(graph.inputs, tensors, strict=True):
             static.copy_(tensor)
-        graph.replay()
+        with span("guidance graph"):
+            graph.replay()
         tensors[0].copy_(graph.inputs[0])
         tensors[-1].copy_(graph.inputs[-1])
         return GuidanceTrace(*(getattr(graph.trace, field.name).clone() for field in fields(GuidanceTrace)))
@@ -62,19 +71,25 @@ class GuidanceGraphs:
             self.storage[place] = storage = tensor.new_empty(tensor.numel())
         return storage[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
-    def capture(self, optimize: Optimize, inputs: list[Tensor]) -> _Captured:
-        """Warm up beside the current stream, then capture."""
-        originals = [tensor.clone() for tensor in inputs]
+    def capture(self, optimize: Optimize, inputs: list[Tensor]) -> tuple[GuidanceTrace, Callable[[], object]]:
+        """Warm up beside the current stream, which changes ``inputs``, then capture. What is returned, and the replay.
+
+        Raises:
+            RuntimeError: where a model does what a graph cannot hold, such as waiting for the device.
+        """
         current, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP):
-                for static, original in zip(inputs, originals, strict=True):
-                    static.copy_(original)
                 optimize(*inputs)
         current.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            trace = optimize(*inputs)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                trace = optimize(*inputs)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise RuntimeError(f"cuda_graphs: the reward model cannot be captured in a CUDA graph: {error}") from error
         self.pool = graph.pool()
-        return _Captured(inputs, trace, graph.replay)
+        return trace, graph.replay

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from entrgi.config import ESTIMATORS, OPTIMIZERS
 from entrgi.timing import span
 from entrgi_ext import ops, reference
 
-ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
-OPTIMIZERS = ("adam", "sgd")
-ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
+CHUNK = 32  # rows of logits in one step of an optimiser without a kernel of its own
 REWARD_NOT_FINITE = 4  # a bit of error_flag, beside those of ops.sample_tokens
 RelaxedReward = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,7 +86,8 @@ def optimize_logits(
         gumbel_temperature: lambda.
         reward_scale: factor on the reward before its gradient is taken.
         hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per step (``entrgi``, ``aps``).
-        error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`; bit 4 is set where a reward is not finite.
+        error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`; value 4 is added where a reward
+            is the first thing not to be finite.
 
     Returns:
         :class:`GuidanceTrace`.
@@ -107,6 +108,7 @@ def optimize_logits(
 
     accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
     soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
+    adam = {"lr": lr, "betas": BETAS, "eps": EPS}
     needs_moments = optimizer == "adam" and steps > 1
     moments = [torch.empty_like(logits, dtype=accumulator) if needs_moments else None for _ in "mv"]
     rewards, weights, initial_entropy = [], [], None
@@ -144,7 +146,8 @@ def optimize_logits(
         with span("reward backward"):
             (gradient,) = torch.autograd.grad(value, leaf, scale.to(value.dtype))
         if error_flag is not None:
-            error_flag |= (~value.detach().isfinite()).any() * REWARD_NOT_FINITE
+            # After invalid logits it is only a consequence.
+            error_flag |= (~value.detach().isfinite().all() & (error_flag == 0)) * REWARD_NOT_FINITE
 
         gradient = gradient.contiguous().view(flat.shape)
         with span("logit_update"):
@@ -155,7 +158,7 @@ def optimize_logits(
                 ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, rows=rows)
             else:
                 statics = (gradient, logsumexp, embedding, soft, tau)
-                ops.adam_step_(logits, *moments, *statics, lr=lr, step=m + 1, last=m + 1 == steps, rows=rows)
+                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, rows=rows, **adam)
         rewards.append(value.detach())
         weights.append(w)
     return GuidanceTrace(torch.stack(rewards), torch.stack(weights), initial_entropy)
@@ -166,12 +169,15 @@ def _step_with_gradient_(
 ) -> None:
     """One optimiser step on ``logits`` where the gradient was taken at others, the perturbed ones."""
     if optimizer == "sgd":
-        logits.add_(lr * gradient)
+        logits.add_(gradient, alpha=lr)
         return
-    z, *new = reference.adam_step(logits, *moments, gradient, lr, **ADAM, step=step)
-    logits.copy_(z)
-    if moments[0] is not None:
-        moments[:] = new
+    for begin in range(0, logits.shape[0], CHUNK):  # what a step leaves aside is then of a few rows, not [N, V]
+        part = slice(begin, begin + CHUNK)
+        z, m, v = (None if x is None else x[part] for x in (logits, *moments))
+        new = reference.adam_step(z, m, v, gradient[part], lr, *BETAS, EPS, step)
+        for old, value in zip((z, m, v), new, strict=True):
+            if old is not None:
+                old.copy_(value)
 
 
 def _check(

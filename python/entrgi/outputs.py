@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -20,7 +22,7 @@ class StepState:
         tokens: int64 [P, S], all trajectories after the commit.
         committed: bool [P, S], what this step committed.
         entropy: fp32 [P, S], entropy in nats at tau of the denoiser's own logits; NaN where a position was not
-            masked or its trajectory waited.
+            masked, its trajectory waited, or (unguided) its block did.
         weight: fp32 [P, S], entropy weight w in the last optimiser step; NaN there too, and without guidance.
         reward: fp32 [P], relaxed reward before the last optimiser step; NaN where there was none.
         seconds: wall time of the step on the host (on CUDA: until its work was queued).
@@ -43,7 +45,7 @@ class StepState:
         """The trajectories in ``trajectories``, int64 [n]."""
         return self._map(lambda tensor: tensor[trajectories])
 
-    def _map(self, function: object) -> StepState:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> StepState:
         values = [getattr(self, field.name) for field in fields(self)]
         return StepState(*[function(value) if isinstance(value, Tensor) else value for value in values])
 
@@ -68,31 +70,32 @@ class History:
 
 
 class HistoryBuilder:
-    """Collects the history of a generation as 0-dim tensors, so that the device is asked once, at the end."""
+    """Collects the history of a generation on the device, which is asked once, at the end."""
 
     def __init__(self, keep_states: bool) -> None:
         self.states: list[StepState] | None = [] if keep_states else None
-        self._rows: list[tuple[int, Tensor, Tensor, Tensor, float]] = []
+        self._steps: list[int] = []
+        self._seconds: list[float] = []
+        self._numbers: list[Tensor] = []  # fp64 [3] each: committed, reward, weight
 
     def add(self, state: StepState) -> None:
         if self.states is not None:
             self.states.append(state.snapshot())
+        self._steps.append(state.step)
+        self._seconds.append(state.seconds)
         numbers = (state.committed.sum(), state.reward.nanmean(), state.weight.nanmean())
-        self._rows.append((state.step, *numbers, state.seconds))
+        self._numbers.append(torch.stack([number.double() for number in numbers]))
 
     def history(self) -> History:
         """Waits for the device."""
 
-        def number(x: Tensor) -> float | None:
-            return None if torch.isnan(x) else x.item()
-
-        step, committed, reward, weight, seconds = [list(c) for c in zip(*self._rows, strict=True)] or [[]] * 5
+        numbers = torch.stack(self._numbers).tolist() if self._numbers else []
         return History(
-            step=step,
-            committed=[int(x) for x in committed],
-            reward=[number(x) for x in reward],
-            weight=[number(x) for x in weight],
-            seconds=seconds,
+            step=list(self._steps),
+            committed=[int(committed) for committed, _, _ in numbers],
+            reward=[None if math.isnan(reward) else reward for _, reward, _ in numbers],
+            weight=[None if math.isnan(weight) else weight for _, _, weight in numbers],
+            seconds=list(self._seconds),
         )
 
 

@@ -124,7 +124,7 @@ def generate(
             stream.end()
             output = _finish(task, history, timings, started, complete=True)
         except KeyboardInterrupt as interrupt:
-            with suppress(RuntimeError):  # a reward that fails must not hide the interrupt
+            with suppress(RuntimeError):  # a device that fails must not hide the interrupt
                 interrupt.partial = _finish(task, history, timings, started, complete=False)
             raise
     return output if return_dict_in_generate else output.sequences.flatten(0, 1)
@@ -151,7 +151,8 @@ def advance_batch(task: Task, step: Step, batch: Batch, record: _StepRecord, tim
     """:func:`advance` for the trajectories of ``batch``: denoise, guide, commit."""
     clock = [time.perf_counter()]
     sequences = task.sequences.select(batch.active)
-    rows = masked_rows(sequences, step, batch, task.denoiser.mask_token_id, task.config.bucket)
+    size = task.config.padded(batch.rows)
+    rows = masked_rows(sequences, step, batch, task.denoiser.mask_token_id, size)
     logits = denoise(task, sequences, rows)
     clock.append(time.perf_counter())
     trace = guide(task, step, batch, sequences, rows, logits) if step.guided else None
@@ -169,8 +170,10 @@ def advance_batch(task: Task, step: Step, batch: Batch, record: _StepRecord, tim
 class Rows:
     """The N masked positions that a batch works on, padded to a multiple of the row bucket.
 
+    Padding repeats the first row: a denoiser may give anything, NaN included, where nothing is masked.
+
     Attributes:
-        trajectories, columns: int64 [N], of the batch's tokens [A, S]; 0 in padding rows.
+        trajectories, columns: int64 [N], of the batch's tokens [A, S].
         keys: int64 [N, 4], (seed, denoising step, 0, column).
         real: bool [N], false in padding rows.
     """
@@ -180,9 +183,15 @@ class Rows:
     keys: Tensor
     real: Tensor
 
+    def keys_of(self, draw: int) -> Tensor:
+        """``keys`` of another draw, int64 [N, 4]."""
+        keys = self.keys.clone()
+        keys[:, 2].fill_(draw)
+        return keys
 
-def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: int, bucket: int) -> Rows:
-    """Masked positions of a batch, row-major by trajectory.
+
+def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: int, size: int) -> Rows:
+    """Masked positions of a batch, row-major by trajectory, padded to ``size`` rows.
 
     Their number is known from the schedule, so the device is not asked for it.
     """
@@ -191,12 +200,12 @@ def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: i
         masked &= sequences.attention_mask.bool()
     if not step.guided:  # nobody reads the logits of what does not compete
         masked &= masked.cumsum(dim=1) <= batch.competing[:, None]
-    size = -(-batch.rows // bucket) * bucket
+    real = torch.arange(size, device=masked.device) < batch.rows
     positions = torch.nonzero_static(masked, size=size, fill_value=0)
-    trajectories, columns = positions[:, 0], positions[:, 1]
+    trajectories, columns = torch.where(real[:, None], positions, positions[:1]).unbind(dim=1)
     zero = torch.zeros_like(columns)
     keys = torch.stack([sequences.seeds[trajectories], zero + step.index, zero, columns], dim=1)
-    return Rows(trajectories, columns, keys, torch.arange(size, device=columns.device) < batch.rows)
+    return Rows(trajectories, columns, keys, real)
 
 
 def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
@@ -209,7 +218,8 @@ def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
 
 def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows, logits: Tensor) -> GuidanceTrace:
     """Optimise ``logits`` [N, V] in place for the reward."""
-    config, reward = task.config, task.target.select(batch.active)
+    # A graph keeps `optimize` and so must not be kept by it: no `task` inside.
+    config, forbidden, reward = task.config, task.forbidden, task.target.select(batch.active)
     inputs_embeds, ids = reward.inputs(sequences.tokens)
     destinations = torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1)
     error_flag = task.error_flags[step.index : step.index + 1]
@@ -232,7 +242,7 @@ def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
-            forbidden=task.forbidden,
+            forbidden=forbidden,
             gumbel_temperature=config.gumbel_temperature,
             reward_scale=config.reward_scale,
             error_flag=error_flag,
@@ -259,9 +269,7 @@ def commit(
         entropy of the denoiser's own logits, [N], and bool [N], the rows that were committed.
     """
     config, eos = task.config, task.denoiser.eos_token_id
-    draw, rank = rows.keys.clone(), rows.keys.clone()
-    draw[:, 2].fill_(COMMIT_DRAW)
-    rank[:, 2].fill_(POSITION_DRAW)
+    draw = rows.keys_of(COMMIT_DRAW)
     error_flag = task.error_flags[step.index : step.index + 1]
     with span("sample_tokens"):
         sample = ops.sample_tokens(
@@ -288,7 +296,7 @@ def commit(
             rows.columns,
             batch.splits,
             counts,
-            keys=rank if config.alg_temp > 0 else None,
+            keys=rows.keys_of(POSITION_DRAW) if config.alg_temp > 0 else None,
             eos_token_id=eos,
             alg_temp=config.alg_temp,
         )
@@ -328,7 +336,7 @@ class _StepRecord:
     def __init__(self, tokens: Tensor) -> None:
         self.shape = tokens.shape
         # One slot more than there are positions takes what padding rows write.
-        nan = torch.full((tokens.numel() + 1,), torch.nan, device=tokens.device)
+        nan = torch.full((tokens.numel() + 1,), torch.nan, dtype=torch.float32, device=tokens.device)
         self.entropy, self.weight = nan, nan.clone()
         self.committed = torch.zeros_like(nan, dtype=torch.bool)
         self.reward = nan[: self.shape[0]].clone()
@@ -378,7 +386,7 @@ class _Stream:
 def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
     """Decode, score what is complete, and choose what is returned."""
     completions = task.decode()
-    candidates = torch.full(task.seeds.shape, torch.nan)
+    candidates = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32)
     if complete:
         scoring = time.perf_counter()
         candidates = task.reward.score([c for row in completions for c in row]).view(task.seeds.shape)

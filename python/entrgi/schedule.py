@@ -159,9 +159,10 @@ def plan(
     progress = [_Progress.start(len(columns), config, p) for p, columns in enumerate(masked_columns)]
     for p, track in enumerate(progress):
         rows = track.total if config.guidance != "none" else track.left
-        if config.max_rows is not None and rows > config.max_rows:
+        if config.max_rows is not None and config.padded(rows) > config.max_rows:
+            padded = "" if config.bucket == 1 else f", {config.padded(rows)} with row_bucket {config.bucket}"
             raise ValueError(
-                f"max_rows must be at least the {rows} masked positions of one trajectory (number {p}), "
+                f"max_rows must be at least the {rows} masked positions of one trajectory (number {p}){padded}, "
                 f"got {config.max_rows}"
             )
     return _steps(progress, [list(c) for c in masked_columns], seeds, config, device, count_masked)
@@ -177,17 +178,17 @@ def _steps(
 ) -> Iterator[Step]:
     for j in range(config.steps):
         guided, turns = config.is_guided(j), []
-        for p, track in enumerate(progress):
-            count, chosen = track.count(config), None
-            if config.alg == "origin" and track.total:
-                chosen = _origin_draws(columns[p][: track.left], seeds[p], j, track.chance(config))
+        draws = _origin_draws(progress, columns, seeds, j, config) if config.alg == "origin" else [None] * len(progress)
+        for p, (track, chosen) in enumerate(zip(progress, draws, strict=True)):
+            count = track.count(config)
+            if chosen is not None:
                 columns[p] = [c for c, drawn in zip_longest(columns[p], chosen) if not drawn]
                 count = sum(chosen)
             if count:
                 # Guided, what does not compete now is optimised all the same, since the reward reads it.
                 turns.append(_Turn(p, count, track.left, track.total if guided else track.left, chosen))
         if turns:
-            yield Step(j, guided, [_batch(group, device) for group in _divide(turns, config.max_rows)])
+            yield Step(j, guided, [_batch(group, device) for group in _divide(turns, config)])
         committed = dict.fromkeys(range(len(progress)), 0) | {turn.trajectory: turn.count for turn in turns}
         if turns and count_masked is not None:
             committed = {p: progress[p].total - left for p, left in enumerate(count_masked())}
@@ -207,20 +208,31 @@ class _Turn:
     chosen: list[bool] | None
 
 
-def _origin_draws(columns: Sequence[int], seed: int, step: int, chance: float) -> list[bool]:
-    """Which of ``columns`` commit, each by its own keyed draw: u < chance, written for u's Gumbel transform."""
-    if chance >= 1:
-        return [True] * len(columns)
-    keys = torch.tensor([[seed, step, POSITION_DRAW, column] for column in columns])
-    noise = gumbel(keys, torch.zeros(1, dtype=torch.long))[:, 0]
-    return (noise > -math.log(-math.log1p(-chance))).tolist()
+def _origin_draws(
+    progress: list[_Progress], columns: list[list[int]], seeds: Sequence[int], step: int, config: SamplerConfig
+) -> list[list[bool]]:
+    """Which of each trajectory's competing columns commit, each by its own keyed draw.
+
+    That is u < chance, written for u's Gumbel transform. One call makes the noise of all trajectories: its cost is
+    that of its many small operations, not of the numbers.
+    """
+    competing = [own[: track.left] if track.total else [] for own, track in zip(columns, progress, strict=True)]
+    keys = [[seed, step, POSITION_DRAW, c] for seed, own in zip(seeds, competing, strict=True) for c in own]
+    noise = gumbel(torch.tensor(keys, dtype=torch.long).view(-1, 4), torch.zeros(1, dtype=torch.long))
+    noise = iter(noise[:, 0].tolist())
+    result = []
+    for own, track in zip(competing, progress, strict=True):
+        chance = track.chance(config) if own else 1.0
+        limit = -math.inf if chance >= 1 else -math.log(-math.log1p(-chance))
+        result.append([next(noise) > limit for _ in own])
+    return result
 
 
-def _divide(turns: list[_Turn], max_rows: int | None) -> list[list[_Turn]]:
-    """Whole trajectories in groups of at most ``max_rows`` rows."""
+def _divide(turns: list[_Turn], config: SamplerConfig) -> list[list[_Turn]]:
+    """Whole trajectories in groups whose rows, padded to the bucket, are at most ``max_rows``."""
     groups, used = [[]], 0
     for turn in turns:
-        if max_rows is not None and groups[-1] and used + turn.rows > max_rows:
+        if config.max_rows is not None and groups[-1] and config.padded(used + turn.rows) > config.max_rows:
             groups.append([])
             used = 0
         groups[-1].append(turn)

@@ -126,7 +126,8 @@ def build_sequences(
     mask = None if bool((lengths == width).all()) else (torch.arange(width) < lengths[:, None]).long()
     if mask is not None:
         mask = mask.repeat_interleave(copies, dim=0).to(device)
-    column, start, stop = torch.arange(width), *torch.tensor([[a.start, a.stop] for a in layouts]).T[..., None]
-    window = ((column >= start) & (column < stop)).repeat_interleave(copies, dim=0).to(device)
+    column = torch.arange(width)
+    inside = [(column >= layout.start) & (column < layout.stop) for layout in layouts]
+    window = torch.stack(inside).repeat_interleave(copies, dim=0).to(device)
     tokens = tokens.repeat_interleave(copies, dim=0).to(device)
     return Sequences(tokens, mask, window, seeds.reshape(-1).to(device)), layouts, masked

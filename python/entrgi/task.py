@@ -69,10 +69,10 @@ class Task:
 
     def choose(self, rewards: Tensor) -> Tensor:
         """Which of the N trajectories of each prompt are returned, int64 [B, K]; ``rewards`` [B, N], NaN if unknown."""
-        copies = self.config.num_return_sequences
-        if self.config.best_of is None or rewards.isnan().any():
-            return torch.arange(copies).expand(rewards.shape[0], -1)
-        return rewards.sort(dim=1, descending=True, stable=True).indices[:, :copies]
+        if self.config.best_of is None:
+            return torch.arange(rewards.shape[1]).expand_as(rewards)
+        ranked = rewards.masked_fill(rewards.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        return ranked[:, : self.config.num_return_sequences]
 
     def raise_on_error(self) -> None:
         """Waits for the device. Raises RuntimeError naming the first step whose error flag is set."""
@@ -120,7 +120,7 @@ def prepare(
     _check_denoiser(denoiser, config, mask_id)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
     ends = (denoiser.eos_token_id,) if config.infill and denoiser.eos_token_id is not None else ()
-    forbidden = _forbidden(denoiser, (*forbidden_ids, *ends))
+    forbidden = _forbidden(denoiser, [*forbidden_ids, *ends])
 
     encoded = [denoiser.encode(prompt) for prompt in prompts]
     sequences, layouts, masked = build_sequences(
@@ -236,6 +236,8 @@ def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) 
 def _forbidden(denoiser: Denoiser, forbidden_ids: Sequence[int]) -> Tensor:
     forbidden = undecodable(denoiser.tokenizer, denoiser.vocab_size)
     for token_id in (denoiser.mask_token_id, *forbidden_ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, Integral):
+            raise ValueError(f"forbidden_ids must be integers, got {token_id!r}")
         if not 0 <= token_id < denoiser.vocab_size:
             raise ValueError(f"forbidden_ids: {token_id} is not an id below {denoiser.vocab_size}")
         forbidden[token_id] = True

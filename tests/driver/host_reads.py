@@ -3,7 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Values read on the host, shapes that depend on values, and tensors copied from the host. nonzero_static is none.
+# Values read on the host, shapes that depend on values, and tensors copied from the host. nonzero_static is none;
+# of x[...] = 1, which is harmless, and torch.tensor(1, device=...), which is not, both are refused: use fill_.
 _WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "argwhere", "masked_select", "bincount"}
 _WAITING |= {"_unique", "_unique2", "unique_dim", "unique_consecutive", "lift_fresh"}
 

@@ -50,6 +50,10 @@ def pair():
         ({"best_of": 3}, r"best_of must be >= num_return_sequences \(4\), got 3"),
         ({"best_of": 0}, "best_of must be .*got 0"),
         ({"best_of": 4.5}, "best_of must be .*got 4.5"),
+        (
+            {"guidance": "gumbel", "temperature": 0.01, "gumbel_temperature": 1e-5},
+            r"gumbel_temperature times temperature \(0.01\) must be in \[1e-6, 1e6\], got 1e-05",
+        ),
         ({"threshold": float("nan")}, "threshold must be .*got nan"),
         ({"threshold": "high"}, "threshold must be .*got 'high'"),
         ({"threshold": 0.5, "alg": "maskgit_plus", "alg_temp": 0.5}, "threshold.*alg_temp|alg_temp.*threshold"),
@@ -203,6 +207,9 @@ def test_seeds(pair, seeds, message):
 def test_forbidden_ids(pair):
     with pytest.raises(ValueError, match="forbidden_ids: 64 is not an id below 64"):
         generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=[64])
+    for wrong in (True, 3.0, "the"):
+        with pytest.raises(ValueError, match=f"forbidden_ids must be integers, got {wrong!r}"):
+            generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=[5, wrong])
     with pytest.raises(ValueError, match="every id is forbidden"):
         generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=range(64))
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from entrgi import generate
-from entrgi.graphs import GuidanceGraphs, _Captured
+from entrgi.graphs import GuidanceGraphs
 
 PROMPTS = ["the movie", "w3 was good w4"]
 OPTIONS = {"num_return_sequences": 2, "max_new_tokens": 6, "steps": 6, "seed": 1}
@@ -28,7 +28,7 @@ class ReplayedByCalling(GuidanceGraphs):
             for name in ("rewards", "weights", "initial_entropy"):
                 getattr(trace, name).copy_(getattr(again, name))
 
-        return _Captured(inputs, trace, replay)
+        return trace, replay
 
 
 @pytest.fixture

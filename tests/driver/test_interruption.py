@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from entrgi import SamplerConfig, generate
+from entrgi.guidance import optimize_logits
 
 CONFIG = SamplerConfig(num_return_sequences=2, max_new_tokens=5, steps=5)
 
@@ -69,6 +70,24 @@ def test_invalid_logits_name_the_step(guidance):
         generate("the", denoiser, tiny.bert_reward(), config, seed=1)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 4), (1, 1), (2, 2), (4, 4)])
+def test_the_reward_is_blamed_only_where_it_fails_first(before, after):
+    """Invalid logits make the reward NaN, too: their flag, set by the operators on CUDA, must stand alone."""
+    flag = torch.tensor([before], dtype=torch.int32)
+    optimize_logits(
+        torch.randn(2, 6),
+        torch.randn(6, 3),
+        torch.zeros(1, 2, 3),
+        torch.arange(2),
+        torch.zeros(1, 2, dtype=torch.long),
+        lambda embeds, _ids: embeds.sum(dim=(1, 2)) * torch.nan,
+        keys=torch.zeros(2, 4, dtype=torch.long),
+        steps=1,
+        error_flag=flag,
+    )
+    assert flag.item() == after
+
+
 def test_error_flag_names_the_step():
     """Where operators do not raise (CUDA), the flags read at the end do."""
     from entrgi.task import prepare
@@ -87,3 +106,19 @@ def test_error_flag_names_the_step():
     task.error_flags[3] = 3
     with pytest.raises(RuntimeError, match=r"denoising step 3 of 5: logits with NaN.* and .*every finite id"):
         task.raise_on_error()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_reports_are_fp32_whatever_the_default_dtype(default):
+    models = tiny.denoiser(), tiny.bert_reward()
+    expected = generate("the", *models, CONFIG, seed=1, output_history=True)
+    try:
+        torch.set_default_dtype(default)
+        output = generate("the", *models, CONFIG, seed=1, output_history=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert output.candidate_rewards.dtype == torch.float32
+    for got, state in zip(output.steps, expected.steps, strict=True):
+        for name in ("entropy", "weight", "reward"):
+            torch.testing.assert_close(getattr(got, name), getattr(state, name), rtol=0, atol=0, equal_nan=True)

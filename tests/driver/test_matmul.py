@@ -57,6 +57,20 @@ def test_setting_is_restored(monkeypatch):
     torch.get_float32_matmul_precision()  # raises where settings were left mixed
 
 
+def test_setting_outlives_the_first_of_two_generations(monkeypatch):
+    """In threads they overlap: the one that began first must not end the other's, nor the other keep its setting."""
+    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    first, second = matmul.fast_products(CPU), matmul.fast_products(CPU)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert settings.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert settings.fp32_precision == before
+
+
 def test_a_reduced_precision_is_refused(monkeypatch):
     matmul._onednn_is_faster.cache_clear()
     monkeypatch.setattr(matmul, "_is_amd", lambda: True)

@@ -1,9 +1,12 @@
+import json
+
 import architectures
 import binding
 import pytest
 import tiny
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers.utils import logging
 
 from entrgi import CallableReward, SequenceClassifierReward, generate, load_reward, preset
 from entrgi.prompts import Completion
@@ -421,3 +424,54 @@ def test_code_from_a_repository_is_refused(tmp_path):
     with pytest.raises(ValueError, match="reward: trust_remote_code is not supported"):
         load_reward(tmp_path, trust_remote_code=True)
     load_reward(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("kind", [None, "classifier", "likelihood"])
+@pytest.mark.parametrize("part", ["config", "tokenizer"])
+def test_code_from_a_repository_is_not_run_even_if_asked_for(kind, part, tmp_path, monkeypatch):
+    """transformers asks on the terminal where nothing is said about it."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise ValueError('it ran')\n")
+    if part == "config":
+        classes = {
+            "AutoConfig": "own.C",
+            "AutoModelForSequenceClassification": "own.M",
+            "AutoModelForCausalLM": "own.M",
+        }
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "its own", "auto_map": classes}))
+        tiny.tokenizer().save_pretrained(tmp_path)
+    else:
+        tiny.qwen3_classifier().save_pretrained(tmp_path)
+        own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match=r"^reward: cannot load '[^']*': it needs code from its repository") as raised:
+        load_reward(tmp_path, kind=kind)
+    assert not ran.exists()
+    assert "trust_remote_code" not in str(raised.value)
+
+
+def test_hub_id_with_options(tmp_path):
+    """Options that say where a checkpoint is looked for hold for its config and its tokenizer, too."""
+    repository, commit = tmp_path / "models--someone--reward", "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "branch").write_text(commit)
+    reward = tiny.bert_reward()
+    reward.model.save_pretrained(repository / "snapshots" / commit)
+    reward.tokenizer.save_pretrained(repository / "snapshots" / commit)
+    place = {"cache_dir": tmp_path, "local_files_only": True}
+    loaded = load_reward("someone/reward", revision="branch", **place)
+    torch.testing.assert_close(loaded.weight, reward.weight, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"reward: cannot load 'someone/reward', no folder here: [^.]*(\.[^ ][^.]*)*$"):
+        load_reward("someone/reward", revision="other", **place)
+
+
+def test_loading_is_quiet(tmp_path, capfd):
+    """What transformers reports of missing weights is one error here, and what it had to say otherwise is said later."""
+    tiny.denoiser().model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    before = logging.get_verbosity()
+    with pytest.raises(ValueError, match="lacks 4 weights"):
+        load_reward(tmp_path, kind="classifier")
+    assert "MISSING" not in "".join(capfd.readouterr())
+    assert logging.get_verbosity() == before

@@ -54,7 +54,9 @@ def run(monkeypatch, models, reuse_prefix=True, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"reuse_prefix": False}, {"max_rows": 8}, {"row_bucket": 32}, {"max_rows": 20, "row_bucket": 7}], ids=str
+    "options",
+    [{"reuse_prefix": False}, {"max_rows": 8}, {"row_bucket": 32}, {"max_rows": 20, "row_bucket": 7}],
+    ids=str,
 )
 def test_first_difference_is_an_undecided_draw(monkeypatch, models, options):
     expected, logits = run(monkeypatch, models)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
-from entrgi import CallableDenoiser, SequenceClassifierReward, generate
-from entrgi.schedule import commit_count, confidence
+from entrgi import CallableDenoiser, SamplerConfig, SequenceClassifierReward, generate
+from entrgi.schedule import commit_count, confidence, plan
 from entrgi_ext.reference import Sample, gumbel
 
 SCHEDULES = ["paper", "rgrl", "uniform"]
@@ -265,3 +265,14 @@ def test_confidence(alg, source, expected):
 def test_unknown_confidence():
     with pytest.raises(ValueError, match="'loudness'"):
         confidence("loudness", sample(), torch.zeros(2, 3), torch.zeros(2), "initial")
+
+
+def test_origin_draws_once_a_step(monkeypatch):
+    """The noise of a step costs hundreds of small operations, however many trajectories share them."""
+    calls = []
+    monkeypatch.setattr("entrgi.schedule.gumbel", lambda keys, ids: calls.append(len(keys)) or gumbel(keys, ids))
+    columns = [list(range(20)), list(range(5, 30)), list(range(3))]
+    steps = list(plan(columns, [1, -2, 2**40], SamplerConfig(alg="origin", steps=8), torch.device("cpu")))
+    assert len(calls) <= 8
+    assert calls[0] == 48
+    assert sum(int(batch.counts.sum()) for step in steps for batch in step.batches) == 48

@@ -101,10 +101,13 @@ def transcribed(denoiser, reward, prompts, seeds, options, max_new_tokens, infil
     return result
 
 
-def tiny_models(dtype, tok=None, eos_bias=0.0, reward="bert"):
+def tiny_models(dtype, tok=None, eos_bias=0.0, reward="bert", logit_scale=1.0):
+    """The pair, with a denoiser that likes to end the text (``eos_bias``) or that is less sure (``logit_scale``)."""
     denoiser = tiny.denoiser(dtype, tok)
     with torch.no_grad():
         denoiser.model.get_output_embeddings().bias[EOS] += eos_bias
+        for parameter in denoiser.model.cls.predictions.transform.LayerNorm.parameters():
+            parameter *= logit_scale
     return denoiser, tiny.bert_reward(dtype, tok) if reward == "bert" else tiny.qwen3_reward(dtype)
 
 
@@ -131,6 +134,7 @@ def check(
     tok=None,
     eos_bias=0.0,
     reward="bert",
+    logit_scale=1.0,
     unlike=None,
     walk=method.generate,
     **options,
@@ -141,7 +145,7 @@ def check(
         unlike: options that must make another text, so that no test passes where an option is ignored.
     """
     options = {**SMALL, **options}
-    models = tiny_models(dtype, tok, eos_bias, reward)
+    models = tiny_models(dtype, tok, eos_bias, reward, logit_scale)
     seeds = SEEDS[: len(prompts), :copies]
     output = sample(models, prompts, copies, preset, **options)
     expected = transcribed(
