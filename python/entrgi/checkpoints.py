@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
+
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+REMOTE_CODE = "it needs code from its repository, which is never run"
 
 
 def load_pretrained(
@@ -31,20 +36,24 @@ def load_pretrained(
         dtype: of the weights; None keeps the checkpoint's.
         adapter: folder or hub id of a LoRA adapter, see :func:`apply_adapter`. Weights that it brings whole (a
             classifier's head) may be missing in the checkpoint.
-        options: passed to ``from_pretrained``.
+        options: passed to ``from_pretrained``; ``revision``, ``cache_dir``, ``token`` and ``local_files_only`` hold
+            for the tokenizer, too.
 
     Raises:
-        ValueError: for a folder that does not exist or lacks files, a hub id that cannot be had, a
-            checkpoint that lacks weights of ``auto_class`` (they would be random), an adapter that does not fit,
-            or ``trust_remote_code``.
+        ValueError: for a folder that does not exist or lacks files, a hub id that cannot be had, code that only the
+            repository has, a checkpoint that lacks weights of ``auto_class`` (they would be random), an adapter that
+            does not fit, or ``trust_remote_code``.
     """
     check_checkpoint(argument, name)
     refuse_remote_code(argument, options)
+    # trust_remote_code left out would ask on the terminal whether to run the repository's code.
+    options = {"dtype": dtype or "auto", "trust_remote_code": False, **options}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = auto_class.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(options))
+        with without_report():
+            model, report = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{argument}: cannot load {str(name)!r}: {error}") from error
+        raise cannot_load(argument, name, error) from error
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
         raise ValueError(f"{argument}: {str(name)!r} has no tokenizer files")
     missing = set(report["missing_keys"])
@@ -83,13 +92,46 @@ def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
         )
 
 
-def read_config(argument: str, name: str | Path) -> PretrainedConfig:
-    """The checkpoint's config. Raises ValueError where there is none."""
+def read_config(argument: str, name: str | Path, **options: object) -> PretrainedConfig:
+    """The checkpoint's config. Raises ValueError where there is none. Of ``options`` the hub's are used."""
     check_checkpoint(argument, name)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(options))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{argument}: cannot load {str(name)!r}: {error}") from error
+        raise cannot_load(argument, name, error) from error
+
+
+def read_tokenizer(argument: str, name: str | Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer alone. Raises ValueError where there is none."""
+    check_checkpoint(argument, name)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise cannot_load(argument, name, error) from error
+
+
+def hub_options(options: dict[str, object]) -> dict[str, object]:
+    """Those of ``options`` that say where on the hub, and as whom, a file is looked for."""
+    return {name: options[name] for name in HUB_OPTIONS if name in options}
+
+
+def cannot_load(argument: str, name: str | Path, error: Exception) -> ValueError:
+    """One sentence for what transformers and the hub say in several."""
+    text = " ".join(str(error).split())
+    reason = REMOTE_CODE if "trust_remote_code" in text else text.split(". ")[0].rstrip(".")
+    place = "" if Path(name).exists() else ", no folder here"
+    return ValueError(f"{argument}: cannot load {str(name)!r}{place}: {reason}")
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Without transformers' table of missing and surplus weights: what is missing is raised, the rest is not read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def apply_adapter(

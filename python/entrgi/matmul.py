@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -20,18 +21,37 @@ from torch import Tensor
 def fast_products(device: torch.device) -> Iterator[None]:
     """fp32 matrix products on the CPU through the faster library, where they stay fp32; as it was afterwards.
 
-    The setting belongs to the process, so products of other threads take the same path meanwhile.
+    The setting belongs to the process, so products of other threads take the same path meanwhile, and of several
+    generations in threads the last to end restores it.
     """
     if device.type != "cpu" or not _onednn_is_faster():
         yield
         return
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
+    with _permission:
         yield
-    finally:
-        settings.fp32_precision = before
+
+
+class _Permission:
+    """Lets oneDNN take fp32 products, from the first that enters to the last that leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        settings = torch.backends.mkldnn.matmul
+        with self.lock:
+            if not self.users:
+                self.before, settings.fp32_precision = settings.fp32_precision, "bf16"
+            self.users += 1
+
+    def __exit__(self, *_exception: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                torch.backends.mkldnn.matmul.fp32_precision = self.before
+
+
+_permission = _Permission()
 
 
 @cache
@@ -41,12 +61,8 @@ def _onednn_is_faster() -> bool:
     settings = getattr(torch.backends.mkldnn, "matmul", None)
     if not available or not hasattr(settings, "fp32_precision") or not _is_amd():
         return False
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
+    with _permission:
         return products_are_exact(torch.matmul)
-    finally:
-        settings.fp32_precision = before
 
 
 def products_are_exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:

@@ -20,7 +20,7 @@ from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
 from entrgi.sequences import Sequences
-from entrgi.task import Task, prepare
+from entrgi.task import Task, check_models, prepare
 from entrgi.timing import span
 from entrgi_ext import ops
 
@@ -95,6 +95,7 @@ def generate(
         >>> entrgi.generate("The movie was", denoiser, reward, max_new_tokens=16, steps=16, seed=0).texts
     """
     started = time.perf_counter()
+    check_models(denoiser, reward)
     if callback_on_step_end is not None and not callable(callback_on_step_end):
         raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
     with fast_products(torch.device(denoiser.device)):

@@ -165,6 +165,14 @@ def prepare(
     )
 
 
+def check_models(denoiser: Denoiser, reward: Reward) -> None:
+    """Raise ValueError for what is no model at all."""
+    for name, model, method in (("denoiser", denoiser, "logits"), ("reward", reward, "bind")):
+        if not hasattr(model, method):
+            expected = f"expected one of entrgi.{name}s or an object with their methods"
+            raise ValueError(f"{name}: {expected}, got {model!r:.80}")
+
+
 def derive_seeds(base: int, prompts: int, copies: int) -> Tensor:
     """Trajectory seeds, int64 [prompts, copies]; each depends on ``base`` and its two indices alone."""
     rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(copies)] for b in range(prompts)]
@@ -193,7 +201,7 @@ def _base_seed(seed: int | None, generator: torch.Generator | None) -> int:
 def _check_seeds(seeds: Tensor, prompts: int, copies: int) -> Tensor:
     if not isinstance(seeds, Tensor) or seeds.dtype != torch.long or tuple(seeds.shape) != (prompts, copies):
         got = f"{seeds.dtype} {list(seeds.shape)}" if isinstance(seeds, Tensor) else repr(seeds)
-        raise ValueError(f"trajectory_seeds must be int64 [{prompts}, {copies}] (prompts, copies), got {got}")
+        raise ValueError(f"trajectory_seeds must be an int64 tensor [{prompts}, {copies}] (prompts, copies), got {got}")
     return seeds.cpu()
 
 

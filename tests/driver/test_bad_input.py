@@ -143,7 +143,7 @@ def test_early_exit_without_an_end_of_sequence(pair):
 def test_seeds_of_all_that_are_made(pair):
     """With best_of, one seed for each of the N."""
     seeds = torch.zeros(1, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"trajectory_seeds must be int64 \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"trajectory_seeds must be an int64 tensor \[1, 5\]"):
         generate("the", *pair, SamplerConfig(**SMALL), best_of=5, trajectory_seeds=seeds)
 
 
@@ -194,8 +194,11 @@ def test_reward_context(pair):
         ({"seed": 1, "generator": torch.Generator()}, "pass one of seed, generator and trajectory_seeds"),
         ({"seed": 1, "trajectory_seeds": torch.zeros(1, 2, dtype=torch.long)}, "pass one of"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ({"trajectory_seeds": torch.zeros(2, 2, dtype=torch.long)}, r"trajectory_seeds must be int64 \[1, 2\]"),
-        ({"trajectory_seeds": torch.zeros(1, 2)}, "trajectory_seeds must be int64"),
+        (
+            {"trajectory_seeds": torch.zeros(2, 2, dtype=torch.long)},
+            r"trajectory_seeds must be an int64 tensor \[1, 2\]",
+        ),
+        ({"trajectory_seeds": torch.zeros(1, 2)}, "trajectory_seeds must be an int64 tensor"),
     ],
     ids=lambda x: str(x)[:30],
 )
@@ -283,3 +286,11 @@ def test_chat_template_that_refuses_the_messages(pair):
 def test_infilling_for_a_chat_reward(pair):
     with pytest.raises(ValueError, match=r"prompts\[0\] is to be infilled"):
         generate("the [MASK]", pair[0], tiny.qwen3_reward(), SamplerConfig(**SMALL, infill=True), seed=0)
+
+
+@pytest.mark.parametrize("given", [None, "skywork"])
+def test_models_that_are_none(pair, given):
+    with pytest.raises(ValueError, match=r"reward: expected one of entrgi\.rewards or an object"):
+        generate("the", pair[0], given, **SMALL)
+    with pytest.raises(ValueError, match=r"denoiser: expected one of entrgi\.denoisers or an object"):
+        generate("the", given, pair[1], **SMALL)

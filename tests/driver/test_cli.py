@@ -156,7 +156,7 @@ OPTIONS = [
     (["--guidance-interval", "1:3"], {"guidance_interval": (1, 3)}),
     (["--optimizer", "sgd", "--reward-scale", "-2"], {"optimizer": "sgd", "reward_scale": -2.0}),
     (["--logits-dtype", "bfloat16"], {"logits_dtype": "bfloat16"}),
-    (["--max-rows", "6", "--row-bucket", "4"], {"max_rows": 6, "row_bucket": 4}),
+    (["--max-rows", "8", "--row-bucket", "4"], {"max_rows": 8, "row_bucket": 4}),
     (["--infill", "-l", "0", "-p", "the [MASK] was [MASK]"], {"infill": True, "max_new_tokens": 0}),
 ]
 

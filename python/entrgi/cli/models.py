@@ -161,7 +161,8 @@ def usable_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"--device: {name!r} cannot be used: {reason}") from error
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:

@@ -111,7 +111,7 @@ SAMPLER = (
         negatable=True,
     ),
     Option(
-        "guidance", str, "entrgi, aps, expectation, gumbel, or none (best-of-n).", panel=GUIDANCE, presets=("entrgi",)
+        "guidance", str, "entrgi, aps, expectation, gumbel, or none (unguided).", panel=GUIDANCE, presets=("entrgi",)
     ),
     Option("guidance_steps", int, "Optimiser steps per denoising step.", "-m", panel=GUIDANCE, presets=(3, 1)),
     Option("guidance_lr", float, "Learning rate, in logits.", panel=GUIDANCE, presets=(0.5,)),

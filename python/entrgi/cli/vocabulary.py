@@ -60,18 +60,10 @@ def vocabulary(
 
 def load_reward_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of the reward model ``name``, or the embedded one."""
-    from transformers import AutoTokenizer
-
     from entrgi import demo
-    from entrgi.checkpoints import check_checkpoint
+    from entrgi.checkpoints import read_tokenizer
 
-    if name == EMBEDDED:
-        return demo.load_tokenizer()
-    check_checkpoint("reward", name)
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"reward: cannot load the tokenizer of {name!r}: {error}") from error
+    return demo.load_tokenizer() if name == EMBEDDED else read_tokenizer("reward", name)
 
 
 def sample_logits(denoiser: Denoiser, prompts: list[str], max_new_tokens: int) -> Tensor:

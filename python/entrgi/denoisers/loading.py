@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from entrgi.checkpoints import check_checkpoint, refuse_remote_code
+from entrgi.checkpoints import cannot_load, check_checkpoint, refuse_remote_code
 from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.denoisers.dream import DreamDenoiser
 from entrgi.denoisers.llada import LLaDADenoiser
@@ -53,7 +53,7 @@ def load_denoiser(
     try:
         fields, _ = PretrainedConfig.get_config_dict(name, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"denoiser: cannot load {str(name)!r}: {error}") from error
+        raise cannot_load("denoiser", name, error) from error
     model_type = fields.get("model_type")
     cls = _CLASSES.get(model_type, MaskedLM if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None)
     if cls is None:

@@ -23,7 +23,8 @@ class CallableReward(EmbeddingReward):
         tokenizer: maps texts to the ids of ``weight``.
         weight: [V, d], the input embedding by the tokenizer's ids.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
-        include_prompt: without a chat template, whether the text begins with the prompt.
+        include_prompt: without a chat template, whether the text begins with the prompt; where the denoiser reads
+            the prompt through a chat template of its own, the response is read alone all the same.
         max_length: context in tokens, or None.
         score_batch_size: texts per call of :meth:`score`.
         name: what errors call it; None takes the callable's own.

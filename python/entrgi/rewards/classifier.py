@@ -29,7 +29,8 @@ class SequenceClassifierReward(EmbeddingReward):
         model: the model; it is put into evaluation mode and its parameters are frozen.
         tokenizer: its tokenizer.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
-        include_prompt: without a chat template, whether the text to score begins with the prompt.
+        include_prompt: without a chat template, whether the text to score begins with the prompt; where the denoiser
+            reads the prompt through a chat template of its own, the response is scored alone all the same.
         max_length: context in tokens; None takes what model and tokenizer declare.
         reuse_prefix: compute keys and values of what stands before the response once per generation (causal models
             whose masks can be prepared, see :mod:`entrgi.rewards.masks`). The same rewards and gradients to rounding.

@@ -94,7 +94,8 @@ class EmbeddingReward:
         tokenizer: its tokenizer.
         tables: one or more; a position holds its rows of all of them, side by side.
         missing: ``unk`` or ``zero``: what the model reads for ids of the denoiser that it has no token for.
-        include_prompt: without a chat template, whether the text begins with the prompt.
+        include_prompt: without a chat template, whether the text begins with the prompt; where the denoiser reads
+            the prompt through a chat template of its own, the response is read alone all the same.
         max_length: context in tokens, or None.
         score_batch_size: texts per forward pass of :meth:`score`.
 

@@ -43,7 +43,7 @@ def load_reward(
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    architectures = read_config("reward", name).architectures or []
+    architectures = read_config("reward", name, **options).architectures or []
     classifies = any(a.endswith("ForSequenceClassification") for a in architectures)
     if kind is None:
         if classifies or (adapter is not None and adapter_task("reward", adapter) == "SEQ_CLS"):
