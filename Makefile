@@ -68,6 +68,7 @@ wheel-test: wheel
 
 bench: build
 	$(BIN)/python benchmarks/cpu_step.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info entrgi_ext/*.so
