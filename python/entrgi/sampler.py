@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,21 +19,10 @@ from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
 from entrgi.sequences import Sequences
+from entrgi.streaming import Stream, Streamer
 from entrgi.task import Task, check_models, prepare
 from entrgi.timing import span
 from entrgi_ext import ops
-
-
-class Streamer(Protocol):
-    """What transformers' ``TextStreamer`` and its like offer."""
-
-    def put(self, value: Tensor) -> None:
-        """Takes the prompt's ids, [1, n], then the response's in order, [n]."""
-        ...
-
-    def end(self) -> None:
-        """No more will come."""
-        ...
 
 
 @torch.inference_mode(False)  # guidance differentiates, whatever mode the caller is in
@@ -110,7 +98,7 @@ def generate(
             forbidden_ids=forbidden_ids,
             mask_id=mask_id,
         )
-        stream = _Stream(streamer, task)
+        stream = Stream(streamer, task)
         history = HistoryBuilder(keep_states=output_history)
         timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
         try:
@@ -354,34 +342,6 @@ class _StepRecord:
     def state(self, index: int, steps: int, tokens: Tensor, seconds: float) -> StepState:
         entropy, weight, committed = (x[:-1].view(self.shape) for x in (self.entropy, self.weight, self.committed))
         return StepState(index, steps, tokens.clone(), committed, entropy, weight, self.reward, seconds)
-
-
-class _Stream:
-    """Hands a streamer the part of the only response before its first masked position, as it grows."""
-
-    def __init__(self, streamer: Streamer | None, task: Task) -> None:
-        self.streamer, self.task, self.sent = streamer, task, 0
-        if streamer is None:
-            return
-        if not (callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))):
-            raise ValueError(f"streamer must have methods put and end, got {streamer!r}")
-        if task.seeds.numel() != 1:
-            raise ValueError(f"streamer: expected one trajectory, got {task.seeds.numel()}")
-        streamer.put(task.sequences.tokens[:, : task.layouts[0].start].cpu())
-
-    def update(self) -> None:
-        if self.streamer is None:
-            return
-        response = self.task.window_ids(0, self.task.sequences.tokens[0].tolist())
-        mask = self.task.denoiser.mask_token_id
-        ready = response.index(mask) if mask in response else len(response)
-        if ready > self.sent:
-            self.streamer.put(torch.tensor(response[self.sent : ready]))
-            self.sent = ready
-
-    def end(self) -> None:
-        if self.streamer is not None:
-            self.streamer.end()
 
 
 def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
