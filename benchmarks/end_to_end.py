@@ -104,7 +104,6 @@ def _pair(kind: type, denoiser, tokenizer, reward, reward_tokenizer, prompt: str
 
 TINY_PAIR = random_pair((random_pairs.TINY_DREAM, random_pairs.TINY_SKYWORK), random_pairs.TINY_WORDS, 5)
 SMALL_PAIR = random_pair((random_pairs.SMALL_DREAM, random_pairs.SMALL_SKYWORK), random_pairs.WORDS, 24)
-HALF_PAIR = random_pair((random_pairs.DREAM_HALF_B, random_pairs.SKYWORK_0_6B), random_pairs.WORDS, 8)
 LARGE_PAIR = random_pair((random_pairs.DREAM_7B, random_pairs.SKYWORK_1_7B), random_pairs.WORDS, 64)
 
 
@@ -132,7 +131,6 @@ class Workload:
 
 DEMO = "embedded pair (2 DistilBERT, 6 layers of 768)"
 SMALL = "Dream-type, 2 layers of 256; Qwen3-type reward, 2 layers of 512; random"
-HALF = "Qwen2.5-0.5B as Dream and Skywork-0.6B shapes, random"
 LARGE = "Dream-7B and Skywork-1.7B shapes, random"
 TINY = "tiny random"
 GPU_VARIANTS = ("published", "entrgi", "entrgi cuda_graphs", "entrgi compile", "entrgi compile cuda_graphs")
@@ -141,7 +139,6 @@ WORKLOADS = {
     "demo-32": Workload(DEMO, demo_pair, "cpu", torch.float32, 32, 2.0, 3),
     "demo-32-bf16": Workload(DEMO, demo_pair, "cpu", torch.bfloat16, 32, 2.0, 3, ("published", "entrgi")),
     "vocabulary": Workload(SMALL, SMALL_PAIR, "cpu", torch.float32, 8, 2.0, 3),
-    "half-b": Workload(HALF, HALF_PAIR, "cpu", torch.float32, 12, 2.0, 2),
     "dream-7b": Workload(LARGE, LARGE_PAIR, "cuda", torch.bfloat16, 128, 3.0, 3, GPU_VARIANTS),
 }
 SMOKE = {

@@ -44,8 +44,6 @@ class Shape:
 
 DREAM_7B = Shape(152_064, 3584, 28, 28, 4, 128, 18_944)
 SKYWORK_1_7B = Shape(151_936, 2048, 28, 16, 8, 128, 6144)
-DREAM_HALF_B = Shape(152_064, 896, 24, 14, 2, 64, 4864)
-SKYWORK_0_6B = Shape(151_936, 1024, 28, 16, 8, 128, 3072)
 WORDS = 151_667  # tokens of Dream's tokenizer
 # Hidden sizes small and vocabulary whole: the work that grows with the vocabulary dominates.
 SMALL_DREAM = Shape(152_064, 256, 2, 4, 2, 64, 768)
