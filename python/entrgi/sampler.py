@@ -301,8 +301,11 @@ def competing(batch: Batch, rows: Rows) -> Tensor:
 def count_confident(
     score: Tensor, candidates: Tensor, batch: Batch, rows: Rows, threshold: float, eos_token_id: int | None
 ) -> Tensor:
-    """int64 [A]: how many rows of each trajectory have a confidence of at least ``threshold``."""
-    confident = (score >= threshold) & competing(batch, rows)
+    """int64 [A]: how many rows of each trajectory have a confidence of at least ``threshold``.
+
+    ``score`` [N] is -inf in rows that do not compete, so they never count.
+    """
+    confident = score >= threshold
     if eos_token_id is not None:  # de-prioritised: its confidence is -inf
         confident &= candidates != eos_token_id
     return torch.zeros_like(batch.counts).index_add_(0, rows.trajectories, confident.long())
