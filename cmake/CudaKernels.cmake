@@ -39,15 +39,15 @@ endif()
 # entrgi_cuda_kernels(TARGET): all kernels and launchers in one shared library, which knows no torch and serves both
 # the operators and the bindings. The CUDA runtime is linked statically: it needs no toolkit where it runs.
 function(entrgi_cuda_kernels target)
-  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cu")
+  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cu" "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cpp")
   find_package(CUDAToolkit REQUIRED)
-  add_library(${target} SHARED ${sources} "${CMAKE_SOURCE_DIR}/csrc/kernels/plan.cpp")
+  add_library(${target} SHARED ${sources})
   target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}/csrc")
   target_include_directories(${target} SYSTEM PRIVATE "${ENTRGI_CUTLASS_INCLUDE}")
   target_compile_definitions(${target} PUBLIC ENTRGI_WITH_CUDA ENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_80")
   # A register spill is an error.
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xptxas=-v,-warn-spills,-Werror>)
   target_link_libraries(${target} PUBLIC CUDA::cudart_static)
-  set_target_properties(${target} PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static
+  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Static
                                              CXX_VISIBILITY_PRESET default LIBRARY_OUTPUT_DIRECTORY "${ENTRGI_OUTPUT}")
 endfunction()

@@ -69,6 +69,7 @@ py::dict as_dict(const Plan& plan) {
   d["tile"] = py::make_tuple(plan.block_m, plan.block_n, plan.block_k);
   d["stages"] = plan.stages;
   d["threads"] = plan.threads;
+  d["cluster"] = py::make_tuple(plan.cluster_m, plan.cluster_n);
   d["splits"] = plan.splits;
   d["grid"] = plan.grid;
   d["shared_bytes"] = plan.shared_bytes;
@@ -133,8 +134,8 @@ struct Scratch {  // freed after the launch has finished; never initialised
 
 // Runs one launcher to its end on the default stream and returns the plan that it ran under.
 template <typename Params, typename Launcher>
-py::dict run(Params& p, const Shape& shape, Op op, int64_t splits, Launcher launcher) {
-  const Plan plan = make_plan(op, shape, device_here(), splits);
+py::dict run(Params& p, const Shape& shape, Op op, const PlanOverrides& overrides, Launcher launcher) {
+  const Plan plan = make_plan(op, shape, device_here(), overrides);
   const Scratch scratch(plan.workspace_bytes);
   p.workspace = scratch.pointer;
   check(launcher(p, plan, nullptr), name_of(op));
@@ -149,27 +150,42 @@ void read_statistics(const Fields& fields, Params& p) {
 
 template <typename Params>
 Shape shape_of(const Params& p) {
+  Shape shape{p.n, p.vocab, 1, 0, p.logits_dtype, p.logits_dtype};
+  shape.logits_aligned = rows_aligned(p.logits, p.logits_stride, p.logits_dtype);
   if constexpr (requires { p.dim; }) {
-    return {p.n, p.vocab, p.dim, 0, p.logits_dtype, p.embedding_dtype};
-  } else {
-    return {p.n, p.vocab, 1, 0, p.logits_dtype, p.logits_dtype};
+    shape.dim = p.dim;
+    shape.embedding = p.embedding_dtype;
+    shape.embedding_aligned = rows_aligned(p.embedding, p.embedding_stride, p.embedding_dtype);
   }
+  return shape;
+}
+
+PlanOverrides read_overrides(const Fields& fields) {
+  PlanOverrides o;
+  fields(o.kernel, "kernel");
+  fields(o.splits, "splits");
+  fields(o.block_m, "block_m");
+  fields(o.block_n, "block_n");
+  fields(o.block_k, "block_k");
+  fields(o.stages, "stages");
+  fields(o.cluster_m, "cluster_m");
+  fields(o.cluster_n, "cluster_n");
+  return o;
 }
 
 py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
   SampleTokensParams p{};
   const Fields fields{kwargs};
-  int64_t splits = 0;
   read_statistics(fields, p);
   FIELD(logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(argmax);
-  fields(splits, "splits");
+  const PlanOverrides overrides = read_overrides(fields);
   if (draw) {
     FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(error_flag);
     FIELD(token), FIELD(probability), FIELD(margin), FIELD(filtered_entropy);
   }
   fields.done();
-  if (draw) return run(p, shape_of(p), Op::kSampleTokens, splits, sample_tokens);
-  return run(p, shape_of(p), Op::kLogitStatistics, splits,
+  if (draw) return run(p, shape_of(p), Op::kSampleTokens, overrides, sample_tokens);
+  return run(p, shape_of(p), Op::kLogitStatistics, overrides,
              [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
 }
 
@@ -179,7 +195,7 @@ py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
   FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride);
   FIELD(keys), FIELD(scale), FIELD(output), FIELD(output_stride);
   fields.done();
-  return run(p, shape_of(p), Op::kGumbelPerturb, 0, gumbel_perturb);
+  return run(p, shape_of(p), Op::kGumbelPerturb, {}, gumbel_perturb);
 }
 
 py::dict run_statistics_backward(const py::kwargs& kwargs) {
@@ -189,7 +205,7 @@ py::dict run_statistics_backward(const py::kwargs& kwargs) {
   FIELD(grad_logsumexp), FIELD(grad_entropy), FIELD(grad_tempered_entropy), FIELD(logsumexp);
   FIELD(unit_logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(gradient);
   fields.done();
-  return run(p, shape_of(p), Op::kLogitStatisticsBackward, 0, logit_statistics_backward);
+  return run(p, shape_of(p), Op::kLogitStatisticsBackward, {}, logit_statistics_backward);
 }
 
 template <typename Params>
@@ -201,13 +217,12 @@ void read_embedding(const Fields& fields, Params& p) {
 py::dict run_relaxed_embedding(const py::kwargs& kwargs) {
   RelaxedEmbeddingParams p{};
   const Fields fields{kwargs};
-  int64_t splits = 0;
   read_statistics(fields, p);
   read_embedding(fields, p);
   FIELD(hard_tokens), FIELD(weight), FIELD(num_output_rows), FIELD(output), FIELD(output_stride);
-  fields(splits, "splits");
+  const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), Op::kRelaxedEmbedding, splits, relaxed_embedding);
+  return run(p, shape_of(p), Op::kRelaxedEmbedding, overrides, relaxed_embedding);
 }
 
 py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
@@ -219,8 +234,9 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   FIELD(grad), FIELD(num_grad_rows), FIELD(grad_stride), FIELD(gradient), FIELD(gradient_stride);
   FIELD(exp_avg), FIELD(exp_avg_sq), FIELD(exp_avg_stride), FIELD(exp_avg_sq_stride);
   FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
+  const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), op, 0, logit_update);
+  return run(p, shape_of(p), op, overrides, logit_update);
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {
@@ -231,7 +247,7 @@ py::dict run_commit(const py::kwargs& kwargs) {
   FIELD(confidence), FIELD(positions), FIELD(n), FIELD(splits), FIELD(counts), FIELD(keys);
   FIELD(has_eos), FIELD(eos_token_id), FIELD(alg_temp);
   fields.done();
-  return run(p, {p.n, 1, 1, p.trajectories, DType::kFloat32, DType::kFloat32}, Op::kCommit, 0, commit);
+  return run(p, {p.n, 1, 1, p.trajectories, DType::kFloat32, DType::kFloat32}, Op::kCommit, {}, commit);
 }
 #undef FIELD
 
@@ -280,9 +296,11 @@ PYBIND11_MODULE(_bindings, m) {
       "plan",
       [](const std::string& op, int64_t n, int64_t vocab, int64_t dim, const std::string& logits_dtype,
          const std::string& embedding_dtype, int arch, int num_sms, int64_t splits, int64_t trajectories) {
+        PlanOverrides overrides;
+        overrides.splits = splits;
         return as_dict(make_plan(parse_op(op),
                                  make_shape(n, vocab, dim, logits_dtype, embedding_dtype, trajectories),
-                                 {arch, num_sms}, splits));
+                                 {arch, num_sms}, overrides));
       },
       "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, splits, grid, "
       "shared_bytes, workspace_bytes. splits > 0 asks for that many parts of the vocabulary.",

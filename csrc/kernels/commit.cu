@@ -92,16 +92,4 @@ cudaError_t commit(const CommitParams& p, const Plan& plan, cudaStream_t stream)
   return cudaGetLastError();
 }
 
-cudaError_t current_device(Device* device) {
-  int index = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&device->num_sms, cudaDevAttrMultiProcessorCount, index);
-  }
-  device->arch = 10 * major + minor;
-  return error;
-}
-
 }  // namespace entrgi

@@ -1,88 +1,8 @@
-#include "plan.h"
-
 #include <algorithm>
 
+#include "plan_operators.h"
+
 namespace entrgi {
-namespace {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// One CTA per row is enough to fill the device from about half a row per SM on; below, V is cut into parts of
-// at least one 16-byte load per thread.
-constexpr int kVocabThreads = 512;
-constexpr int64_t kMinVocabSplit = kVocabThreads * 8;
-
-Plan plan_vocab_pass(const Shape& s, const Device& device, int64_t splits) {
-  Plan plan{};
-  plan.kernel = Kernel::kVocabPass;
-  plan.threads = kVocabThreads;
-  int64_t wanted = splits;
-  if (wanted <= 0)
-    wanted = 2 * s.n >= device.num_sms ? 1 : ceil_div(4 * device.num_sms, std::max<int64_t>(s.n, 1));
-  const int64_t most = splits > 0 ? ceil_div(s.vocab, 8) : ceil_div(s.vocab, kMinVocabSplit);
-  plan.splits = std::clamp<int64_t>(wanted, 1, std::min<int64_t>(most, kVocabThreads));
-  plan.grid = s.n * plan.splits;
-  plan.workspace_bytes = plan.splits > 1 ? plan.grid * kPartialStateBytes : 0;
-  return plan;
-}
-
-Plan plan_relaxed_embedding(const Shape& s, const Device& device, int64_t splits) {
-  Plan plan{};
-  if (s.embedding == DType::kFloat32) {
-    plan = {Kernel::kRelaxedEmbeddingSimt, 64, 64, 16, 1, 256};
-  } else if (s.n <= 16) {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 16, 256, 32, 4, 128};
-  } else if (s.n <= 64) {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 64, 128, 32, 4, 128};
-  } else {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 128, 128, 32, 3, 128};
-  }
-  if (plan.kernel == Kernel::kRelaxedEmbeddingSm80) {
-    plan.shared_bytes = plan.stages * plan.block_k *
-                            (plan.block_m * size_of(s.logits) + plan.block_n * size_of(s.embedding)) +
-                        plan.block_m * static_cast<int64_t>(sizeof(int64_t));
-  }
-  const int64_t tiles = ceil_div(s.n, plan.block_m) * ceil_div(s.dim, plan.block_n);
-  const int64_t steps = ceil_div(s.vocab, plan.block_k);
-  // Two CTAs per SM; a split of fewer than 8 steps of the reduction would be all prologue.
-  int64_t wanted = splits > 0
-                       ? std::min(splits, steps)
-                       : std::min((2 * device.num_sms) / std::max<int64_t>(tiles, 1), ceil_div(steps, 8));
-  wanted = std::max<int64_t>(wanted, 1);
-  const int64_t per_split = ceil_div(steps, wanted);
-  plan.splits = ceil_div(steps, per_split);  // none is empty
-  plan.grid = tiles * plan.splits;
-  plan.workspace_bytes = plan.splits * s.n * pitch_of(s.dim) * static_cast<int64_t>(sizeof(float));
-  return plan;
-}
-
-Plan plan_logit_update(const Shape& s) {
-  Plan plan{};
-  if (s.embedding == DType::kFloat32) {
-    plan = {Kernel::kLogitUpdateSimt, 64, 64, 16, 1, 256};
-  } else if (s.n <= 16) {
-    plan = {Kernel::kLogitUpdateSm80, 16, 256, 32, 4, 128};
-  } else if (s.n <= 64) {
-    plan = {Kernel::kLogitUpdateSm80, 64, 128, 32, 4, 128};
-  } else {
-    plan = {Kernel::kLogitUpdateSm80, 128, 128, 32, 4, 128};
-  }
-  if (plan.kernel == Kernel::kLogitUpdateSm80) {
-    const int64_t ring = plan.stages * plan.block_k * (plan.block_m + plan.block_n) * size_of(s.embedding) +
-                         plan.block_m * static_cast<int64_t>(sizeof(int64_t));
-    const int64_t products = plan.block_m * (plan.block_n + 8) * static_cast<int64_t>(sizeof(float));
-    plan.shared_bytes = std::max(ring, products);
-  }
-  plan.splits = 1;
-  plan.grid = ceil_div(s.n, plan.block_m) * ceil_div(s.vocab, plan.block_n);
-  plan.workspace_bytes = s.n * static_cast<int64_t>(sizeof(float));  // G . e_soft
-  return plan;
-}
-
-}  // namespace
-
 const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::kBFloat16:
@@ -121,16 +41,22 @@ const char* name_of(Op op) {
 
 const char* name_of(Kernel kernel) {
   switch (kernel) {
+    case Kernel::kVocabPassSm90:
+      return "vocab_pass_sm90";
     case Kernel::kVocabPass:
       return "vocab_pass";
     case Kernel::kStatisticsBackward:
       return "statistics_backward";
     case Kernel::kGumbelPerturb:
       return "gumbel_perturb";
+    case Kernel::kRelaxedEmbeddingSm90:
+      return "relaxed_embedding_sm90";
     case Kernel::kRelaxedEmbeddingSm80:
       return "relaxed_embedding_sm80";
     case Kernel::kRelaxedEmbeddingSimt:
       return "relaxed_embedding_simt";
+    case Kernel::kLogitUpdateSm90:
+      return "logit_update_sm90";
     case Kernel::kLogitUpdateSm80:
       return "logit_update_sm80";
     case Kernel::kLogitUpdateSimt:
@@ -141,12 +67,12 @@ const char* name_of(Kernel kernel) {
   return "";
 }
 
-Plan make_plan(Op op, const Shape& s, const Device& device, int64_t splits) {
+Plan make_plan(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   Plan plan{};
   switch (op) {
     case Op::kLogitStatistics:
     case Op::kSampleTokens:
-      return plan_vocab_pass(s, device, splits);
+      return plan_vocab_pass(op, s, device, overrides);
     case Op::kLogitStatisticsBackward:
       plan.kernel = Kernel::kStatisticsBackward;
       plan.threads = 256;
@@ -163,11 +89,11 @@ Plan make_plan(Op op, const Shape& s, const Device& device, int64_t splits) {
       plan.grid = s.n * ceil_div(s.vocab + 3, plan.block_n);
       return plan;
     case Op::kRelaxedEmbedding:
-      return plan_relaxed_embedding(s, device, splits);
+      return plan_relaxed_embedding(s, device, overrides);
     case Op::kLogitGradient:
     case Op::kAdamStep:
     case Op::kSgdStep:
-      return plan_logit_update(s);
+      return plan_logit_update(op, s, device, overrides);
     case Op::kCommit:
       plan.kernel = Kernel::kCommit;
       plan.threads = 256;
@@ -205,6 +131,29 @@ Floor floor_of(Op op, const Shape& s, int64_t step, bool last) {
       return {2 * logits + table + inputs + scores * ((step > 1 ? 2 : 0) + (last ? 0 : 2)), flops};
     case Op::kCommit:
       return {s.n * (3 * 8 + 4 + 1) + s.trajectories * 16, 0};
+  }
+  return {};
+}
+
+Requests requests_of(Op op, const Shape& s, const Plan& plan, int64_t step, bool last) {
+  const int64_t logits = s.n * s.vocab * size_of(s.logits);
+  const int64_t scores = s.n * s.vocab * static_cast<int64_t>(sizeof(float));
+  switch (op) {
+    case Op::kLogitStatistics:
+    case Op::kSampleTokens:
+      return vocab_pass_requests(op, s, plan);
+    case Op::kRelaxedEmbedding:
+      return relaxed_embedding_requests(s, plan);
+    case Op::kLogitGradient:
+    case Op::kAdamStep:
+    case Op::kSgdStep:
+      return logit_update_requests(op, s, plan, step, last);
+    case Op::kLogitStatisticsBackward:
+      return {logits, 0, logits, 0};
+    case Op::kGumbelPerturb:
+      return {logits, 0, scores, 0};
+    case Op::kCommit:
+      return {};
   }
   return {};
 }

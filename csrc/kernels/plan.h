@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace entrgi {
 
@@ -35,20 +36,31 @@ struct Shape {
   int64_t trajectories;  // kCommit only
   DType logits;
   DType embedding;
+  // Rows start at 16-byte boundaries: what TMA and bulk copies need.
+  bool logits_aligned = true;
+  bool embedding_aligned = true;
 };
 
+// Whether all rows of a matrix start at 16-byte boundaries.
+inline bool rows_aligned(const void* base, int64_t stride, DType dtype) {
+  return (reinterpret_cast<uintptr_t>(base) | static_cast<uint64_t>(stride * size_of(dtype))) % 16 == 0;
+}
+
 struct Device {
-  int arch;     // 10 * major + minor: 80, 90
+  int arch;  // of the code that runs there: 90 on Hopper if sm_90a was compiled, else 80 (see current_device)
   int num_sms;  // multiprocessors
 };
 
 // Names are those of the kernel functions.
 enum class Kernel {
   kVocabPass,
+  kVocabPassSm90,
   kStatisticsBackward,
   kGumbelPerturb,
+  kRelaxedEmbeddingSm90,
   kRelaxedEmbeddingSm80,
   kRelaxedEmbeddingSimt,
+  kLogitUpdateSm90,
   kLogitUpdateSm80,
   kLogitUpdateSimt,
   kCommit,
@@ -62,16 +74,24 @@ struct Plan {
   Kernel kernel;
   int block_m = 0, block_n = 0,
       block_k = 0;  // tile of the output and of the reduction; 0 where there is none
-  int stages = 0;   // depth of the cp.async pipeline
+  int stages = 0;   // depth of the pipeline of asynchronous copies
   int threads = 0;
-  int64_t splits = 1;  // parts of the vocabulary that are reduced in a fixed order afterwards
+  int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along the rows and along the columns of the output
+  int64_t splits = 1;                // parts of the vocabulary that are reduced in a fixed order afterwards
   int64_t grid = 0;
   int64_t shared_bytes = 0;     // dynamic shared memory
   int64_t workspace_bytes = 0;  // scratch in device memory that the caller provides
 };
 
-// `splits` > 0 replaces the plan's own choice (still limited to what the shape allows): for tests.
-Plan make_plan(Op op, const Shape& shape, const Device& device, int64_t splits = 0);
+// What a test or an experiment replaces in a plan; empty and 0 leave the plan's own choice.
+struct PlanOverrides {
+  std::string kernel;
+  int64_t splits = 0;  // still limited to what the shape allows
+  int block_m = 0, block_n = 0, block_k = 0, stages = 0, cluster_m = 0, cluster_n = 0;
+};
+
+// Throws std::invalid_argument where the overrides ask for what was not built or cannot serve the shape.
+Plan make_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides = {});
 
 // Bytes that must cross the memory bus and floating-point operations of the matrix product (2 N V d),
 // counting every input and output once. Adam: `step` 1 reads no moments, `last` writes none.
@@ -80,6 +100,17 @@ struct Floor {
   int64_t flops;
 };
 Floor floor_of(Op op, const Shape& shape, int64_t step = 2, bool last = false);
+
+// What the kernels of an operator ask of the memory system under a plan, where nothing depends on the data:
+// bytes requested, before any cache. A simulator counts the same (benchmarks/simulated.py); `flops` are those
+// issued to tensor cores or, for fp32 embeddings, to the ordinary ones, tile padding included.
+struct Requests {
+  int64_t load_bytes;   // by threads: ordinary loads and cp.async
+  int64_t bulk_bytes;   // by TMA and bulk copies, counted where they are issued
+  int64_t store_bytes;  // by threads
+  int64_t flops;
+};
+Requests requests_of(Op op, const Shape& shape, const Plan& plan, int64_t step = 2, bool last = false);
 
 // Scratch layouts shared by the plan and the kernels.
 constexpr int64_t kPartialStateBytes = 32;  // statistics of one split of one row

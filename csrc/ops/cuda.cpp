@@ -67,12 +67,17 @@ class Launch {
   OptionalTensor workspace_;
 };
 
+bool rows_aligned(const Tensor& matrix) {
+  return entrgi::rows_aligned(matrix.data_ptr(), matrix.stride(0), dtype_of(matrix));
+}
+
 Shape shape_of(const Tensor& logits) {
-  return {logits.size(0), logits.size(1), 1, 0, dtype_of(logits), dtype_of(logits)};
+  return {logits.size(0), logits.size(1), 1, 0, dtype_of(logits), dtype_of(logits), rows_aligned(logits)};
 }
 
 Shape shape_of(const Tensor& logits, const Tensor& embedding) {
-  return {logits.size(0), logits.size(1), embedding.size(1), 0, dtype_of(logits), dtype_of(embedding)};
+  return {logits.size(0),   logits.size(1),      embedding.size(1),    0,
+          dtype_of(logits), dtype_of(embedding), rows_aligned(logits), rows_aligned(embedding)};
 }
 
 template <typename Params>

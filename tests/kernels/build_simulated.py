@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,16 @@ def simulator_command() -> tuple[list[str], dict[str, str]]:
     return [str(source / "cudasim-run"), "--check"], {**os.environ, "CUDASIM_BUILD": str(build)}
 
 
+def is_stale(target: Path) -> bool:
+    """Whether something that an object was made from is newer than it, by the list that the compiler wrote."""
+    listing = Path(f"{target}.d")
+    if not target.exists() or not listing.exists():
+        return True
+    made_from = listing.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    built = target.stat().st_mtime
+    return any(not Path(name).exists() or Path(name).stat().st_mtime > built for name in made_from)
+
+
 def build_bindings(arch: str) -> Path:
     """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
     nvcc = find_nvcc()
@@ -47,21 +58,28 @@ def build_bindings(arch: str) -> Path:
     cutlass = Path(cutlass_library.__file__).parent / "source" / "include"
     folder = ROOT / "build" / "sim" / arch
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [*SOURCES.glob("kernels/**/*.h"), *SOURCES.glob("kernels/**/*.cuh")]
-    newest_header = max(header.stat().st_mtime for header in headers)
     python = sysconfig.get_paths()["include"]
     common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC"]
-    common += ["-gencode", f"arch={arch},code={arch}", f"-I{SOURCES}", f"-I{cutlass}", "-DENTRGI_WITH_CUDA"]
+    common += [
+        "-std=c++20",
+        "-gencode",
+        f"arch={arch},code={arch}",
+        f"-I{SOURCES}",
+        f"-I{cutlass}",
+        "-DENTRGI_WITH_CUDA",
+    ]
     common += [f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
-    kernels = SOURCES / "kernels"
-    objects = []
-    for source in [*sorted(kernels.glob("*.cu")), kernels / "plan.cpp", SOURCES / "bindings" / "module.cpp"]:
-        target = folder / f"{source.stem}.o"
-        objects.append(target)
-        newest = max(source.stat().st_mtime, newest_header)
-        if not target.exists() or target.stat().st_mtime < newest:
-            standard = "-std=c++17" if source.suffix == ".cu" else "-std=c++20"
-            subprocess.run([*common, standard, "-c", source, "-o", target], check=True)
+    sources = [*sorted((SOURCES / "kernels").glob("*.c*")), SOURCES / "bindings" / "module.cpp"]
+    sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
+    objects = [folder / f"{source.stem}{source.suffix}.o" for source in sources]
+    stale = [(source, target) for source, target in zip(sources, objects, strict=True) if is_stale(target)]
+
+    def compile_one(pair: tuple[Path, Path]) -> None:
+        source, target = pair
+        subprocess.run([*common, "-MD", "-MF", f"{target}.d", "-c", source, "-o", target], check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, stale))
     library = folder / "_bindings.so"
     if not library.exists() or library.stat().st_mtime < max(o.stat().st_mtime for o in objects):
         subprocess.run([*common, "-shared", *objects, "-o", library], check=True)

@@ -1,0 +1,20 @@
+// One function for each operator whose launch depends on the shape; make_plan dispatches.
+#pragma once
+
+#include "plan.h"
+
+namespace entrgi {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+Plan plan_vocab_pass(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides);
+Plan plan_relaxed_embedding(const Shape& shape, const Device& device, const PlanOverrides& overrides);
+Plan plan_logit_update(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides);
+
+Requests vocab_pass_requests(Op op, const Shape& shape, const Plan& plan);
+Requests relaxed_embedding_requests(const Shape& shape, const Plan& plan);
+Requests logit_update_requests(Op op, const Shape& shape, const Plan& plan, int64_t step, bool last);
+
+}  // namespace entrgi
