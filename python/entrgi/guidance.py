@@ -64,6 +64,8 @@ def optimize_logits(
     ``gumbel`` feeds softmax((z / tau + g) / lambda) E with fresh noise g in each step, and no hard part.
     Nothing of size [N, V] is allocated but Adam's two moments (none when ``steps`` is 1, none for SGD; ``gumbel``
     also holds the perturbed logits and their gradient), and the host never waits for the device.
+    ``torch.compile(optimize_logits, fullgraph=True)`` is one graph, the reward's backward included, where Dynamo may
+    trace it (``torch._dynamo.config.trace_autograd_ops = True``).
 
     Args:
         logits: [N, V], z; bf16, fp16, fp32 (fp64 on the CPU with an fp64 embedding). Updated in place.
