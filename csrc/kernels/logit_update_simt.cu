@@ -4,9 +4,11 @@
 //
 // Floor    V d 4 bytes + z and the moments read and written once; 2 N V d FLOPs on the ordinary cores.
 //
-// Tiling   64 x 64 outputs per CTA (detail/simt_gemm.cuh); a thread's four columns of a row are consecutive,
-//          so the epilogue moves 8 or 16 bytes at a time. Row tiles fastest: CTAs sharing rows of E run
-//          together.
+// Tiling   16 x 256, 64 x 128 or 128 x 128 outputs per CTA (detail/simt_gemm.cuh). Row tiles fastest: CTAs
+// sharing
+//          rows of E run together. The products then pass through shared memory, which the operands no longer
+//          need, half a tile at a time, and the epilogue runs along rows of the logits as in
+//          logit_update_sm80.cu.
 //
 // Considered: see relaxed_embedding_simt.cu.
 #include "detail/simt_gemm.cuh"
@@ -15,15 +17,48 @@
 namespace entrgi {
 namespace {
 
-template <typename Z>
-__global__ void __launch_bounds__(kSimtThreads)
+// The rows of one group: products [kM / kGroupsM, kN].
+template <typename Z, typename Tile>
+__device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const UpdateScalars& scalars,
+                                            const float* products, int64_t first_row, int64_t first_column) {
+  constexpr int kBatch = 4, kQuads = Tile::kN / 4, kRows = Tile::kM / Tile::kGroupsM;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < kRows * kQuads; first += kBatch * kSimtThreads) {
+    UpdateRow rows[kBatch];
+    FourLogits<Z> logits[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int index = first + i * kSimtThreads;
+      rows[i] = load_update_row(p, first_row + index / kQuads);
+      logits[i].load(p, scalars, rows[i], first_column + index % kQuads * 4);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int index = first + i * kSimtThreads;
+      const float4 product =
+          *reinterpret_cast<const float4*>(products + index / kQuads * (Tile::kN + 4) + index % kQuads * 4);
+      if (rows[i].n < p.n) {
+        logits[i].apply(p, scalars, rows[i], first_column + index % kQuads * 4,
+                        {product.x, product.y, product.z, product.w});
+      }
+    }
+  }
+}
+
+template <typename Z, typename Tile>
+__global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
     logit_update_simt_kernel(const LogitUpdateParams p, const UpdateScalars scalars) {
-  __shared__ SimtShared shared;
-  __shared__ int64_t row_offset[kSimtTile];
-  const int64_t tiles_m = (p.n + kSimtTile - 1) / kSimtTile;
-  const int64_t first_row = blockIdx.x % tiles_m * kSimtTile;
-  const int64_t first_column = blockIdx.x / tiles_m * kSimtTile;
-  if (threadIdx.x < kSimtTile) {
+  constexpr int kRows = Tile::kM / Tile::kGroupsM, kPitch = Tile::kN + 4;
+  static_assert(kRows * Tile::kN / 4 % (4 * kSimtThreads) == 0);
+  __shared__ union {
+    typename Tile::Shared operands;
+    float products[kRows * kPitch];
+  } shared;
+  __shared__ int64_t row_offset[Tile::kM];
+  const int64_t tiles_m = (p.n + Tile::kM - 1) / Tile::kM;
+  const int64_t first_row = blockIdx.x % tiles_m * Tile::kM;
+  const int64_t first_column = blockIdx.x / tiles_m * Tile::kN;
+  if (threadIdx.x < Tile::kM) {
     const int64_t n = first_row + threadIdx.x;
     const int64_t row = n < p.n ? grad_row(p, n) : -1;
     row_offset[threadIdx.x] = row < 0 ? -1 : row * p.grad_stride;
@@ -32,45 +67,57 @@ __global__ void __launch_bounds__(kSimtThreads)
 
   const float* grad = static_cast<const float*>(p.grad);
   const float* embedding = static_cast<const float*>(p.embedding) + first_column * p.embedding_stride;
-  float accumulator[4][4] = {};
-  simt_product<true>(
-      accumulator, 0, p.dim, shared,
-      [&](int row, int64_t k) { return row_offset[row] < 0 ? 0.f : grad[row_offset[row] + k]; },
+  typename Tile::Accumulator accumulator = {};
+  Tile::template product<true>(
+      accumulator, 0, p.dim, shared.operands,
+      [&](int row, int64_t k) { return row_offset[row] < 0 || k >= p.dim ? 0.f : grad[row_offset[row] + k]; },
+      [](int, float g) { return g; },
       [&](int64_t k, int column) {
-        return first_column + column < p.vocab ? embedding[column * p.embedding_stride + k] : 0.f;
+        return k < p.dim && first_column + column < p.vocab ? embedding[column * p.embedding_stride + k]
+                                                            : 0.f;
       });
 
-  const int64_t column = first_column + threadIdx.x % 16 * 4;
-  UpdateRow rows[4];
-  FourLogits<Z> logits[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    rows[i] = load_update_row(p, first_row + threadIdx.x / 16 * 4 + i);
-    logits[i].load(p, scalars, rows[i], column);
-  }
+  for (int g = 0; g < Tile::kGroupsM; ++g) {
+    if (g > 0) __syncthreads();  // the previous group has been applied
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (rows[i].n < p.n) logits[i].apply(p, scalars, rows[i], column, accumulator[i]);
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int h = 0; h < Tile::kGroupsN; ++h) {
+        const float* sums = accumulator[g][i][h];
+        *reinterpret_cast<float4*>(shared.products + (Tile::y() * 4 + i) * kPitch + Tile::column(h)) = {
+            sums[0], sums[1], sums[2], sums[3]};
+      }
+    }
+    __syncthreads();
+    apply_group<Z, Tile>(p, scalars, shared.products, first_row + g * kRows, first_column);
   }
+}
+
+template <typename Z>
+cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(plan.grid), kSimtThreads, 0, stream>>>(p, UpdateScalars(p));
+    return cudaGetLastError();
+  };
+  const auto is = [&](auto tile) { return plan.block_m == tile.kM && plan.block_n == tile.kN; };
+  if (is(SimtFewRows{})) return launch(logit_update_simt_kernel<Z, SimtFewRows>);
+  if (is(SimtSomeRows{})) return launch(logit_update_simt_kernel<Z, SimtSomeRows>);
+  if (is(SimtManyRows{})) return launch(logit_update_simt_kernel<Z, SimtManyRows>);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
 cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.threads != kSimtThreads || plan.block_m != kSimtTile || plan.block_n != kSimtTile) {
-    return cudaErrorInvalidValue;
-  }
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(plan.grid), kSimtThreads, 0, stream>>>(p, UpdateScalars(p));
-    return cudaGetLastError();
-  };
+  if (plan.threads != kSimtThreads || plan.block_k != kSimtStep) return cudaErrorInvalidValue;
   switch (p.logits_dtype) {
     case DType::kBFloat16:
-      return launch(logit_update_simt_kernel<__nv_bfloat16>);
+      return choose_tile<__nv_bfloat16>(p, plan, stream);
     case DType::kFloat16:
-      return launch(logit_update_simt_kernel<__half>);
+      return choose_tile<__half>(p, plan, stream);
     case DType::kFloat32:
-      return launch(logit_update_simt_kernel<float>);
+      return choose_tile<float>(p, plan, stream);
   }
   return cudaErrorInvalidValue;
 }

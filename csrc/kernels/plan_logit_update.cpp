@@ -8,7 +8,9 @@ namespace entrgi {
 Plan plan_logit_update(Op, const Shape& s, const Device&, const PlanOverrides&) {
   Plan plan{};
   if (s.embedding == DType::kFloat32) {
-    plan = {Kernel::kLogitUpdateSimt, 64, 64, 16, 1, 256};
+    plan = s.n <= 16   ? Plan{Kernel::kLogitUpdateSimt, 16, 256, 16, 2, 256}
+           : s.n <= 64 ? Plan{Kernel::kLogitUpdateSimt, 64, 128, 16, 2, 256}
+                       : Plan{Kernel::kLogitUpdateSimt, 128, 128, 16, 2, 256};
   } else if (s.n <= 16) {
     plan = {Kernel::kLogitUpdateSm80, 16, 256, 32, 4, 128};
   } else if (s.n <= 64) {

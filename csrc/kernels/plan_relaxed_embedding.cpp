@@ -8,7 +8,9 @@ namespace entrgi {
 Plan plan_relaxed_embedding(const Shape& s, const Device& device, const PlanOverrides& overrides) {
   Plan plan{};
   if (s.embedding == DType::kFloat32) {
-    plan = {Kernel::kRelaxedEmbeddingSimt, 64, 64, 16, 1, 256};
+    plan = s.n <= 16   ? Plan{Kernel::kRelaxedEmbeddingSimt, 16, 256, 16, 2, 256}
+           : s.n <= 64 ? Plan{Kernel::kRelaxedEmbeddingSimt, 64, 128, 16, 2, 256}
+                       : Plan{Kernel::kRelaxedEmbeddingSimt, 128, 128, 16, 2, 256};
   } else if (s.n <= 16) {
     plan = {Kernel::kRelaxedEmbeddingSm80, 16, 256, 32, 4, 128};
   } else if (s.n <= 64) {

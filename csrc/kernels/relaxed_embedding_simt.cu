@@ -7,11 +7,16 @@
 // Floor    V d 4 + N V sizeof(z) bytes; 2 N V d FLOPs on the ordinary cores (67 TFLOP/s on an H100, which
 //          bind from some 40 rows on).
 //
-// Tiling   64 x 64 outputs per CTA (detail/simt_gemm.cuh), q computed once per CTA on its way to shared
-//          memory.
+// Tiling   16 x 256, 64 x 128 or 128 x 128 outputs per CTA (detail/simt_gemm.cuh), q computed once per CTA on
+// its
+//          way to shared memory.
 //
 // Considered: three TF32 products in place of one in fp32. The models that guide are 16-bit, and fp32 is what
-// they are checked against: plain arithmetic is worth more here.
+// they are checked against: plain arithmetic is worth more here. A tile of 64 x 64 with 4 x 4 outputs per
+// thread and one buffer: a quarter of the instructions were shared-memory loads, and two barriers stood in
+// each step.
+#include <math_constants.h>
+
 #include "detail/numeric.cuh"
 #include "detail/simt_gemm.cuh"
 #include "relaxed_embedding.cuh"
@@ -19,23 +24,23 @@
 namespace entrgi {
 namespace {
 
-template <typename Z>
-__global__ void __launch_bounds__(kSimtThreads)
+template <typename Z, typename Tile>
+__global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
     relaxed_embedding_simt_kernel(const RelaxedEmbeddingParams p, const SoftmaxScale scale, int64_t pitch,
                                   int splits) {
-  __shared__ SimtShared shared;
-  __shared__ float lse[kSimtTile];
-  __shared__ bool present[kSimtTile];
-  const int64_t tiles_m = (p.n + kSimtTile - 1) / kSimtTile, tiles_n = (p.dim + kSimtTile - 1) / kSimtTile;
-  const int64_t first_row = blockIdx.x % tiles_m * kSimtTile;
-  const int64_t first_column = blockIdx.x / tiles_m % tiles_n * kSimtTile;
+  __shared__ typename Tile::Shared shared;
+  __shared__ float lse[Tile::kM];
+  __shared__ bool present[Tile::kM];
+  const int64_t tiles_m = (p.n + Tile::kM - 1) / Tile::kM, tiles_n = (p.dim + Tile::kN - 1) / Tile::kN;
+  const int64_t first_row = blockIdx.x % tiles_m * Tile::kM;
+  const int64_t first_column = blockIdx.x / tiles_m % tiles_n * Tile::kN;
   const int64_t split = blockIdx.x / (tiles_m * tiles_n);
   const int64_t steps = (p.vocab + kSimtStep - 1) / kSimtStep,
                 steps_per_split = (steps + splits - 1) / splits;
   const int64_t first = split * steps_per_split * kSimtStep;
   const int64_t last = min(first + steps_per_split * kSimtStep, p.vocab);
 
-  if (threadIdx.x < kSimtTile) {
+  if (threadIdx.x < Tile::kM) {
     const int64_t n = first_row + threadIdx.x;
     present[threadIdx.x] = n < p.n && output_row(p, n) >= 0;
     lse[threadIdx.x] = present[threadIdx.x] ? p.logsumexp[n] : 0.f;
@@ -44,49 +49,60 @@ __global__ void __launch_bounds__(kSimtThreads)
 
   const Z* logits = static_cast<const Z*>(p.logits) + first_row * p.logits_stride;
   const float* embedding = static_cast<const float*>(p.embedding) + first_column;
-  float accumulator[4][4] = {};
-  simt_product<false>(
+  typename Tile::Accumulator accumulator = {};
+  Tile::template product<false>(
       accumulator, first, last, shared,
       [&](int row, int64_t id) {
-        if (!present[row]) return 0.f;
-        return expf(log_softmax(to_float(logits[row * p.logits_stride + id]), scale.inverse_tau, lse[row]));
+        return present[row] && id < last ? to_float(logits[row * p.logits_stride + id]) : -CUDART_INF_F;
       },
+      [&](int row, float z) { return expf(log_softmax(z, scale.inverse_tau, lse[row])); },
       [&](int64_t id, int column) {
-        return first_column + column < p.dim ? embedding[id * p.embedding_stride + column] : 0.f;
+        return id < last && first_column + column < p.dim ? embedding[id * p.embedding_stride + column] : 0.f;
       });
 
   float* partial = static_cast<float*>(p.workspace) + split * p.n * pitch;
-  const int64_t column = first_column + threadIdx.x % 16 * 4;
-  if (column >= p.dim) return;  // the pitch is a multiple of four: four columns never leave the row
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t n = first_row + threadIdx.x / 16 * 4 + i;
-    if (n < p.n) {
-      *reinterpret_cast<float4*>(partial + n * pitch + column) = {accumulator[i][0], accumulator[i][1],
-                                                                  accumulator[i][2], accumulator[i][3]};
+  for (int g = 0; g < Tile::kGroupsM; ++g) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t n = first_row + Tile::row(g, i);
+      if (n >= p.n) continue;
+#pragma unroll
+      for (int h = 0; h < Tile::kGroupsN; ++h) {
+        const int64_t column = first_column + Tile::column(h);
+        if (column >= p.dim) continue;  // the pitch is a multiple of four: four columns never leave the row
+        const float* sums = accumulator[g][i][h];
+        *reinterpret_cast<float4*>(partial + n * pitch + column) = {sums[0], sums[1], sums[2], sums[3]};
+      }
     }
   }
 }
 
-}  // namespace
-
-cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.threads != kSimtThreads || plan.block_m != kSimtTile || plan.block_n != kSimtTile ||
-      plan.block_k != kSimtStep) {
-    return cudaErrorInvalidValue;
-  }
+template <typename Z>
+cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   const auto launch = [&](auto kernel) {
     kernel<<<static_cast<unsigned>(plan.grid), kSimtThreads, 0, stream>>>(
         p, SoftmaxScale(p.temperature), pitch_of(p.dim), static_cast<int>(plan.splits));
     return cudaGetLastError();
   };
+  const auto is = [&](auto tile) { return plan.block_m == tile.kM && plan.block_n == tile.kN; };
+  if (is(SimtFewRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtFewRows>);
+  if (is(SimtSomeRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtSomeRows>);
+  if (is(SimtManyRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtManyRows>);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
+  if (plan.threads != kSimtThreads || plan.block_k != kSimtStep) return cudaErrorInvalidValue;
   switch (p.logits_dtype) {
     case DType::kBFloat16:
-      return launch(relaxed_embedding_simt_kernel<__nv_bfloat16>);
+      return choose_tile<__nv_bfloat16>(p, plan, stream);
     case DType::kFloat16:
-      return launch(relaxed_embedding_simt_kernel<__half>);
+      return choose_tile<__half>(p, plan, stream);
     case DType::kFloat32:
-      return launch(relaxed_embedding_simt_kernel<float>);
+      return choose_tile<float>(p, plan, stream);
   }
   return cudaErrorInvalidValue;
 }

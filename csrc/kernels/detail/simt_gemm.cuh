@@ -1,61 +1,120 @@
-// A 64 x 64 tile of a matrix product in full fp32 on the ordinary cores: 256 threads, 4 x 4 outputs each,
-// reduction in steps of 16. For fp32 embeddings, where tensor cores would round to TF32.
+// A tile of a matrix product in full fp32 on the ordinary cores: 256 threads, reduction in steps of 16
+// through two buffers. For fp32 embeddings, where tensor cores would round to TF32.
+//
+//   threads lie x (columns) by y (rows); a thread's outputs are groups of four, far apart:
+//   rows    y 4 ... y 4 + 3  (+ kM / kGroupsM)        columns    x 4 ... x 4 + 3  (+ kN / kGroupsN)
+//
+// so that a warp's reads of b in 16-byte pieces are consecutive and those of a are broadcasts. Clocks of an
+// SM for each step of k and warp: 128 x 128: 16 for the products, 6 for shared memory; 64 x 128: 8 and 5; 16
+// x 256: 4 and 5, where the embedding's bytes take longer than both.
 #pragma once
 
 #include <cstdint>
 
 namespace entrgi {
 
-constexpr int kSimtTile = 64, kSimtStep = 16, kSimtThreads = 256;
+constexpr int kSimtThreads = 256, kSimtStep = 16;
 
-struct SimtShared {
-  // Padded: stores of a column hit different banks; 68 floats keep 16-byte alignment.
-  float a[kSimtStep][kSimtTile + 4], b[kSimtStep][kSimtTile + 4];
-};
+template <int kTileM, int kTileN, int kRowGroups, int kColumnGroups>
+struct SimtTile {
+  static constexpr int kM = kTileM, kN = kTileN;
+  static constexpr int kGroupsM = kRowGroups, kGroupsN = kColumnGroups;
+  static constexpr int kX = kN / (4 * kGroupsN), kY = kM / (4 * kGroupsM);
+  static_assert(kX * kY == kSimtThreads);
+  // 64 sums a thread leave room for one CTA on an SM, 32 for two.
+  static constexpr int kCtasPerSm = kGroupsM * kGroupsN > 2 ? 1 : 2;
 
-// accumulator[i][j] = sum over k in [first, last) of a(4 y + i, k) b(k, 4 x + j) with x = thread % 16,
-// y = thread / 16. `a` is contiguous in k; `b` along columns or, as kTransposed, in k.
-template <bool kTransposed, typename LoadA, typename LoadB>
-__device__ __forceinline__ void simt_product(float (&accumulator)[4][4], int64_t first, int64_t last,
-                                             SimtShared& shared, LoadA load_a, LoadB load_b) {
-  constexpr int kPerThread = kSimtTile * kSimtStep / kSimtThreads;
-  const int a_k = threadIdx.x % kSimtStep, a_row = threadIdx.x / kSimtStep;
-  const int b_k = kTransposed ? a_k : threadIdx.x / kSimtTile;
-  const int b_column = kTransposed ? a_row : threadIdx.x % kSimtTile;
-  const int x = threadIdx.x % 16, y = threadIdx.x / 16;
+  // Padded: stores of a column hit different banks, and 16-byte alignment stays.
+  struct Shared {
+    float a[2][kSimtStep][kM + 4], b[2][kSimtStep][kN + 4];
+  };
+  using Accumulator = float[kGroupsM][4][kGroupsN][4];
 
-#pragma unroll 1
-  for (int64_t k0 = first; k0 < last; k0 += kSimtStep) {
-    float a[kPerThread], b[kPerThread];
+  __device__ static __forceinline__ int x() { return threadIdx.x % kX; }
+  __device__ static __forceinline__ int y() { return threadIdx.x / kX; }
+  __device__ static __forceinline__ int row(int group, int i) {
+    return group * (kM / kGroupsM) + y() * 4 + i;
+  }
+  __device__ static __forceinline__ int column(int group) { return group * (kN / kGroupsN) + x() * 4; }
+
+  // accumulator += sum over k in [first, last) of finish(row, load_a(row, k)) load_b(k, column). Both loads
+  // must be safe for any k; `finish` is applied when the element has arrived, so that its arithmetic does not
+  // hold up the loads. `a` is contiguous in k; `b` along columns or, as kTransposed, in k.
+  template <bool kTransposed, typename LoadA, typename Finish, typename LoadB>
+  __device__ static __forceinline__ void product(Accumulator& accumulator, int64_t first, int64_t last,
+                                                 Shared& shared, LoadA load_a, Finish finish, LoadB load_b) {
+    constexpr int kLoadsA = kM * kSimtStep / kSimtThreads, kLoadsB = kN * kSimtStep / kSimtThreads;
+    constexpr int kRowsAtOnce = kSimtThreads / kSimtStep;
+    const int k_index = threadIdx.x % kSimtStep, row_index = threadIdx.x / kSimtStep;
+    // Element i of a thread's share of b.
+    const auto b_k = [&](int i) {
+      return kTransposed ? k_index : (i * kSimtThreads + static_cast<int>(threadIdx.x)) / kN;
+    };
+    const auto b_column = [&](int i) {
+      return kTransposed ? row_index + i * kRowsAtOnce
+                         : (i * kSimtThreads + static_cast<int>(threadIdx.x)) % kN;
+    };
+
+    float a[kLoadsA], b[kLoadsB];
+    const auto load = [&](int64_t k) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int64_t bk = k0 + b_k + (kTransposed ? 0 : i * (kSimtThreads / kSimtTile));
-      a[i] = k0 + a_k < last ? load_a(a_row + i * (kSimtThreads / kSimtStep), k0 + a_k) : 0.f;
-      b[i] = bk < last ? load_b(bk, b_column + (kTransposed ? i * (kSimtThreads / kSimtStep) : 0)) : 0.f;
-    }
-    __syncthreads();  // the previous step has been read
+      for (int i = 0; i < kLoadsA; ++i) a[i] = load_a(row_index + i * kRowsAtOnce, k + k_index);
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      shared.a[a_k][a_row + i * (kSimtThreads / kSimtStep)] = a[i];
-      if constexpr (kTransposed) {
-        shared.b[b_k][b_column + i * (kSimtThreads / kSimtStep)] = b[i];
-      } else {
-        shared.b[b_k + i * (kSimtThreads / kSimtTile)][b_column] = b[i];
+      for (int i = 0; i < kLoadsB; ++i) b[i] = load_b(k + b_k(i), b_column(i));
+    };
+    const auto store = [&](int buffer) {
+#pragma unroll
+      for (int i = 0; i < kLoadsA; ++i) {
+        const int row = row_index + i * kRowsAtOnce;
+        shared.a[buffer][k_index][row] = finish(row, a[i]);
       }
-    }
+#pragma unroll
+      for (int i = 0; i < kLoadsB; ++i) shared.b[buffer][b_k(i)][b_column(i)] = b[i];
+    };
+
+    load(first);
+    store(0);
     __syncthreads();
+    int buffer = 0;
+#pragma unroll 1
+    for (int64_t k0 = first; k0 < last; k0 += kSimtStep, buffer ^= 1) {
+      if (k0 + kSimtStep < last) load(k0 + kSimtStep);
 #pragma unroll
-    for (int k = 0; k < kSimtStep; ++k) {
-      const float4 av = *reinterpret_cast<const float4*>(&shared.a[k][4 * y]);
-      const float4 bv = *reinterpret_cast<const float4*>(&shared.b[k][4 * x]);
-      const float ai[4] = {av.x, av.y, av.z, av.w}, bj[4] = {bv.x, bv.y, bv.z, bv.w};
+      for (int k = 0; k < kSimtStep; ++k) {
+        float4 left[kGroupsM], right[kGroupsN];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+        for (int g = 0; g < kGroupsM; ++g) {
+          left[g] = *reinterpret_cast<const float4*>(&shared.a[buffer][k][row(g, 0)]);
+        }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) accumulator[i][j] = fmaf(ai[i], bj[j], accumulator[i][j]);
+        for (int g = 0; g < kGroupsN; ++g) {
+          right[g] = *reinterpret_cast<const float4*>(&shared.b[buffer][k][column(g)]);
+        }
+#pragma unroll
+        for (int g = 0; g < kGroupsM; ++g) {
+          const float values[4] = {left[g].x, left[g].y, left[g].z, left[g].w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int h = 0; h < kGroupsN; ++h) {
+              float* to = accumulator[g][i][h];
+              to[0] = fmaf(values[i], right[h].x, to[0]);
+              to[1] = fmaf(values[i], right[h].y, to[1]);
+              to[2] = fmaf(values[i], right[h].z, to[2]);
+              to[3] = fmaf(values[i], right[h].w, to[3]);
+            }
+          }
+        }
       }
+      if (k0 + kSimtStep < last) store(buffer ^ 1);
+      __syncthreads();
     }
   }
-}
+};
+
+// Tiles by rows: the first is bound by the embedding's bytes, the last by arithmetic.
+using SimtFewRows = SimtTile<16, 256, 1, 1>;
+using SimtSomeRows = SimtTile<64, 128, 1, 2>;
+using SimtManyRows = SimtTile<128, 128, 2, 2>;
 
 }  // namespace entrgi
