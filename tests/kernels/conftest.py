@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def kernels(request):
         if _device() == "cuda":
             if request.param != ARCHITECTURES[0]:
                 pytest.skip("the GPU runs its own architecture")
-            worker = RawKernels(_built_bindings(), [], dict(os.environ))
+            # Such as compute-sanitizer, whose findings are the worker's exit code.
+            prefix = shlex.split(os.environ.get("ENTRGI_KERNEL_PREFIX", ""))
+            worker = RawKernels(_built_bindings(), prefix, dict(os.environ))
         else:
             bindings = build_bindings(request.param)
             worker = RawKernels(bindings, *simulator_command())

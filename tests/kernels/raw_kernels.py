@@ -43,8 +43,11 @@ class RawKernels:
     def close(self) -> None:
         if self.process is not None:
             self.process.stdin.close()
-            self.process.wait()
+            status = self.process.wait()
             self.process = None
+            if status != 0:
+                self.log.seek(0)
+                raise RuntimeError(f"the worker process ended with status {status}\n{self.log.read()[-4000:]}")
 
     def _start(self) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
@@ -84,7 +87,8 @@ class RawKernels:
         except BrokenPipeError:
             answer = None
         if answer is None or answer[0] == "error":
-            self.close()
+            with contextlib.suppress(RuntimeError):
+                self.close()
             self.log.seek(0)
             message = answer[1] if answer else "the worker process ended"
             raise RuntimeError(f"{launcher}: {message}\n{self.log.read()[-4000:]}")
