@@ -10,11 +10,12 @@ import sys
 
 
 def main(command: list[str]) -> int:
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
-    sys.stdout.write(result.stdout)
-    losses = [line for line in result.stdout.splitlines() if "Potential Performance Loss" in line]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    output = result.stdout.decode(errors="replace")
+    sys.stdout.write(output)
+    losses = [line for line in output.splitlines() if "Potential Performance Loss" in line]
     if result.returncode == 0 and losses:
-        print(f"error: ptxas lost performance, which this build refuses: {len(losses)} remarks, the first is {losses[0]}")
+        print(f"error: ptxas lost performance, {len(losses)} times; this build refuses it. First: {losses[0]}")
         return 1
     return result.returncode
 

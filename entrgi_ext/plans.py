@@ -1,8 +1,8 @@
 """Launch plans, floors and requests of the CUDA operators: arithmetic on shapes, without a GPU and without torch.
 
-Operators are named as in ``torch.ops.entrgi``; a shape is N rows of V logits and, where the operator has one, an embedding
-[V, d]. The environment variable ``ENTRGI_FORCE_PLAN`` replaces parts of the plans of a process, here and in every
-launch::
+Operators are named as in ``torch.ops.entrgi``; a shape is N rows of V logits and, where the operator has one, an
+embedding [V, d]. The environment variable ``ENTRGI_FORCE_PLAN`` replaces parts of the plans of a process, here and in
+every launch::
 
     ENTRGI_FORCE_PLAN="relaxed_embedding:kernel=relaxed_embedding_sm80,splits=4;sample_tokens:cluster_n=8"
 
@@ -12,7 +12,6 @@ plan and do not read it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ OPERATORS = (
     *("logit_gradient", "adam_step_", "sgd_step_", "commit_"),
 )
 OVERRIDES = ("kernel", "splits", "block_m", "block_n", "block_k", "stages", "cluster_m", "cluster_n")
-FORCE_PLAN = "ENTRGI_FORCE_PLAN"
 _TYPICAL_SMS = {80: 108, 90: 132}
 
 
@@ -113,7 +111,7 @@ def target(arch: int | None = None, num_sms: int | None = None) -> Target:
     if arch is None and _bindings.has_cuda and _bindings.memory.device_count() > 0:
         here = _bindings.memory.device()
         if here["arch"] in _TYPICAL_SMS:
-            return Target(here["arch"], num_sms or here["num_sms"])
+            return Target(here["arch"], here["num_sms"] if num_sms is None else num_sms)
     arch = 90 if arch is None else arch
     if arch not in _TYPICAL_SMS:
         raise ValueError(f"arch must be 90 or 80, got {arch}")
@@ -191,9 +189,13 @@ def requests(
     return Requests(**{**found, "plan": LaunchPlan(**found["plan"])})
 
 
-def forced() -> str | None:
-    """The value of ``ENTRGI_FORCE_PLAN``, None where it is not set."""
-    return os.environ.get(FORCE_PLAN) or None
+def forced() -> dict[str, dict[str, object]]:
+    """What ``ENTRGI_FORCE_PLAN`` asks for, by operator and field; empty where it is not set.
+
+    Raises:
+        ValueError: where it cannot be understood, with the piece and what is expected there.
+    """
+    return _bindings.forced_plans()
 
 
 def _names(*dtypes: object) -> list[str]:

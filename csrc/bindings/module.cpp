@@ -81,6 +81,19 @@ py::dict requests(const Fields& fields, Op op, const Shape& shape) {
                   py::arg("plan") = as_dict(plan));
 }
 
+py::dict forced() {
+  py::dict result;
+  for (auto& [op, overrides] : forced_plans()) {
+    py::dict fields;
+    const auto add = [&](const char* name, const auto& value) {
+      if (value != std::decay_t<decltype(value)>{}) fields[name] = value;
+    };
+    visit_fields(add, overrides);
+    result[name_of(op)] = fields;
+  }
+  return result;
+}
+
 void define(py::module_& m, const char* name, py::dict (*function)(const Fields&, Op, const Shape&),
             const char* doc) {
   const auto call = [function](const std::string& op, int64_t n, int64_t vocab, int64_t dim,
@@ -126,6 +139,7 @@ PYBIND11_MODULE(_bindings, m) {
          "What the kernels of an operator ask of the memory system under its plan, before any cache: "
          "load_bytes, "
          "bulk_bytes (TMA), store_bytes, flops; and that plan. Takes what plan and floor take.");
+  m.def("forced_plans", &forced, "What ENTRGI_FORCE_PLAN asks for, by operator and field.");
   m.def("compiled_architectures", &compiled_architectures,
         "Architectures the CUDA kernels were compiled for; empty in a build without CUDA.");
 #ifdef ENTRGI_WITH_CUDA

@@ -97,17 +97,6 @@ PlanOverrides parse_fields(std::string_view fields) {
   return overrides;
 }
 
-const char* environment() {
-  const char* text = std::getenv(kVariable);
-  return text == nullptr ? "" : text;
-}
-
-// What cannot be parsed is an error at every call, not at the first alone.
-const ForcedPlans& forced_plans() {
-  static const ForcedPlans plans = parse_forced_plans(environment());
-  return plans;
-}
-
 }  // namespace
 
 ForcedPlans parse_forced_plans(const std::string& text) {
@@ -120,6 +109,14 @@ ForcedPlans parse_forced_plans(const std::string& text) {
       refuse(text, "the operator " + std::string(name) + " once");
     }
   }
+  return plans;
+}
+
+const ForcedPlans& forced_plans() {
+  static const ForcedPlans plans = [] {
+    const char* text = std::getenv(kVariable);
+    return parse_forced_plans(text == nullptr ? "" : text);
+  }();
   return plans;
 }
 

@@ -19,8 +19,11 @@ using ForcedPlans = std::map<Op, PlanOverrides>;
 // Throws std::invalid_argument naming the piece that cannot be understood and what is expected there.
 ForcedPlans parse_forced_plans(const std::string& text);
 
+// Those of the environment, parsed once; where that throws, it throws at every call.
+const ForcedPlans& forced_plans();
+
 // make_plan with what the environment forces for the operator, field by field, where `given` leaves a choice.
-// Throws std::invalid_argument as make_plan and parse_forced_plans do.
+// Throws std::invalid_argument as make_plan and forced_plans do.
 Plan make_forced_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& given = {});
 
 }  // namespace entrgi

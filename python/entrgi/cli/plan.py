@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -43,10 +46,10 @@ class Line:
             str(plan.splits) if plan.splits > 1 else "",
             str(plan.grid),
             f"{plan.shared_bytes / 1024:.1f}" if plan.shared_bytes else "",
-            f"{plan.workspace_bytes / 1e6:.2f}" if plan.workspace_bytes else "",
-            f"{floor.bytes / 1e6:,.2f}",
+            megabytes(plan.workspace_bytes),
+            megabytes(floor.bytes),
             f"{floor.flops / 1e9:,.1f}" if floor.flops else "",
-            f"{requests.bytes / 1e6:,.2f}" if requests.bytes else "",
+            megabytes(requests.bytes),
         ]
 
     def as_dict(self) -> dict[str, object]:
@@ -57,7 +60,9 @@ class Line:
 def plan(
     rows: Annotated[
         list[str] | None,
-        typer.Option(help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]"),
+        typer.Option(
+            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]"
+        ),
     ] = None,
     vocab: Annotated[int, typer.Option(help="V, width of the logits.")] = 152_064,
     dim: Annotated[int, typer.Option(help="d, width of the reward model's embeddings.")] = 2048,
@@ -89,7 +94,7 @@ def plan(
             print(json.dumps(data, allow_nan=False))
             return
         show(table(lines))
-        for note in notes(shape, target, plans.forced()):
+        for note in notes(shape, target, os.environ.get("ENTRGI_FORCE_PLAN")):
             console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -109,9 +114,16 @@ def times(sizes: tuple[int, ...]) -> str:
     return "x".join(str(size or "-") for size in sizes) if any(sizes) else ""
 
 
+def megabytes(count: int) -> str:
+    """Nothing for nothing."""
+    if count == 0:
+        return ""
+    return f"{count / 1e6:,.2f}" if count >= 1e4 else "<0.01"
+
+
 def table(lines: list[Line]) -> Table:
     """A section for every operator."""
-    result = Table(pad_edge=False)
+    result = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     result.add_column("operator", no_wrap=True)
     for name in COLUMNS:
         result.add_column(name, no_wrap=True, justify="left" if name == "kernel" else "right")
@@ -125,11 +137,9 @@ def table(lines: list[Line]) -> Table:
 
 
 def show(result: Table) -> None:
-    """At the terminal's width; whole where the output is a file or a pipe."""
-    width = console.width
-    if not console.is_terminal:
-        width = max(width, Measurement.get(console, console.options.update(max_width=1000), result).maximum)
-    console.print(result, width=width, crop=False)
+    """Whole, whatever the terminal's width: numbers that are cut off say nothing."""
+    natural = Measurement.get(console, console.options.update(max_width=1000), result).maximum
+    Console(width=max(natural, console.width)).print(result)
 
 
 def notes(shape: dict[str, object], target: Target, forced: str | None) -> list[str]:
