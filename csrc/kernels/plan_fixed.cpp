@@ -36,12 +36,14 @@ Plan plan_fixed(Op op, const Shape& s) {
 Requests fixed_requests(Op op, const Shape& s, const Plan& plan) {
   const int64_t logits = s.n * s.vocab * size_of(s.logits);
   const int64_t scores = s.n * s.vocab * static_cast<int64_t>(sizeof(float));
-  const int64_t threads = plan.grid * plan.threads;
   switch (op) {
     case Op::kLogitStatisticsBackward:  // three gradients and four statistics of the row, by every thread
-      return {logits + threads * 7 * 4, 0, logits, 0};
-    case Op::kGumbelPerturb:  // the row's key, by every thread
+      return {logits + plan.grid * plan.threads * 7 * 4, 0, logits, 0};
+    case Op::kGumbelPerturb: {  // the row's key, 20 bytes, by every thread that has ids
+      const int64_t last = std::min<int64_t>(ceil_div(s.vocab % kIdsPerBlock, 4), kThreads);
+      const int64_t threads = s.n * (s.vocab / kIdsPerBlock * kThreads + last);
       return {logits + threads * 20, 0, scores, 0};
+    }
     default:
       return {};
   }

@@ -59,7 +59,7 @@ def build_bindings(arch: str) -> Path:
     folder = ROOT / "build" / "sim" / arch
     folder.mkdir(parents=True, exist_ok=True)
     python = sysconfig.get_paths()["include"]
-    common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC"]
+    common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     common += [
         "-std=c++20",
         "-gencode",
