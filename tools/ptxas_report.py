@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -105,12 +105,14 @@ def read(library: Path) -> list[Function]:
     return sorted(functions, key=lambda f: (f.source, _natural(f.name), f.arch))
 
 
-def _dump(what: str, library: Path) -> Iterable[str]:
+def _dump(what: str, library: Path) -> Iterator[str]:
+    """Line by line: a library is a hundred megabytes of text."""
     command = [find_cuobjdump(), what, str(library)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise RuntimeError(f"cuobjdump {what} failed: {result.stderr.strip()}")
-    return result.stdout.splitlines()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield from process.stdout
+        problem = process.stderr.read().strip()
+    if process.returncode != 0:
+        raise RuntimeError(f"cuobjdump {what} failed: {problem}")
 
 
 def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, int]]]:
