@@ -177,8 +177,38 @@ Plan plan_relaxed_embedding(const Shape& s, const Device& device, const PlanOver
   return plan;
 }
 
-Requests relaxed_embedding_requests(const Shape&, const Plan&) {
-  return {};
+// With hard tokens and weights, all rows present and no `rows`. A row of the logits is read once for each
+// tile of columns and a row of the embedding once for each tile of rows, or of clusters: a box that TMA sends
+// to several CTAs counts once, whole even where it reaches past the matrix.
+Requests relaxed_embedding_requests(const Shape& s, const Plan& plan) {
+  const int64_t columns = ceil_div(s.dim, plan.block_n), steps = ceil_div(s.vocab, plan.block_k);
+  const int64_t row_tiles = ceil_div(s.n, int64_t{plan.block_m} * plan.cluster_m) * plan.cluster_m;
+  const int64_t rows_of_parts = columns * plan.splits * s.n;  // a row in a tile of columns and a split
+  const int64_t logits = columns * s.n * s.vocab * size_of(s.logits);
+  const int64_t embedding = row_tiles * s.vocab * s.dim * size_of(s.embedding);
+  const int64_t pairs = plan.splits * s.n * ceil_div(s.dim, 2) * 8;  // partial sums, stored two at a time
+
+  Requests requests{};
+  requests.flops = 2 * row_tiles * plan.block_m * columns * plan.block_n * steps * plan.block_k;
+  switch (plan.kernel) {
+    case Kernel::kRelaxedEmbeddingSm90:  // four lanes of a quad read the logsumexp of their rows
+      requests.load_bytes = logits + rows_of_parts * 4 * 4;
+      requests.bulk_bytes = row_tiles / plan.cluster_m * columns * steps * plan.block_k * plan.block_n * 2;
+      requests.store_bytes = pairs;
+      break;
+    case Kernel::kRelaxedEmbeddingSm80:  // and of warps side by side, in the smallest tile
+      requests.load_bytes = logits + embedding + rows_of_parts * 4 * 4 * (plan.block_m == 16 ? 4 : 1);
+      requests.store_bytes = pairs;
+      break;
+    default:
+      requests.load_bytes = logits + embedding + rows_of_parts * 4;
+      requests.store_bytes = plan.splits * s.n * pitch_of(s.dim) * 4;
+      break;
+  }
+  // The reduction: parts, hard row, token and weight for each element; soft and output.
+  requests.load_bytes += s.n * s.dim * (plan.splits * 4 + size_of(s.embedding) + 8 + 4);
+  requests.store_bytes += s.n * s.dim * (4 + size_of(s.embedding));
+  return requests;
 }
 
 }  // namespace entrgi

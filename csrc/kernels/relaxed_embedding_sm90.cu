@@ -51,7 +51,6 @@ constexpr int kRows = 64;  // of a consumer warpgroup
 constexpr int kColumns = 256;
 constexpr int kStep = 64;  // vocabulary ids per stage
 constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxes = kColumns / kBoxColumns;
-constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 constexpr int kBoxBytes = kStep * kSwizzleBytes, kEmbeddingBytes = kBoxes * kBoxBytes;
 
 template <typename Z, int kConsumers>
@@ -77,6 +76,8 @@ struct Schedule {
 };
 
 #ifdef ENTRGI_HOPPER
+constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+
 // A place in the ring and how often, modulo two, it has been passed.
 struct Stage {
   int index = 0;
@@ -88,6 +89,17 @@ struct Stage {
 
 __device__ __forceinline__ bool present(const RelaxedEmbeddingParams& p, int64_t n) {
   return n < p.n && output_row(p, n) >= 0;
+}
+
+// Two 16-bit logits in one instruction each.
+template <typename Z>
+__device__ __forceinline__ void unpack(float (&z)[2], uint32_t pair) {
+  if constexpr (std::is_same_v<Z, __nv_bfloat16>) {
+    z[0] = __uint_as_float(pair << 16), z[1] = __uint_as_float(pair & 0xffff0000u);
+  } else {
+    const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    z[0] = both.x, z[1] = both.y;
+  }
 }
 
 // What a lane reads of the z tile: operand A's registers i = 0 ... 3 hold row lane / 4 (+ 8 if i is odd) and
@@ -103,16 +115,12 @@ struct LogitReader {
     uint32_t raw[4];
     load_matrices(raw, shared_address(tile) + (offset ^ static_cast<uint32_t>(id * sizeof(Z))));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Z* pair = reinterpret_cast<const Z*>(&raw[i]);
-      z[i][0] = to_float(pair[0]), z[i][1] = to_float(pair[1]);
-    }
+    for (int i = 0; i < 4; ++i) unpack<Z>(z[i], raw[i]);
   }
 };
 template <>
 struct LogitReader<float> {
   uint32_t offset;
-  int row_bytes;
   template <typename Logits>
   __device__ __forceinline__ LogitReader(Logits, int warp_row, int lane)
       : offset(Logits::offset(warp_row + lane / 4, lane % 4 / 2) + lane % 2 * 8) {}
@@ -336,7 +344,7 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
   config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = plan.cluster_m > 1 ? 1 : 0;
   const int64_t rows = int64_t{plan.cluster_m} * L::kM, steps = ceil_div(p.vocab, kStep);
   const Schedule schedule{pitch_of(p.dim),
                           static_cast<unsigned>(ceil_div(p.n, rows) * plan.cluster_m),
