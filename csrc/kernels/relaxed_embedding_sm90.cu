@@ -7,29 +7,31 @@
 //
 // Floor    N V sizeof(z) + V d sizeof(E) bytes, 2 N V d FLOPs. N <= 64 is bound by reading E once.
 //
-// Tiling   One CTA per SM: a producer warpgroup and one (M 64) or two (M 128) consumer warpgroups of 64 rows
-// by
-//          256 columns each, 128 accumulators a thread; the vocabulary in steps of 64 through a ring of
-//          stages:
+// Tiling   One CTA per SM: a producer warpgroup and consumer warpgroups of 64 rows each, with all columns of
+// the
+//          tile, so that q is made once per CTA; the vocabulary in steps of 64 through a ring of stages:
 //
-//            E tile [64 ids x 256]   TMA, four boxes of 64 ids x 128 bytes, 128-byte swizzle = operand B,
-//            MN-major z tile [M x 64 ids]     cp.async -> ldmatrix (fp32: 8-byte loads) -> q      = operand
-//            A, in registers
+//            M  64 x N 256   one consumer      N <= 64: all of E's bandwidth, few rows
+//            M 128 x N 256   two consumers     128 accumulators a thread
+//            M 192 x N 192   three consumers   96; where 128 rows fit N badly
+//
+//            E tile [64 ids x N]   TMA, boxes of 64 ids x 128 bytes, 128-byte swizzle  = operand B, MN-major
+//            z tile [M x 64 ids]   cp.async -> ldmatrix (fp32: 8-byte loads) -> q      = operand A, in
+//            registers
 //
 //          Both complete on the stage's full barrier: one arrival announces E's bytes, and each producer
 //          thread arrives when its own copies of z have landed. z goes by cp.async and not by TMA because
 //          rows of padding must not be read and rows may start anywhere; ends of rows are zero-filled.
 //          Consumers work in half steps of 32 ids: while two products of one half run, q of the next is made.
 //
-//   producer    E, z -> stage 0 | stage 1 | stage 2 | ...           waits for a stage that all consumers have
-//   left consumer    q(0a) | wgmma 0a .......| wgmma 0b .......| wgmma 1a
-//                     | q(0b)           | q(1a)           | q(1b)
+//   producer    E, z -> stage 0 | stage 1 | stage 2 | ...        waits for a stage that all consumers have
+//   left consumer    q(0a) | wgmma 0a | wgmma 0b | wgmma 1a | ...
+//                     | q(0b)    | q(1a)    | q(1b)
 //
-// Cluster  of 1, 2 or 4 CTAs along the rows: the same E, of which each CTA fetches a share of the boxes for
-// all. L2
-//          then delivers 32 KB / cluster + z per step of 1,024 clocks. Where the row tiles do not fill the
-//          last cluster, CTAs without rows take their part in its copies. A cluster whose rows are all
-//          padding ends at once.
+// Cluster  of 2 or 4 CTAs along the rows share E: each fetches its share of the boxes for all. L2 then
+// delivers
+//          32 KB / cluster + z per step of 1,024 clocks. Row tiles that do not fill a cluster share nothing.
+//          CTAs that share and have no rows but padding end at once.
 //
 // Grid: CTAs of a cluster, row tiles, tiles of d, splits, so that CTAs that share E run together.
 //
@@ -48,14 +50,21 @@ namespace entrgi {
 namespace {
 
 constexpr int kRows = 64;  // of a consumer warpgroup
-constexpr int kColumns = 256;
 constexpr int kStep = 64;  // vocabulary ids per stage
-constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxes = kColumns / kBoxColumns;
-constexpr int kBoxBytes = kStep * kSwizzleBytes, kEmbeddingBytes = kBoxes * kBoxBytes;
+constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes;
+
+// Registers of a producer's and of a consumer's threads, once they part; a lone consumer has enough from the
+// start.
+template <int kConsumers>
+constexpr uint32_t kProducerRegisters = kConsumers == 3 ? 56 : 40;
+template <int kConsumers>
+constexpr uint32_t kConsumerRegisters = kConsumers == 3 ? 152 : 232;
 
 template <typename Z, int kConsumers>
 struct Layout {
   static constexpr int kM = kConsumers * kRows, kThreads = (1 + kConsumers) * kWarpgroup;
+  static constexpr int kColumns = kConsumers == 3 ? 192 : 256, kBoxes = kColumns / kBoxColumns;
+  static constexpr int kEmbeddingBytes = kBoxes * kBoxBytes;
   using Logits = Tile<Z, kM, kStep, sizeof(Z) == 4 ? Swizzle::kPairs : Swizzle::kMatrixOf128>;
   static constexpr int kStageBytes = kEmbeddingBytes + Logits::kBytes;
 
@@ -66,11 +75,12 @@ struct Layout {
   }
 };
 
-// How the grid is laid out. Counted on the host: a 64-bit division on the device is a function call, and with
-// one in the kernel ptxas runs matrix products one at a time.
+// How the grid is laid out. Counted on the host: 64-bit divisions on the device are function calls, and where
+// a kernel has one (or an assertion) ptxas runs matrix products one at a time.
 struct Schedule {
   int64_t pitch;
-  unsigned tiles_m, tiles_n;  // tiles_m is a multiple of the cluster
+  unsigned groups, rest;  // row tiles: whole clusters of them, and how many are left
+  unsigned columns;       // tiles of d
   int steps, steps_per_split;
   int stages, cluster, logits_granule;
 };
@@ -84,6 +94,26 @@ struct Stage {
   uint32_t phase = 0;
   __device__ __forceinline__ void advance(int stages) {
     if (++index == stages) index = 0, phase ^= 1;
+  }
+};
+
+// What a CTA computes, and with how many it shares the embedding's tiles.
+struct Work {
+  unsigned row_tile, column_tile, split;
+  int sharing, rank;
+  __device__ __forceinline__ explicit Work(const Schedule& s) {
+    const unsigned shared = s.groups * s.columns, alone = s.rest * ((s.columns + s.cluster - 1) / s.cluster);
+    const unsigned cluster = blockIdx.x / s.cluster, member = blockIdx.x % s.cluster;
+    const unsigned i = cluster % (shared + alone);
+    split = cluster / (shared + alone);
+    if (i < shared) {
+      row_tile = i % s.groups * s.cluster + member, column_tile = i / s.groups;
+      sharing = s.cluster, rank = static_cast<int>(member);
+    } else {  // tiles of d side by side; the last cluster may have some that are not there
+      row_tile = s.groups * s.cluster + (i - shared) % s.rest;
+      column_tile = (i - shared) / s.rest * s.cluster + member;
+      sharing = 1, rank = 0;
+    }
   }
 };
 
@@ -157,6 +187,27 @@ __device__ __forceinline__ void make_operand(uint32_t (&a)[4], const LogitReader
     a[i] = pack<T>(q[0], q[1]);
   }
 }
+
+using cute::SM90::GMMA::Major;
+
+template <typename T, int kColumns>
+struct Product;
+template <>
+struct Product<__half, 192> {
+  using Atom = cute::SM90::GMMA::MMA_64x192x16_F32F16F16_RS<Major::K, Major::MN>;
+};
+template <>
+struct Product<__half, 256> {
+  using Atom = cute::SM90::GMMA::MMA_64x256x16_F32F16F16_RS<Major::K, Major::MN>;
+};
+template <>
+struct Product<__nv_bfloat16, 192> {
+  using Atom = cute::SM90::GMMA::MMA_64x192x16_F32BF16BF16_RS<Major::K, Major::MN>;
+};
+template <>
+struct Product<__nv_bfloat16, 256> {
+  using Atom = cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_RS<Major::K, Major::MN>;
+};
 #endif
 
 template <typename Z, typename T, int kConsumers>
@@ -165,31 +216,28 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
                                   const Schedule schedule, const __grid_constant__ CUtensorMap embedding) {
 #ifdef ENTRGI_HOPPER
   using L = Layout<Z, kConsumers>;
-  using Atom = std::conditional_t<
-      std::is_same_v<T, __half>,
-      cute::SM90::GMMA::MMA_64x256x16_F32F16F16_RS<cute::SM90::GMMA::Major::K, cute::SM90::GMMA::Major::MN>,
-      cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_RS<cute::SM90::GMMA::Major::K,
-                                                     cute::SM90::GMMA::Major::MN>>;
+  using Atom = typename Product<T, L::kColumns>::Atom;
   constexpr int kHalf = kStep / 2, kBlocks = kHalf / 16;  // products of half a step
 
   extern __shared__ __align__(1024) char shared[];
-  const int stages = schedule.stages, cluster = schedule.cluster;
+  const int stages = schedule.stages;
   int64_t* row_offset = reinterpret_cast<int64_t*>(shared + stages * L::kStageBytes);
   Barrier* full = reinterpret_cast<Barrier*>(row_offset + L::kM);
   Barrier* empty = full + stages;
 
-  const int64_t first_row = int64_t{blockIdx.x % schedule.tiles_m} * L::kM;
-  const int64_t first_column = int64_t{blockIdx.x / schedule.tiles_m % schedule.tiles_n} * kColumns;
-  const int split = static_cast<int>(blockIdx.x / (schedule.tiles_m * schedule.tiles_n));
-  const int first_step = split * schedule.steps_per_split;
+  const Work work(schedule);
+  const int sharing = work.sharing;
+  const int64_t first_row = int64_t{work.row_tile} * L::kM;
+  const int64_t first_column = int64_t{work.column_tile} * L::kColumns;
+  const int first_step = static_cast<int>(work.split) * schedule.steps_per_split;
   const int steps = min(schedule.steps_per_split, schedule.steps - first_step);
-  const int rank = static_cast<int>(blockIdx.x % cluster);
 
   bool any = false;
-  for (int r = threadIdx.x; r < cluster * L::kM; r += L::kThreads) {
-    any |= present(p, first_row - rank * L::kM + r);
+  for (int r = threadIdx.x; r < sharing * L::kM; r += L::kThreads) {
+    any |= present(p, first_row - work.rank * L::kM + r);
   }
-  if (!__syncthreads_or(any)) return;  // the whole cluster does
+  // All CTAs that share find the same.
+  if (!__syncthreads_or(any) || first_column >= p.dim) return;
 
   for (int r = threadIdx.x; r < L::kM; r += L::kThreads) {
     const int64_t n = first_row + r;
@@ -199,17 +247,16 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     cute::prefetch_tma_descriptor(&embedding);
     for (int i = 0; i < stages; ++i) {
       cute::initialize_barrier(reinterpret_cast<uint64_t&>(full[i]), 1 + kWarpgroup);
-      cute::initialize_barrier(reinterpret_cast<uint64_t&>(empty[i]), cluster * kConsumers * kWarpgroup / 32);
+      cute::initialize_barrier(reinterpret_cast<uint64_t&>(empty[i]), sharing * kConsumers * kWarpgroup / 32);
     }
     cutlass::arch::fence_barrier_init();
   }
-  cute::cluster_arrive();
-  cute::cluster_wait();
+  sharing > 1 ? cute::cluster_sync() : __syncthreads();
 
   Stage stage;
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == 0) {
-    if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<40>();
+    if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
     const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, stage.advance(stages)) {
@@ -218,19 +265,19 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       Barrier& landed = full[stage.index];
       empty[stage.index].wait(stage.phase ^ 1);
       if (threadIdx.x == 0) {
-        landed.arrive_and_expect_tx(kEmbeddingBytes);
-        for (int box = rank; box < kBoxes; box += cluster) {
+        landed.arrive_and_expect_tx(L::kEmbeddingBytes);
+        for (int box = work.rank; box < L::kBoxes; box += sharing) {
           char* to = e_tile + box * kBoxBytes;
           const int64_t column = first_column + box * kBoxColumns;
-          if (cluster == 1) {
+          if (sharing == 1) {
             copy_box(embedding, landed, to, id, column, hint);
           } else {
-            copy_box_to(static_cast<uint16_t>((1 << cluster) - 1), embedding, landed, to, id, column, hint);
+            copy_box_to(static_cast<uint16_t>((1 << sharing) - 1), embedding, landed, to, id, column, hint);
           }
         }
       }
       L::Logits::template fill<kWarpgroup>(
-          shared_address(e_tile + kEmbeddingBytes), static_cast<const Z*>(p.logits),
+          shared_address(e_tile + L::kEmbeddingBytes), static_cast<const Z*>(p.logits),
           [&](int r) { return row_offset[r]; }, id, p.vocab, schedule.logits_granule);
       if (schedule.logits_granule > 2) {
         cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&landed));
@@ -238,9 +285,9 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
         landed.arrive();  // plain stores
       }
     }
-    cute::cluster_arrive();
+    if (sharing > 1) cute::cluster_arrive();
   } else {
-    if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_alloc<232>();
+    if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kConsumers>>();
     const int lane = threadIdx.x % 32;
     const int warp_row = static_cast<int>(threadIdx.x - kWarpgroup) / 32 * 16;
     const int64_t row = first_row + warp_row + lane / 4;
@@ -250,13 +297,13 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     for (int h = 0; h < 2; ++h) lse[h] = present(p, row + 8 * h) ? p.logsumexp[row + 8 * h] : CUDART_INF_F;
     const LogitReader<Z> read(typename L::Logits{}, warp_row, lane);
 
-    float accumulator[kColumns / 2] = {};
+    float accumulator[L::kColumns / 2] = {};
     uint32_t a[2][kBlocks][4];  // q of either half of a step
 
     const auto make_half = [&](int half, int step) {
       const int ids_left =
           static_cast<int>(min(p.vocab - int64_t{first_step + step} * kStep, int64_t{kStep}));
-      const char* tile = shared + stage.index * L::kStageBytes + kEmbeddingBytes;
+      const char* tile = shared + stage.index * L::kStageBytes + L::kEmbeddingBytes;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         make_operand<T>(a[half][block], read, tile, half * kHalf + block * 16, ids_left, lse,
@@ -278,12 +325,14 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
 
     full[0].wait(0);
     make_half(0, 0);
+    // One lane for each CTA that sends to this one.
+    const uint32_t receiver = sharing > 1 ? lane : cute::block_rank_in_cluster();
     int previous = -1;
 #pragma unroll 1
     for (int step = 0;;) {
       multiply_half(0);
       cute::warpgroup_wait<1>();  // the previous step is done, its stage free in every CTA that sends to it
-      if (previous >= 0 && lane < cluster) empty[previous].arrive(lane);
+      if (previous >= 0 && lane < sharing) empty[previous].arrive(receiver);
       make_half(1, step);
       multiply_half(1);
       if (++step == steps) break;
@@ -296,15 +345,15 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     cute::warpgroup_wait<0>();
 #pragma unroll
     for (float& sum : accumulator) cute::warpgroup_fence_operand(sum);
-    cute::cluster_arrive();
+    if (sharing > 1) cute::cluster_arrive();
 
-    float* partial = static_cast<float*>(p.workspace) + int64_t{split} * p.n * schedule.pitch;
+    float* partial = static_cast<float*>(p.workspace) + int64_t{work.split} * p.n * schedule.pitch;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (row + 8 * h >= p.n) continue;
       float* to = partial + (row + 8 * h) * schedule.pitch;
 #pragma unroll
-      for (int f = 0; f < kColumns / 8; ++f) {
+      for (int f = 0; f < L::kColumns / 8; ++f) {
         const int64_t column = first_column + f * 8 + lane % 4 * 2;
         if (column < p.dim) {  // the pitch is even: a pair never leaves the row
           *reinterpret_cast<float2*>(to + column) = {accumulator[4 * f + 2 * h] * kUnscale<T>,
@@ -313,14 +362,15 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       }
     }
   }
-  cute::cluster_wait();  // no CTA ends while another may still arrive on its barriers
+  if (sharing > 1) cute::cluster_wait();  // no CTA ends while another may still arrive on its barriers
 #endif
 }
 
 template <typename Z, typename T, int kConsumers>
 cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   using L = Layout<Z, kConsumers>;
-  if (plan.threads != L::kThreads || plan.stages < 2 || plan.shared_bytes != L::bytes(plan.stages)) {
+  if (plan.threads != L::kThreads || plan.block_n != L::kColumns || plan.stages < 2 ||
+      plan.shared_bytes != L::bytes(plan.stages)) {
     return cudaErrorInvalidValue;
   }
   CUtensorMap embedding;
@@ -345,10 +395,11 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = plan.cluster_m > 1 ? 1 : 0;
-  const int64_t rows = int64_t{plan.cluster_m} * L::kM, steps = ceil_div(p.vocab, kStep);
+  const int64_t row_tiles = ceil_div(p.n, L::kM), steps = ceil_div(p.vocab, kStep);
   const Schedule schedule{pitch_of(p.dim),
-                          static_cast<unsigned>(ceil_div(p.n, rows) * plan.cluster_m),
-                          static_cast<unsigned>(ceil_div(p.dim, kColumns)),
+                          static_cast<unsigned>(row_tiles / plan.cluster_m),
+                          static_cast<unsigned>(row_tiles % plan.cluster_m),
+                          static_cast<unsigned>(ceil_div(p.dim, L::kColumns)),
                           static_cast<int>(steps),
                           static_cast<int>(ceil_div(steps, plan.splits)),
                           plan.stages,
@@ -361,6 +412,7 @@ template <typename Z, typename T>
 cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.block_m == kRows) return launch<Z, T, 1>(p, plan, stream);
   if (plan.block_m == 2 * kRows) return launch<Z, T, 2>(p, plan, stream);
+  if (plan.block_m == 3 * kRows) return launch<Z, T, 3>(p, plan, stream);
   return cudaErrorInvalidValue;
 }
 
@@ -380,8 +432,8 @@ cudaError_t choose_logits(const RelaxedEmbeddingParams& p, const Plan& plan, cud
 }  // namespace
 
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  const bool cluster_built = plan.cluster_m == 1 || plan.cluster_m == 2 || plan.cluster_m == kBoxes;
-  if (!cluster_built || plan.cluster_n != 1 || plan.block_n != kColumns || plan.block_k != kStep) {
+  const bool cluster_built = plan.cluster_m == 1 || plan.cluster_m == 2 || plan.cluster_m == 4;
+  if (!cluster_built || plan.cluster_n != 1 || plan.block_k != kStep) {
     return cudaErrorInvalidValue;
   }
   return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)

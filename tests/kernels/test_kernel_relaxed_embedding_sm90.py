@@ -24,8 +24,10 @@ def hopper(request, kernels):
 def overridden(kernels, **overrides):
     before = kernels.overrides
     kernels.overrides = before | overrides
-    yield
-    kernels.overrides = before
+    try:
+        yield
+    finally:
+        kernels.overrides = before
 
 
 def aligned(matrix):
@@ -37,14 +39,24 @@ def aligned(matrix):
 @pytest.mark.parametrize("dim", [8, 64, 65, 256, 264, 520])
 @pytest.mark.parametrize("n", [1, 64, 65, 128, 129, 200, 257])
 def test_tiles(hopper, reference, n, dim):
-    """Tiles of 64 and 128 rows by 256 columns, clusters of one and two, the last of them not full."""
+    """Whatever tile and cluster the plan chooses; rows, columns and ids that do not fill the last of them."""
     logits_dtype = DTYPES[(n + dim) % 3]
     embedding_dtype = DTYPES[(n + dim // 8) % 2]
     z, lse, embedding, hard, weight = inputs(reference, n, 321, dim, logits_dtype, embedding_dtype)
     output, soft = hopper.relaxed_embedding(z, lse, aligned(embedding), hard, weight, TAU)
     assert hopper.plan["kernel"] == HOPPER
-    assert hopper.plan["tile"] == (64 if n <= 64 else 128, 256, 64)
-    assert hopper.plan["cluster"] == ((1, 1) if n <= 128 else (2, 1))
+    assert hopper.plan["tile"] in ([(64, 256, 64)] if n <= 64 else [(128, 256, 64), (192, 192, 64)])
+    check(reference, output, soft, z, lse, embedding, hard, weight)
+
+
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", DTYPES[:2])
+@pytest.mark.parametrize(("block_m", "columns"), [(64, 256), (128, 256), (192, 192)])
+def test_every_tile(hopper, reference, logits_dtype, embedding_dtype, block_m, columns):
+    z, lse, embedding, hard, weight = inputs(reference, 193, 321, 264, logits_dtype, embedding_dtype)
+    with overridden(hopper, block_m=block_m):
+        output, soft = hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU)
+    assert hopper.plan["tile"] == (block_m, columns, 64)
     check(reference, output, soft, z, lse, embedding, hard, weight)
 
 
@@ -63,13 +75,13 @@ def test_tails_of_the_vocabulary(hopper, reference, logits_dtype, embedding_dtyp
     check(reference, output, soft, z, lse, embedding, hard, weight)
 
 
-@pytest.mark.parametrize("n", [20, 129, 300, 640])
-def test_clusters_agree(hopper, reference, n):
-    """One, two or four CTAs that share the embedding, with CTAs that have no rows: the same bits."""
+@pytest.mark.parametrize(("n", "block_m"), [(20, 64), (129, 64), (300, 128), (640, 128), (193, 192), (400, 192)])
+def test_clusters_agree(hopper, reference, n, block_m):
+    """One, two or four CTAs that share the embedding, row tiles left over, columns that do not fill a cluster."""
     z, lse, embedding, hard, weight = inputs(reference, n, 450, 264, torch.bfloat16, torch.bfloat16)
     results = []
     for cluster in (1, 2, 4):
-        with overridden(hopper, cluster_m=cluster, splits=2):
+        with overridden(hopper, block_m=block_m, cluster_m=cluster, splits=2):
             results.append(hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU))
         assert hopper.plan["cluster"] == (cluster, 1)
         assert hopper.plan["grid"] % cluster == 0
@@ -81,14 +93,14 @@ def test_clusters_agree(hopper, reference, n):
 @pytest.mark.parametrize("cluster", [1, 2])
 @pytest.mark.parametrize("gone", [slice(0, 128), slice(0, 256), slice(128, 300), slice(0, 299), slice(0, 300)])
 def test_tiles_of_padding(hopper, reference, cluster, gone):
-    """A CTA without rows still feeds its cluster; a cluster without rows ends at once."""
+    """A CTA without rows still feeds those it shares with; where none of them has rows, they end at once."""
     z, lse, embedding, hard, weight = inputs(reference, 300, 200, 72, torch.bfloat16, torch.bfloat16)
     rows = torch.arange(300)
     rows[gone] = -1
     here = rows >= 0
     z[~here], lse[~here] = math.nan, math.nan
     output, soft = torch.full((300, 72), -7.0, dtype=torch.bfloat16), torch.full((300, 72), -7.0)
-    with overridden(hopper, cluster_m=cluster):
+    with overridden(hopper, block_m=128, cluster_m=cluster):
         hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     if here.any():
         check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
@@ -138,7 +150,7 @@ def test_an_embedding_that_tma_cannot_read(hopper, reference):
     ("overrides", "refused"),
     [
         ({"kernel": "gemm"}, f"kernel must be one of {HOPPER}, {AMPERE} for bfloat16 embeddings on sm_90, got gemm"),
-        ({"block_m": 32}, f"block_m must be one of 64, 128 for {HOPPER}, got 32"),
+        ({"block_m": 32}, f"block_m must be one of 64, 128, 192 for {HOPPER}, got 32"),
         ({"kernel": AMPERE, "block_m": 32}, f"block_m must be one of 16, 64, 128 for {AMPERE}, got 32"),
         ({"block_n": 128}, f"block_n must be 256 for {HOPPER}, got 128"),
         ({"block_k": 32}, f"block_k must be 64 for {HOPPER}, got 32"),
