@@ -24,15 +24,15 @@ constexpr int kThreads = 256;
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     reduce_and_blend_kernel(const RelaxedEmbeddingParams p, int64_t pitch, int splits) {
-  const int64_t blocks_per_row = (p.dim + kThreads - 1) / kThreads;
+  const unsigned blocks_per_row = static_cast<unsigned>((p.dim + kThreads - 1) / kThreads);
   const int64_t n = blockIdx.x / blocks_per_row;
-  const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
+  const int64_t column = int64_t{blockIdx.x % blocks_per_row} * kThreads + threadIdx.x;
   const int64_t row = output_row(p, n);
   if (row < 0 || column >= p.dim) return;
 
   const float* partial = static_cast<const float*>(p.workspace) + n * pitch + column;
   float soft = 0.f;
-#pragma unroll 4
+#pragma unroll 16  // reads in flight: with few rows, latency is all there is
   for (int split = 0; split < splits; ++split) soft += partial[split * p.n * pitch];
   p.soft[n * p.soft_stride + column] = soft;
 

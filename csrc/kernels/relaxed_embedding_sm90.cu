@@ -1,5 +1,5 @@
 // Relaxed embedding, the matrix product on Hopper: partial[split] = q E over the split's part of the
-// vocabulary,
+// vocabulary, with
 //
 //   q = exp(z / tau - logsumexp)        z [N, V] bf16 / fp16 / fp32, E [V, d] bf16 / fp16, both row-major
 //
@@ -7,37 +7,34 @@
 //
 // Floor    N V sizeof(z) + V d sizeof(E) bytes, 2 N V d FLOPs. N <= 64 is bound by reading E once.
 //
-// Tiling   One CTA per SM: a producer warpgroup and consumer warpgroups of 64 rows each, with all columns of
-// the
-//          tile, so that q is made once per CTA; the vocabulary in steps of 64 through a ring of stages:
+// Tiling   One CTA per SM: a producer warpgroup and consumer warpgroups of 64 rows each. A consumer has all
+//          columns of the tile, so q is made once per CTA. The vocabulary goes through a ring of stages of 64
+//          ids:
 //
 //            M  64 x N 256   one consumer      N <= 64: all of E's bandwidth, few rows
 //            M 128 x N 256   two consumers     128 accumulators a thread
-//            M 192 x N 192   three consumers   96; where 128 rows fit N badly
+//            M 192 x N 192   three consumers   96 accumulators; for N that tiles of 128 fit badly
 //
-//            E tile [64 ids x N]   TMA, boxes of 64 ids x 128 bytes, 128-byte swizzle  = operand B, MN-major
-//            z tile [M x 64 ids]   cp.async -> ldmatrix (fp32: 8-byte loads) -> q      = operand A, in
-//            registers
+//            E [64 ids x N]  TMA, boxes of 64 ids x 128 bytes, 128-byte swizzle: operand B, MN-major
+//            z [M x 64 ids]  cp.async -> ldmatrix (fp32: 8-byte loads) -> q:     operand A, in registers
 //
 //          Both complete on the stage's full barrier: one arrival announces E's bytes, and each producer
-//          thread arrives when its own copies of z have landed. z goes by cp.async and not by TMA because
-//          rows of padding must not be read and rows may start anywhere; ends of rows are zero-filled.
-//          Consumers work in half steps of 32 ids: while two products of one half run, q of the next is made.
+//          thread arrives when its own copies of z have landed. z goes by cp.async, not by TMA: rows of
+//          padding must not be read, and rows may start anywhere. Ends of rows are zero-filled.
+//          Consumers work in half steps of 32 ids: while the products of one half run, q of the next is made.
 //
-//   producer    E, z -> stage 0 | stage 1 | stage 2 | ...        waits for a stage that all consumers have
-//   left consumer    q(0a) | wgmma 0a | wgmma 0b | wgmma 1a | ...
-//                     | q(0b)    | q(1a)    | q(1b)
+//   producer    E, z -> stage 0 | stage 1 | stage 2 | ...     waits for stages that all consumers have left
+//   consumer    q(0a) | wgmma 0a | wgmma 0b | wgmma 1a | ...
+//                     | q(0b)    | q(1a)    | q(1b)    | ...
 //
-// Cluster  of 2 or 4 CTAs along the rows share E: each fetches its share of the boxes for all. L2 then
-// delivers
-//          32 KB / cluster + z per step of 1,024 clocks. Row tiles that do not fill a cluster share nothing.
-//          CTAs that share and have no rows but padding end at once.
+// Cluster  Two or four CTAs along the rows share E: each fetches a share of the boxes for all. L2 delivers
+//          32 KB / cluster + z in a step of 1,024 clocks. Row tiles that fill no cluster share nothing: their
+//          clusters lie along the columns. CTAs that share and have only rows of padding end at once.
 //
-// Grid: CTAs of a cluster, row tiles, tiles of d, splits, so that CTAs that share E run together.
+// Grid     CTAs of a cluster, row tiles, tiles of d, splits, so that CTAs that share E run together.
 //
 // Considered, with numbers in docs/kernels/relaxed_embedding.md: q shared through memory or made by another
-// pass; q divided by the row's own sum (the gradient uses the same logsumexp: its product must see the same
-// q).
+// pass; q divided by the row's own sum (the gradient uses the same logsumexp and must see the same q).
 #include <math_constants.h>
 
 #include "detail/hopper.cuh"
@@ -53,8 +50,7 @@ constexpr int kRows = 64;  // of a consumer warpgroup
 constexpr int kStep = 64;  // vocabulary ids per stage
 constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes;
 
-// Registers of a producer's and of a consumer's threads, once they part; a lone consumer has enough from the
-// start.
+// Registers of producer and consumer threads once they part; a lone consumer has enough from the start.
 template <int kConsumers>
 constexpr uint32_t kProducerRegisters = kConsumers == 3 ? 56 : 40;
 template <int kConsumers>
@@ -170,8 +166,8 @@ __device__ __forceinline__ void make_operand(uint32_t (&a)[4], const LogitReader
                                              int id, int ids_left, const float (&lse)[2], float inverse_tau) {
   float z[4][2];
   read(z, tile, id);
-  if (id + 16 >
-      ids_left) {  // z reads 0 past the end of the vocabulary, where q could be anything, inf included
+  // Past the end of the vocabulary z reads 0, where q could be anything, inf included.
+  if (id + 16 > ids_left) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       if (id + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= ids_left) z[i / 2][i % 2] = -CUDART_INF_F;

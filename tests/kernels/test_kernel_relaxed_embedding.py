@@ -207,6 +207,19 @@ print(json.dumps(bindings.requests("relaxed_embedding", **json.loads(sys.argv[2]
 """
 
 
+def count(kernels, folder, *arguments, **options):
+    """The simulator's statistics of a call, summed over its launches."""
+    simulator, bindings = kernels.command[0], kernels.command[-1]
+    if "cudasim-run" not in simulator:
+        pytest.skip("counted by the simulator")
+    worker = RawKernels(bindings, [simulator, "--stats", str(folder / "stats")], kernels.environment)
+    worker.overrides = kernels.overrides
+    worker.relaxed_embedding(*arguments, **options)
+    worker.close()
+    launches = [json.loads(line) for line in (folder / "stats").read_text().splitlines()]
+    return {name: sum(launch[name] for launch in launches) for name in launches[0] if name.endswith(("bytes", "flop"))}
+
+
 @pytest.mark.parametrize(
     ("n", "vocab", "dim", "logits_dtype", "dtype", "splits"),
     [
@@ -219,18 +232,8 @@ print(json.dumps(bindings.requests("relaxed_embedding", **json.loads(sys.argv[2]
 def test_requests_are_what_the_simulator_counts(
     kernels, reference, tmp_path, request, n, vocab, dim, logits_dtype, dtype, splits
 ):
-    if "cudasim-run" not in kernels.command[0]:
-        pytest.skip("counted by the simulator")
-    simulator, bindings = kernels.command[0], kernels.command[-1]
     z, lse, embedding, hard, weight = inputs(reference, n, vocab, dim, logits_dtype, dtype)
-    worker = RawKernels(bindings, [simulator, "--stats", str(tmp_path / "stats")], kernels.environment)
-    worker.overrides = kernels.overrides
-    worker.relaxed_embedding(z, lse, embedding, hard, weight, TAU, splits=splits)
-    worker.close()
-    launches = [json.loads(line) for line in (tmp_path / "stats").read_text().splitlines()]
-    counted = {
-        name: sum(launch[name] for launch in launches) for name in launches[0] if name.endswith(("bytes", "flop"))
-    }
+    counted = count(kernels, tmp_path, z, lse, embedding, hard, weight, TAU, splits=splits)
 
     arch = 80 if request.node.callspec.params["kernels"] == "compute_80" else 90
     shape = {
@@ -241,7 +244,7 @@ def test_requests_are_what_the_simulator_counts(
         "embedding_dtype": str(dtype)[6:],
     }
     options = shape | kernels.overrides | {"splits": splits, "arch": arch}
-    command = [simulator, sys.executable, "-c", PRINT_REQUESTS, bindings, json.dumps(options)]
+    command = [kernels.command[0], sys.executable, "-c", PRINT_REQUESTS, kernels.command[-1], json.dumps(options)]
     result = subprocess.run(command, env=kernels.environment, capture_output=True, text=True, check=True)
     requests = json.loads(result.stdout)
 

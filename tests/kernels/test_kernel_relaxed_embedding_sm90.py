@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from cases import DTYPES, placed
-from test_kernel_relaxed_embedding import AMPERE, TAU, check, inputs
+from test_kernel_relaxed_embedding import AMPERE, TAU, check, count, inputs
 
 pytestmark = pytest.mark.simulator
 HOPPER = "relaxed_embedding_sm90"
@@ -77,11 +77,14 @@ def test_tails_of_the_vocabulary(hopper, reference, logits_dtype, embedding_dtyp
 
 @pytest.mark.parametrize(("n", "block_m"), [(20, 64), (129, 64), (300, 128), (640, 128), (193, 192), (400, 192)])
 def test_clusters_agree(hopper, reference, n, block_m):
-    """One, two or four CTAs that share the embedding, row tiles left over, columns that do not fill a cluster."""
+    """One, two or four CTAs that share the embedding, row tiles left over, columns that do not fill a cluster.
+
+    Eight steps through two stages: each is refilled when all that read it have left it.
+    """
     z, lse, embedding, hard, weight = inputs(reference, n, 450, 264, torch.bfloat16, torch.bfloat16)
     results = []
     for cluster in (1, 2, 4):
-        with overridden(hopper, block_m=block_m, cluster_m=cluster, splits=2):
+        with overridden(hopper, block_m=block_m, cluster_m=cluster, splits=1, stages=2):
             results.append(hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU))
         assert hopper.plan["cluster"] == (cluster, 1)
         assert hopper.plan["grid"] % cluster == 0
@@ -106,6 +109,17 @@ def test_tiles_of_padding(hopper, reference, cluster, gone):
         check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
     assert (output[~here] == -7).all()
     assert (soft[~here] == -7).all()
+
+
+def test_tiles_of_padding_cost_nothing(hopper, reference, tmp_path):
+    z, lse, embedding, hard, weight = inputs(reference, 300, 200, 72, torch.bfloat16, torch.bfloat16)
+    rows = torch.arange(300)
+    rows[:256] = -1  # the tiles of the one cluster; the third tile stands alone
+    output, soft = torch.zeros(300, 72, dtype=torch.bfloat16), torch.zeros(300, 72)
+    with overridden(hopper, block_m=128, cluster_m=2, splits=1):
+        counted = count(hopper, tmp_path, z, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
+    assert counted["wgmma_flop"] == 2 * 128 * 256 * 256
+    assert counted["tma_load_bytes"] == 256 * 256 * 2
 
 
 @pytest.mark.parametrize("logits_dtype", DTYPES)
