@@ -62,8 +62,9 @@ __global__ void __launch_bounds__(kSimtThreads)
   for (int i = 0; i < 4; ++i) {
     const int64_t n = first_row + threadIdx.x / 16 * 4 + i;
     if (n < p.n) {
-      *reinterpret_cast<float4*>(partial + n * pitch + column) = {accumulator[i][0], accumulator[i][1],
-                                                                  accumulator[i][2], accumulator[i][3]};
+      // As an intrinsic: the compiler stores a float4 of four registers one by one.
+      __stcg(reinterpret_cast<float4*>(partial + n * pitch + column),
+             make_float4(accumulator[i][0], accumulator[i][1], accumulator[i][2], accumulator[i][3]));
     }
   }
 }
