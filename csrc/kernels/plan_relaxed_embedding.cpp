@@ -1,45 +1,242 @@
 // Launch plan of the relaxed embedding.
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "plan_operators.h"
 
 namespace entrgi {
+namespace {
 
-Plan plan_relaxed_embedding(const Shape& s, const Device& device, const PlanOverrides& overrides) {
-  Plan plan{};
+// What is compiled, and for which rows: the first tile that holds them all, else the last. On sm_90a the last
+// two compete (see estimate).
+//
+//   N          16-bit E, sm_90a, rows of E aligned       16-bit E, else     fp32 E
+//   ... 16     sm90   64 x 256                           sm80   16 x 256    simt  16 x 256
+//   ... 64     sm90   64 x 256                           sm80   64 x 128    simt  64 x 128
+//   65 ...     sm90  128 x 256 or 192 x 192, clusters    sm80  128 x 128    simt 128 x 128
+struct Built {
+  Kernel kernel;
+  int block_m, block_n, block_k, threads, stages;  // stages 0: as many as shared memory holds
+  int ctas = 1;                                    // on a multiprocessor at once
+};
+constexpr Built kBuilt[] = {
+    {Kernel::kRelaxedEmbeddingSm90, 64, 256, 64, 256, 0},
+    {Kernel::kRelaxedEmbeddingSm90, 128, 256, 64, 384, 0},
+    {Kernel::kRelaxedEmbeddingSm90, 192, 192, 64, 512, 0},
+    {Kernel::kRelaxedEmbeddingSm80, 16, 256, 32, 128, 4, 2},
+    {Kernel::kRelaxedEmbeddingSm80, 64, 128, 32, 128, 4, 2},
+    {Kernel::kRelaxedEmbeddingSm80, 128, 128, 32, 128, 3, 2},
+    {Kernel::kRelaxedEmbeddingSimt, 16, 256, 16, 256, 2, 2},
+    {Kernel::kRelaxedEmbeddingSimt, 64, 128, 16, 256, 2, 2},
+    {Kernel::kRelaxedEmbeddingSimt, 128, 128, 16, 256, 2},
+};
+constexpr int kClusters[] = {1, 2, 4};
+constexpr int64_t kHopperSharedBytes = 227 * 1024;
+
+// `wanted`, or `otherwise` where it is 0; throws where it is not among the possible ones.
+int choose(const char* field, int wanted, int otherwise, const std::vector<int>& possible, Kernel kernel) {
+  if (wanted == 0) return otherwise;
+  if (std::find(possible.begin(), possible.end(), wanted) != possible.end()) return wanted;
+  std::string message = std::string(field) + " must be " + (possible.size() > 1 ? "one of " : "");
+  for (size_t i = 0; i < possible.size(); ++i) message += (i > 0 ? ", " : "") + std::to_string(possible[i]);
+  throw std::invalid_argument(message + " for " + name_of(kernel) + ", got " + std::to_string(wanted));
+}
+
+Kernel choose_kernel(const Shape& s, const Device& device, const std::string& wanted) {
+  // TMA counts rows in 32 bits and needs them on 16-byte boundaries.
+  const bool hopper = device.arch == 90 && s.embedding_aligned && s.vocab <= std::numeric_limits<int>::max();
+  std::vector<Kernel> possible;
   if (s.embedding == DType::kFloat32) {
-    plan = s.n <= 16   ? Plan{Kernel::kRelaxedEmbeddingSimt, 16, 256, 16, 2, 256}
-           : s.n <= 64 ? Plan{Kernel::kRelaxedEmbeddingSimt, 64, 128, 16, 2, 256}
-                       : Plan{Kernel::kRelaxedEmbeddingSimt, 128, 128, 16, 2, 256};
-  } else if (s.n <= 16) {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 16, 256, 32, 4, 128};
-  } else if (s.n <= 64) {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 64, 128, 32, 4, 128};
+    possible = {Kernel::kRelaxedEmbeddingSimt};
+  } else if (hopper) {
+    possible = {Kernel::kRelaxedEmbeddingSm90, Kernel::kRelaxedEmbeddingSm80};
   } else {
-    plan = {Kernel::kRelaxedEmbeddingSm80, 128, 128, 32, 3, 128};
+    possible = {Kernel::kRelaxedEmbeddingSm80};
   }
+  if (wanted.empty()) return possible.front();
+  std::string names;
+  for (const Kernel kernel : possible) {
+    if (wanted == name_of(kernel)) return kernel;
+    names += std::string(names.empty() ? "" : ", ") + name_of(kernel);
+  }
+  throw std::invalid_argument(std::string("kernel must be ") + (possible.size() > 1 ? "one of " : "") +
+                              names + " for" + (s.embedding_aligned ? " " : " unaligned ") +
+                              name_of(s.embedding) + " embeddings on sm_" + std::to_string(device.arch) +
+                              ", got " + wanted);
+}
+
+std::vector<Built> choose_tiles(const Shape& s, Kernel kernel, const PlanOverrides& o) {
+  std::vector<Built> tiles;
+  std::vector<int> rows;
+  for (const Built& built : kBuilt) {
+    if (built.kernel == kernel) tiles.push_back(built), rows.push_back(built.block_m);
+  }
+  const int wanted = choose("block_m", o.block_m, 0, rows, kernel);
+  const auto fits = [&](const Built& t) { return wanted != 0 ? t.block_m == wanted : t.block_m >= s.n; };
+  const auto found = std::find_if(tiles.begin(), tiles.end(), fits);
+  std::vector<Built> chosen = {found == tiles.end() ? tiles.back() : *found};
+  if (kernel == Kernel::kRelaxedEmbeddingSm90 && wanted == 0 && s.n > tiles.front().block_m) {
+    chosen.assign(tiles.begin() + 1, tiles.end());
+  }
+  std::vector<int> columns, depths;
+  for (const Built& tile : chosen) columns.push_back(tile.block_n), depths.push_back(tile.block_k);
+  const int block_n = choose("block_n", o.block_n, 0, columns, kernel);
+  choose("block_k", o.block_k, 0, {depths.front()}, kernel);
+  std::erase_if(chosen, [&](const Built& tile) { return block_n != 0 && tile.block_n != block_n; });
+  return chosen;
+}
+
+Plan plan_of(const Built& tile) {
+  return {tile.kernel, tile.block_m, tile.block_n, tile.block_k, tile.stages, tile.threads};
+}
+
+int64_t row_offset_bytes(const Plan& plan) {
+  return plan.block_m * static_cast<int64_t>(sizeof(int64_t));
+}
+
+int64_t stage_bytes(const Plan& plan, const Shape& s) {
+  return plan.block_k * (plan.block_m * size_of(s.logits) + plan.block_n * size_of(s.embedding));
+}
+
+// As many parts as asked for, none of them empty.
+int64_t splits_of(int64_t steps, int64_t wanted) {
+  return ceil_div(steps, ceil_div(steps, std::clamp<int64_t>(wanted, 1, steps)));
+}
+
+void set_stages(Plan& plan, const Shape& s, const PlanOverrides& o) {
+  const int64_t stage =
+      stage_bytes(plan, s) + 2 * static_cast<int64_t>(sizeof(uint64_t));  // and two barriers
+  std::vector<int> depths;
+  for (int depth = 2; row_offset_bytes(plan) + depth * stage <= kHopperSharedBytes; ++depth) {
+    depths.push_back(depth);
+  }
+  plan.stages = choose("stages", o.stages, depths.back(), depths, plan.kernel);
+  plan.shared_bytes = row_offset_bytes(plan) + plan.stages * stage;
+}
+
+// Row tiles in whole clusters, which share the embedding, and those left, which do not.
+struct RowTiles {
+  int64_t all, groups, rest;
+  RowTiles(const Shape& s, int block_m, int cluster)
+      : all(ceil_div(s.n, block_m)), groups(all / cluster), rest(all % cluster) {}
+};
+
+// Clusters that run at once, one CTA per multiprocessor. GPCs have 16 or 18 multiprocessors: clusters of four
+// leave two of 18 without work, on a device of 132 four in all.
+int64_t resident_clusters(const Device& device, int cluster) {
+  return std::max<int64_t>(cluster == 4 ? device.num_sms / 33 * 8 : device.num_sms / cluster, 1);
+}
+
+// Clocks of a plan for Hopper: waves of CTAs, each as long as its part of the vocabulary and a constant, and
+// the partial sums, written and read again. For one step the tensor cores take block_m block_n block_k / 2048
+// clocks, and L2 delivers 32 bytes per clock and multiprocessor: the logits to every CTA, the embedding once
+// to all that share it.
+double estimate(const Plan& plan, const Shape& s, const Device& device) {
+  constexpr double kTensorRate = 2048, kL2Rate = 32, kPartialRate = 20;  // per clock and multiprocessor
+  constexpr int64_t kOverhead = 6;  // steps: first stage, last products, 128 KB of partial sums
+  const RowTiles rows(s, plan.block_m, plan.cluster_m);
+  const double shared = static_cast<double>(rows.groups + rows.rest) / std::max<int64_t>(rows.all, 1);
+  const double tensor = plan.block_m * plan.block_n * plan.block_k / kTensorRate;
+  const double l2 = plan.block_k * (plan.block_n * 2 * shared + plan.block_m * size_of(s.logits)) / kL2Rate;
+  const int64_t waves = ceil_div(plan.grid / plan.cluster_m, resident_clusters(device, plan.cluster_m));
+  const int64_t steps = ceil_div(ceil_div(s.vocab, plan.block_k), plan.splits);
+  return waves * (steps + kOverhead) * std::max(tensor, l2) +
+         8. * plan.splits * s.n * s.dim / (device.num_sms * kPartialRate);
+}
+
+// The tile, cluster and splits of the least estimate. Splits fill one to four waves.
+Plan plan_hopper(const Shape& s, const Device& device, const PlanOverrides& o,
+                 const std::vector<Built>& tiles) {
+  const std::vector<int> possible(std::begin(kClusters), std::end(kClusters));
+  Plan best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (const Built& tile : tiles) {
+    Plan plan = plan_of(tile);
+    set_stages(plan, s, o);
+    const int wanted = choose("cluster_m", o.cluster_m, 0, possible, plan.kernel);
+    for (const int cluster : possible) {
+      const RowTiles rows(s, plan.block_m, cluster);
+      if (wanted == 0 ? cluster > 1 && rows.groups == 0 : cluster != wanted) continue;
+      plan.cluster_m = cluster;
+      const int64_t columns = ceil_div(s.dim, plan.block_n), steps = ceil_div(s.vocab, plan.block_k);
+      const int64_t clusters = rows.groups * columns + rows.rest * ceil_div(columns, cluster);
+      const int64_t resident = resident_clusters(device, cluster);
+      const int64_t first = ceil_div(clusters, resident);
+      for (int64_t waves = std::max<int64_t>(first, 1); waves < first + 4; ++waves) {
+        const int64_t filling = waves * resident / std::max<int64_t>(clusters, 1);
+        plan.splits = splits_of(steps, o.splits > 0 ? o.splits : filling);
+        plan.grid = clusters * cluster * plan.splits;
+        if (const double clocks = estimate(plan, s, device); clocks < least) least = clocks, best = plan;
+      }
+    }
+  }
+  return best;
+}
+
+// As many CTAs as run at once; a split of fewer than 8 steps of the reduction would be all prologue.
+Plan plan_other(const Shape& s, const Device& device, const PlanOverrides& o, const Built& tile) {
+  Plan plan = plan_of(tile);
+  choose("stages", o.stages, 0, {tile.stages}, plan.kernel);
+  choose("cluster_m", o.cluster_m, 0, {1}, plan.kernel);
   if (plan.kernel == Kernel::kRelaxedEmbeddingSm80) {
-    plan.shared_bytes = plan.stages * plan.block_k *
-                            (plan.block_m * size_of(s.logits) + plan.block_n * size_of(s.embedding)) +
-                        plan.block_m * static_cast<int64_t>(sizeof(int64_t));
+    plan.shared_bytes = plan.stages * stage_bytes(plan, s) + row_offset_bytes(plan);
   }
   const int64_t tiles = ceil_div(s.n, plan.block_m) * ceil_div(s.dim, plan.block_n);
   const int64_t steps = ceil_div(s.vocab, plan.block_k);
-  // Two CTAs per SM; a split of fewer than 8 steps of the reduction would be all prologue.
-  const int64_t splits = overrides.splits;
-  int64_t wanted = splits > 0
-                       ? std::min(splits, steps)
-                       : std::min((2 * device.num_sms) / std::max<int64_t>(tiles, 1), ceil_div(steps, 8));
-  wanted = std::max<int64_t>(wanted, 1);
-  const int64_t per_split = ceil_div(steps, wanted);
-  plan.splits = ceil_div(steps, per_split);  // none is empty
+  const int64_t filling =
+      std::min(tile.ctas * device.num_sms / std::max<int64_t>(tiles, 1), ceil_div(steps, 8));
+  plan.splits = splits_of(steps, o.splits > 0 ? o.splits : filling);
   plan.grid = tiles * plan.splits;
+  return plan;
+}
+
+}  // namespace
+
+Plan plan_relaxed_embedding(const Shape& s, const Device& device, const PlanOverrides& o) {
+  const Kernel kernel = choose_kernel(s, device, o.kernel);
+  const std::vector<Built> tiles = choose_tiles(s, kernel, o);
+  choose("cluster_n", o.cluster_n, 0, {1}, kernel);
+  Plan plan = kernel == Kernel::kRelaxedEmbeddingSm90 ? plan_hopper(s, device, o, tiles)
+                                                      : plan_other(s, device, o, tiles.front());
   plan.workspace_bytes = plan.splits * s.n * pitch_of(s.dim) * static_cast<int64_t>(sizeof(float));
   return plan;
 }
 
-Requests relaxed_embedding_requests(const Shape&, const Plan&) {
-  return {};
+// With hard tokens and weights, all rows present and no `rows`. A row of the logits is read once for each
+// tile of columns; a row of the embedding once for each tile of rows or, by TMA, each cluster of them: a box
+// sent to several CTAs counts once, and whole even where it reaches past the matrix.
+Requests relaxed_embedding_requests(const Shape& s, const Plan& plan) {
+  const int64_t columns = ceil_div(s.dim, plan.block_n), steps = ceil_div(s.vocab, plan.block_k);
+  const RowTiles rows(s, plan.block_m, plan.cluster_m);
+  const int64_t rows_of_parts = columns * plan.splits * s.n;  // a row in a tile of columns and a split
+  const int64_t logits = columns * s.n * s.vocab * size_of(s.logits);
+  const int64_t embedding = rows.all * s.vocab * s.dim * size_of(s.embedding);
+  const int64_t pairs = plan.splits * s.n * ceil_div(s.dim, 2) * 8;  // partial sums, stored two at a time
+
+  Requests requests{};
+  requests.flops = 2 * rows.all * plan.block_m * columns * plan.block_n * steps * plan.block_k;
+  switch (plan.kernel) {
+    case Kernel::kRelaxedEmbeddingSm90:  // all four lanes of a quad read the logsumexp of their rows
+      requests.load_bytes = logits + rows_of_parts * 4 * 4;
+      requests.bulk_bytes = (rows.groups + rows.rest) * columns * steps * plan.block_k * plan.block_n * 2;
+      requests.store_bytes = pairs;
+      break;
+    case Kernel::kRelaxedEmbeddingSm80:  // and of warps side by side, in the smallest tile
+      requests.load_bytes = logits + embedding + rows_of_parts * 4 * 4 * (plan.block_m == 16 ? 4 : 1);
+      requests.store_bytes = pairs;
+      break;
+    default:
+      requests.load_bytes = logits + embedding + rows_of_parts * 4;
+      requests.store_bytes = plan.splits * s.n * pitch_of(s.dim) * 4;
+      break;
+  }
+  // The reduction: parts, hard row, token and weight for each element; soft and output.
+  requests.load_bytes += s.n * s.dim * (plan.splits * 4 + size_of(s.embedding) + 8 + 4);
+  requests.store_bytes += s.n * s.dim * (4 + size_of(s.embedding));
+  return requests;
 }
 
 }  // namespace entrgi

@@ -1,7 +1,7 @@
 // Relaxed embedding: output[rows[n]] = soft + w (E[x] - soft) and soft = q E, q = softmax(z / tau).
 //
-// A matrix product over parts of the vocabulary (relaxed_embedding_sm80.cu, relaxed_embedding_simt.cu), then
-// this reduction: one thread per output element sums the parts in order, which makes the result reproducible,
+// A matrix product over parts of the vocabulary (relaxed_embedding_sm90.cu, _sm80.cu, _simt.cu), then this
+// reduction: one thread per output element sums the parts in order, which makes the result reproducible,
 // and blends in the gathered row of the hard token.
 //
 // Layouts  partial fp32 [splits, N, pitch] (workspace), soft fp32 [N, d]
@@ -24,15 +24,15 @@ constexpr int kThreads = 256;
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     reduce_and_blend_kernel(const RelaxedEmbeddingParams p, int64_t pitch, int splits) {
-  const int64_t blocks_per_row = (p.dim + kThreads - 1) / kThreads;
+  const unsigned blocks_per_row = static_cast<unsigned>((p.dim + kThreads - 1) / kThreads);
   const int64_t n = blockIdx.x / blocks_per_row;
-  const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
+  const int64_t column = int64_t{blockIdx.x % blocks_per_row} * kThreads + threadIdx.x;
   const int64_t row = output_row(p, n);
   if (row < 0 || column >= p.dim) return;
 
   const float* partial = static_cast<const float*>(p.workspace) + n * pitch + column;
   float soft = 0.f;
-#pragma unroll 4
+#pragma unroll 16  // reads in flight: with few rows, latency is all there is
   for (int split = 0; split < splits; ++split) soft += partial[split * p.n * pitch];
   p.soft[n * p.soft_stride + column] = soft;
 
@@ -49,18 +49,23 @@ __global__ void __launch_bounds__(kThreads)
   static_cast<T*>(p.output)[row * p.output_stride + column] = from_float<T>(value);
 }
 
+cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
+  const bool is_float = p.embedding_dtype == DType::kFloat32;
+  if (plan.kernel == Kernel::kRelaxedEmbeddingSimt && is_float)
+    return relaxed_embedding_simt(p, plan, stream);
+  if (plan.kernel == Kernel::kRelaxedEmbeddingSm80 && !is_float)
+    return relaxed_embedding_sm80(p, plan, stream);
+  if (plan.kernel == Kernel::kRelaxedEmbeddingSm90 && !is_float)
+    return relaxed_embedding_sm90(p, plan, stream);
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  const bool is_float = p.embedding_dtype == DType::kFloat32;
-  if (plan.kernel != (is_float ? Kernel::kRelaxedEmbeddingSimt : Kernel::kRelaxedEmbeddingSm80) ||
-      plan.splits < 1 || p.vocab < 1 || p.dim < 1) {
-    return cudaErrorInvalidValue;
-  }
+  if (plan.splits < 1 || p.vocab < 1 || p.dim < 1) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
-  const cudaError_t error =
-      is_float ? relaxed_embedding_simt(p, plan, stream) : relaxed_embedding_sm80(p, plan, stream);
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = product(p, plan, stream); error != cudaSuccess) return error;
 
   const auto reduce = [&](auto kernel) {
     const unsigned grid = static_cast<unsigned>(p.n * ((p.dim + kThreads - 1) / kThreads));

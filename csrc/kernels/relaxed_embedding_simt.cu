@@ -72,7 +72,9 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
         const int64_t column = first_column + Tile::column(h);
         if (column >= p.dim) continue;  // the pitch is a multiple of four: four columns never leave the row
         const float* sums = accumulator[g][i][h];
-        *reinterpret_cast<float4*>(partial + n * pitch + column) = {sums[0], sums[1], sums[2], sums[3]};
+        // As an intrinsic: the compiler stores a float4 of four registers one by one.
+        __stcg(reinterpret_cast<float4*>(partial + n * pitch + column),
+               make_float4(sums[0], sums[1], sums[2], sums[3]));
       }
     }
   }

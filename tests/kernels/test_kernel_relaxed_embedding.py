@@ -1,15 +1,35 @@
-"""The relaxed embedding's kernels against ``entrgi_ext.reference``: both products, every tile, every alignment."""
+"""The relaxed embedding's kernels against ``entrgi_ext.reference``: every product, tile and alignment.
 
+Each test runs on the kernel that the plan chooses and, where that is Hopper's, on the one for sm_80 as well.
+"""
+
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from cases import DTYPES, placed, relative_l2
+from raw_kernels import RawKernels
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7
 # Rows of the logits that select the tiles of 16, 64 and 128 rows.
 ROWS = [5, 40, 130]
+AMPERE = "relaxed_embedding_sm80"
+
+
+@pytest.fixture(autouse=True, params=["planned", AMPERE])
+def kernel(request, kernels):
+    parameters = request.node.callspec.params
+    if request.param == AMPERE:
+        dtype = parameters.get("embedding_dtype", parameters.get("dtype"))
+        if parameters["kernels"] == "compute_80" or dtype == torch.float32:
+            pytest.skip("the plan's own kernel")
+        kernels.overrides = {"kernel": AMPERE}
+    yield
+    kernels.overrides = {}
 
 
 def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, scale=3.0):
@@ -174,3 +194,62 @@ def test_rows_beyond_32_bit_offsets(kernels, reference, dtype):
     with kernels.first_row_absent(far):
         kernels.relaxed_embedding(z[1:], lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     check(reference, output, soft, z[1:], lse[1:], embedding, hard[1:], weight[1:])
+
+
+# ---- what the kernels ask of the memory system ----------------------------------------------------------------
+
+PRINT_REQUESTS = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("_bindings", sys.argv[1])
+bindings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bindings)
+print(json.dumps(bindings.requests("relaxed_embedding", **json.loads(sys.argv[2]))))
+"""
+
+
+def count(kernels, folder, *arguments, **options):
+    """The simulator's statistics of a call, summed over its launches."""
+    simulator, bindings = kernels.command[0], kernels.command[-1]
+    if "cudasim-run" not in simulator:
+        pytest.skip("counted by the simulator")
+    worker = RawKernels(bindings, [simulator, "--stats", str(folder / "stats")], kernels.environment)
+    worker.overrides = kernels.overrides
+    worker.relaxed_embedding(*arguments, **options)
+    worker.close()
+    launches = [json.loads(line) for line in (folder / "stats").read_text().splitlines()]
+    return {name: sum(launch[name] for launch in launches) for name in launches[0] if name.endswith(("bytes", "flop"))}
+
+
+@pytest.mark.parametrize(
+    ("n", "vocab", "dim", "logits_dtype", "dtype", "splits"),
+    [
+        (8, 2048, 512, torch.bfloat16, torch.bfloat16, 0),
+        (60, 1000, 200, torch.float32, torch.float16, 2),
+        (300, 1000, 264, torch.bfloat16, torch.bfloat16, 2),
+        (70, 700, 72, torch.float32, torch.float32, 3),
+    ],
+)
+def test_requests_are_what_the_simulator_counts(
+    kernels, reference, tmp_path, request, n, vocab, dim, logits_dtype, dtype, splits
+):
+    z, lse, embedding, hard, weight = inputs(reference, n, vocab, dim, logits_dtype, dtype)
+    counted = count(kernels, tmp_path, z, lse, embedding, hard, weight, TAU, splits=splits)
+
+    arch = 80 if request.node.callspec.params["kernels"] == "compute_80" else 90
+    shape = {
+        "n": n,
+        "vocab": vocab,
+        "dim": dim,
+        "logits_dtype": str(logits_dtype)[6:],
+        "embedding_dtype": str(dtype)[6:],
+    }
+    options = shape | kernels.overrides | {"splits": splits, "arch": arch}
+    command = [kernels.command[0], sys.executable, "-c", PRINT_REQUESTS, kernels.command[-1], json.dumps(options)]
+    result = subprocess.run(command, env=kernels.environment, capture_output=True, text=True, check=True)
+    requests = json.loads(result.stdout)
+
+    assert requests["load_bytes"] == pytest.approx(counted["global_load_bytes"] + counted["cp_async_bytes"], rel=0.02)
+    assert requests["bulk_bytes"] == pytest.approx(counted["tma_load_bytes"], rel=0.02)
+    assert requests["store_bytes"] == pytest.approx(counted["global_store_bytes"], rel=0.02)
+    if dtype != torch.float32:  # the ordinary cores compute q as well
+        assert requests["flops"] == pytest.approx(counted["mma_flop"] + counted["wgmma_flop"], rel=0.02)

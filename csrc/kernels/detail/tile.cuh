@@ -18,8 +18,10 @@ inline int copy_granule(const void* base, int64_t stride, int64_t element_bytes)
 // How the chunk index is permuted within a row, by who reads it.
 enum class Swizzle {
   kMatrixOf64,    // ldmatrix, rows of 64 bytes, eight consecutive ones
+  kMatrixOf128,   // ldmatrix, rows of 128 bytes, eight consecutive ones
   kPermuted,      // ldmatrix, rows of 128 bytes and more, rows {0, 1, 4, 5, 8, 9, 12, 13} (+ 2)
   kFourElements,  // a quarter-warp (16-bit: half-warp) reads four elements per lane, four lanes to a row
+  kPairs,         // a half-warp reads two fp32 per lane, four lanes to a row, eight rows and more
 };
 
 template <typename T, int kRows, int kColumns, Swizzle kSwizzle>
@@ -27,13 +29,17 @@ struct Tile {
   static constexpr int kBytes = kRows * kColumns * sizeof(T);
   static constexpr int kChunk = 16 / sizeof(T);  // elements
   static constexpr int kChunks = kColumns / kChunk;
-  static_assert(kChunks >= (kSwizzle == Swizzle::kPermuted || sizeof(T) == 4 ? 8 : 4));
+  static constexpr bool kEightChunks =
+      sizeof(T) == 4 || kSwizzle == Swizzle::kPermuted || kSwizzle == Swizzle::kMatrixOf128;
+  static_assert(kChunks >= (kEightChunks ? 8 : 4));
 
   __device__ static __forceinline__ uint32_t offset(int row, int chunk) {
     int mask;
     if constexpr (kSwizzle == Swizzle::kMatrixOf64) mask = row >> 1 & 3;
+    if constexpr (kSwizzle == Swizzle::kMatrixOf128) mask = row & 7;
     if constexpr (kSwizzle == Swizzle::kPermuted) mask = (row & 1) | (row >> 1 & 6);
     if constexpr (kSwizzle == Swizzle::kFourElements) mask = sizeof(T) == 4 ? (row & 1) * 4 : row & 2;
+    if constexpr (kSwizzle == Swizzle::kPairs) mask = (row & 3) * 2;
     return (row * kChunks + (chunk ^ mask)) * 16;
   }
 
@@ -47,7 +53,10 @@ struct Tile {
       for (int i = 0; i < (kRows * kChunks + kThreads - 1) / kThreads; ++i) {
         const int index = i * kThreads + threadIdx.x;
         if (kRows * kChunks % kThreads != 0 && index >= kRows * kChunks) break;
-        copy<16>(to, matrix, offset_of, column, columns, index / kChunks, index % kChunks * kChunk);
+        // The same as index / kChunks and index % kChunks, in a form that leaves little to compute in each step.
+        const int row = threadIdx.x / kChunks + i * (kThreads / kChunks), chunk = threadIdx.x % kChunks;
+        static_assert(kThreads % kChunks == 0);
+        copy<16>(to, matrix, offset_of, column, columns, row, chunk * kChunk);
       }
     } else if (granule == 8) {
       fill_by<kThreads, 8>(to, matrix, offset_of, column, columns);
