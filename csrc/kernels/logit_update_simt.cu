@@ -40,17 +40,17 @@ __global__ void __launch_bounds__(kSimtThreads)
         return first_column + column < p.vocab ? embedding[column * p.embedding_stride + k] : 0.f;
       });
 
-  const int64_t column = first_column + threadIdx.x % 16 * 4;
+  const AnyColumns columns(p, scalars, first_column + threadIdx.x % 16 * 4);
   UpdateRow rows[4];
-  FourLogits<Z> logits[4];
+  FourLogits<Z, AnyColumns> logits[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     rows[i] = load_update_row(p, first_row + threadIdx.x / 16 * 4 + i);
-    logits[i].load(p, scalars, rows[i], column);
+    if (!rows[i].padding) logits[i].load(p, rows[i].n, columns);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (rows[i].n < p.n) logits[i].apply(p, scalars, rows[i], column, accumulator[i]);
+    if (rows[i].n < p.n) logits[i].apply(p, scalars, rows[i], columns, accumulator[i]);
   }
 }
 
