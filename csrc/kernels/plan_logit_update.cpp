@@ -132,8 +132,31 @@ Plan plan_logit_update(Op, const Shape& s, const Device& device, const PlanOverr
   return plan;
 }
 
-Requests logit_update_requests(Op, const Shape&, const Plan&, int64_t, bool) {
-  return {};
+Requests logit_update_requests(Op op, const Shape& s, const Plan& plan, int64_t step, bool last) {
+  const int64_t logits = s.n * s.vocab, element = size_of(s.embedding);
+  const bool moments = op == Op::kAdamStep;
+  const int64_t tiles_m = ceil_div(s.n, plan.block_m * plan.cluster_m) * plan.cluster_m;
+  const int64_t tiles_n = ceil_div(s.vocab, plan.block_n * plan.cluster_n) * plan.cluster_n;
+  const int64_t steps = ceil_div(s.dim, plan.block_k);
+  Requests r{};
+  // The inner products; then every logit and its moments.
+  r.load_bytes = s.n * s.dim * (element + 4) + logits * (size_of(s.logits) + (moments && step > 1 ? 8 : 0));
+  r.store_bytes = s.n * 4 + logits * (op == Op::kLogitGradient ? 4 : size_of(s.logits)) +
+                  (moments && !last ? logits * 8 : 0);
+  r.flops = tiles_m * tiles_n * steps * 2 * plan.block_m * plan.block_n * plan.block_k;
+  // logsumexp and inner product of a row, 8 bytes: read once for each `columns` of a tile's columns.
+  const auto row_scalars = [&](int64_t columns) { return 8 * s.n * tiles_n * plan.block_n / columns; };
+  if (plan.kernel == Kernel::kLogitUpdateSm90) {
+    r.store_bytes += s.n * s.dim * element;  // the gathered rows of G
+    r.load_bytes += row_scalars(UpdateShared::kChunkColumns);
+    // Each box is asked for once in a cluster, whole, wherever the matrix ends.
+    r.bulk_bytes = steps * plan.block_k * element *
+                   (tiles_m * plan.block_m * tiles_n / plan.cluster_n +
+                    tiles_n * plan.block_n * tiles_m / plan.cluster_m);
+  } else {
+    r.load_bytes += (tiles_n * s.n + tiles_m * s.vocab) * s.dim * element + row_scalars(4);
+  }
+  return r;
 }
 
 }  // namespace entrgi
