@@ -11,7 +11,7 @@ BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setu
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test lint format wheel wheel-test bench clean
+.PHONY: FORCE env build demo test lint format wheel wheel-test bench ptxas-report clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -69,6 +69,10 @@ wheel-test: wheel
 bench: build
 	$(BIN)/python benchmarks/cpu_step.py
 	$(BIN)/python benchmarks/end_to_end.py
+
+# Registers, shared memory and telling instructions of every kernel; CHECK=--check compares with the committed report.
+ptxas-report: build
+	$(BIN)/python tools/ptxas_report.py $(CHECK)
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info entrgi_ext/*.so

@@ -45,9 +45,10 @@ function(entrgi_cuda_kernels target)
   target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}/csrc")
   target_include_directories(${target} SYSTEM PRIVATE "${ENTRGI_CUTLASS_INCLUDE}")
   target_compile_definitions(${target} PUBLIC ENTRGI_WITH_CUDA ENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_80")
-  # A register spill is an error.
+  # A register spill is an error, and so is what ptxas calls a potential loss of performance.
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xptxas=-v,-warn-spills,-Werror>)
   target_link_libraries(${target} PUBLIC CUDA::cudart_static)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Static
+                                             CUDA_COMPILER_LAUNCHER "${Python3_EXECUTABLE};${CMAKE_SOURCE_DIR}/cmake/strict_ptxas.py"
                                              CXX_VISIBILITY_PRESET default LIBRARY_OUTPUT_DIRECTORY "${ENTRGI_OUTPUT}")
 endfunction()

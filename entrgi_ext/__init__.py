@@ -1,8 +1,8 @@
 """Fused CPU and CUDA operators for reward-gradient guidance of masked diffusion language models.
 
 Every public function is documented in :mod:`entrgi_ext.ops`; the operators themselves are
-``torch.ops.entrgi.*``. Names are imported when first used, so that ``entrgi_ext._bindings`` (launch plans and
-raw launchers, which know no torch) can be imported without torch.
+``torch.ops.entrgi.*``. Names are imported when first used, so that :mod:`entrgi_ext.plans` (launch plans, floors)
+and ``entrgi_ext._bindings`` (raw launchers), which know no torch, can be imported without it.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ _HOME = {
     "adam_step_": "ops",
     "commit_": "ops",
     "gumbel_perturb": "ops",
+    "launch_plan": "plans",
     "loaded_libraries": "registration",
     "logit_gradient": "ops",
     "logit_statistics": "ops",
@@ -29,6 +30,7 @@ __all__ = [
     "adam_step_",
     "commit_",
     "gumbel_perturb",
+    "launch_plan",
     "loaded_libraries",
     "logit_gradient",
     "logit_statistics",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         sample_tokens,
         sgd_step_,
     )
+    from .plans import launch_plan
     from .reference import Sample, Statistics
     from .registration import loaded_libraries
 

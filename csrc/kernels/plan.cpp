@@ -1,8 +1,10 @@
-#include <algorithm>
+// Names, the dispatch to the plan of each family of operators, and the floors.
+#include <stdexcept>
 
 #include "plan_operators.h"
 
 namespace entrgi {
+
 const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::kBFloat16:
@@ -67,41 +69,51 @@ const char* name_of(Kernel kernel) {
   return "";
 }
 
-Plan make_plan(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
-  Plan plan{};
+namespace {
+
+Plan plan_of(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   switch (op) {
     case Op::kLogitStatistics:
     case Op::kSampleTokens:
       return plan_vocab_pass(op, s, device, overrides);
-    case Op::kLogitStatisticsBackward:
-      plan.kernel = Kernel::kStatisticsBackward;
-      plan.threads = 256;
-      plan.block_n = 2048;
-      plan.splits = 1;
-      plan.grid = s.n * ceil_div(s.vocab, plan.block_n);
-      return plan;
-    case Op::kGumbelPerturb:
-      plan.kernel = Kernel::kGumbelPerturb;
-      plan.threads = 256;
-      plan.block_n = 2048;
-      plan.splits = 1;
-      // Tiles start at a 16-byte boundary of the result, up to three ids before the row.
-      plan.grid = s.n * ceil_div(s.vocab + 3, plan.block_n);
-      return plan;
     case Op::kRelaxedEmbedding:
       return plan_relaxed_embedding(s, device, overrides);
     case Op::kLogitGradient:
     case Op::kAdamStep:
     case Op::kSgdStep:
       return plan_logit_update(op, s, device, overrides);
+    case Op::kLogitStatisticsBackward:
+    case Op::kGumbelPerturb:
     case Op::kCommit:
-      plan.kernel = Kernel::kCommit;
-      plan.threads = 256;
-      plan.splits = 1;
-      plan.grid = std::max<int64_t>(s.trajectories, 1);
-      plan.workspace_bytes = s.n * static_cast<int64_t>(sizeof(float));
-      return plan;
+      return plan_fixed(op, s);
   }
+  return {};
+}
+
+std::string text(int64_t value) {
+  return std::to_string(value);
+}
+const std::string& text(const std::string& value) {
+  return value;
+}
+
+// What an operator's plan did not take up, it has no choice of. Splits may be fewer than asked for.
+void check_taken_up(Op op, const Plan& plan, const PlanOverrides& overrides) {
+  const PlanOverrides taken{name_of(plan.kernel), overrides.splits, plan.block_m,   plan.block_n,
+                            plan.block_k,         plan.stages,      plan.cluster_m, plan.cluster_n};
+  const auto compare = [&](const char* field, const auto& asked, const auto& own) {
+    if (asked == std::decay_t<decltype(asked)>{} || asked == own) return;
+    throw std::invalid_argument(std::string(field) + " must be " + text(own) + " in " + name_of(plan.kernel) +
+                                " for " + name_of(op) + " of this shape, got " + text(asked));
+  };
+  visit_fields(compare, overrides, taken);
+}
+
+}  // namespace
+
+Plan make_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides) {
+  const Plan plan = plan_of(op, shape, device, overrides);
+  check_taken_up(op, plan, overrides);
   return plan;
 }
 
@@ -136,8 +148,6 @@ Floor floor_of(Op op, const Shape& s, int64_t step, bool last) {
 }
 
 Requests requests_of(Op op, const Shape& s, const Plan& plan, int64_t step, bool last) {
-  const int64_t logits = s.n * s.vocab * size_of(s.logits);
-  const int64_t scores = s.n * s.vocab * static_cast<int64_t>(sizeof(float));
   switch (op) {
     case Op::kLogitStatistics:
     case Op::kSampleTokens:
@@ -149,11 +159,9 @@ Requests requests_of(Op op, const Shape& s, const Plan& plan, int64_t step, bool
     case Op::kSgdStep:
       return logit_update_requests(op, s, plan, step, last);
     case Op::kLogitStatisticsBackward:
-      return {logits, 0, logits, 0};
     case Op::kGumbelPerturb:
-      return {logits, 0, scores, 0};
     case Op::kCommit:
-      return {};
+      return fixed_requests(op, s, plan);
   }
   return {};
 }

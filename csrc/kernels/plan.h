@@ -27,6 +27,12 @@ enum class Op {
   kCommit,
 };
 
+constexpr Op kOps[] = {
+    Op::kLogitStatistics,  Op::kLogitStatisticsBackward, Op::kSampleTokens, Op::kGumbelPerturb,
+    Op::kRelaxedEmbedding, Op::kLogitGradient,           Op::kAdamStep,     Op::kSgdStep,
+    Op::kCommit,
+};
+
 const char* name_of(Op op);
 
 struct Shape {
@@ -66,6 +72,20 @@ enum class Kernel {
   kCommit,
 };
 
+constexpr Kernel kKernels[] = {
+    Kernel::kVocabPass,
+    Kernel::kVocabPassSm90,
+    Kernel::kStatisticsBackward,
+    Kernel::kGumbelPerturb,
+    Kernel::kRelaxedEmbeddingSm90,
+    Kernel::kRelaxedEmbeddingSm80,
+    Kernel::kRelaxedEmbeddingSimt,
+    Kernel::kLogitUpdateSm90,
+    Kernel::kLogitUpdateSm80,
+    Kernel::kLogitUpdateSimt,
+    Kernel::kCommit,
+};
+
 const char* name_of(Kernel kernel);
 
 // How the main kernel of an operator is launched. `grid` is one-dimensional (rows and splits may each pass
@@ -90,6 +110,19 @@ struct PlanOverrides {
   int block_m = 0, block_n = 0, block_k = 0, stages = 0, cluster_m = 0, cluster_n = 0;
 };
 
+// visit(name, field) for every field, of one or of several overrides at once.
+template <typename Visit, typename... Overrides>
+void visit_fields(const Visit& visit, Overrides&... o) {
+  visit("kernel", o.kernel...);
+  visit("splits", o.splits...);
+  visit("block_m", o.block_m...);
+  visit("block_n", o.block_n...);
+  visit("block_k", o.block_k...);
+  visit("stages", o.stages...);
+  visit("cluster_m", o.cluster_m...);
+  visit("cluster_n", o.cluster_n...);
+}
+
 // Throws std::invalid_argument where the overrides ask for what was not built or cannot serve the shape.
 Plan make_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides = {});
 
@@ -103,7 +136,8 @@ Floor floor_of(Op op, const Shape& shape, int64_t step = 2, bool last = false);
 
 // What the kernels of an operator ask of the memory system under a plan, where nothing depends on the data:
 // bytes requested, before any cache. A simulator counts the same (benchmarks/simulated.py); `flops` are those
-// issued to tensor cores or, for fp32 embeddings, to the ordinary ones, tile padding included.
+// issued to tensor cores or, for fp32 embeddings, to the ordinary ones, tile padding included. A word that
+// all threads of a CTA read counts once for each of them. commit_ has none: its rows per trajectory are data.
 struct Requests {
   int64_t load_bytes;   // by threads: ordinary loads and cp.async
   int64_t bulk_bytes;   // by TMA and bulk copies, counted where they are issued

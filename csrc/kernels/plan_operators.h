@@ -1,4 +1,4 @@
-// One function for each operator whose launch depends on the shape; make_plan dispatches.
+// One plan for each family of operators; make_plan and requests_of dispatch.
 #pragma once
 
 #include "plan.h"
@@ -12,9 +12,11 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 Plan plan_vocab_pass(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides);
 Plan plan_relaxed_embedding(const Shape& shape, const Device& device, const PlanOverrides& overrides);
 Plan plan_logit_update(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides);
+Plan plan_fixed(Op op, const Shape& shape);
 
 Requests vocab_pass_requests(Op op, const Shape& shape, const Plan& plan);
 Requests relaxed_embedding_requests(const Shape& shape, const Plan& plan);
 Requests logit_update_requests(Op op, const Shape& shape, const Plan& plan, int64_t step, bool last);
+Requests fixed_requests(Op op, const Shape& shape, const Plan& plan);
 
 }  // namespace entrgi

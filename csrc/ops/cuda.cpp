@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../kernels/kernels.h"
+#include "../kernels/plan_forced.h"
 #include "checks.h"
 
 namespace entrgi::ops {
@@ -32,8 +33,8 @@ T* pointer_to(const OptionalTensor& t) {
   return t ? static_cast<T*>(t->data_ptr()) : nullptr;
 }
 
-// The device of a tensor made current, its stream, the plan for a shape and the workspace that the plan asks
-// for.
+// The device of a tensor made current, its stream, the plan for a shape (ENTRGI_FORCE_PLAN included) and the
+// workspace that the plan asks for.
 class Launch {
  public:
   Launch(Op op, const Shape& shape, const Tensor& like) : guard_(like.get_device_index()), op_(op) {
@@ -44,7 +45,11 @@ class Launch {
     report(current_device(&device));
     check(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
           device.arch / 10, ".", device.arch % 10);
-    plan_ = make_plan(op, shape, device);
+    try {
+      plan_ = make_forced_plan(op, shape, device);
+    } catch (const std::invalid_argument& error) {
+      check(false, error.what());
+    }
     workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -68,19 +69,22 @@ def advise(
 
 def examine() -> Report:
     """Looks at torch, CUDA, the driver, the devices, and the operator libraries of this process."""
-    driver = driver_version()
+    driver, compiled = driver_version(), compiled_architectures()
     facts = {
         "entrgi": metadata.version("entrgi"),
         "python": f"{platform.python_version()} on {platform.machine()}",
         "torch": torch.__version__,
         "torch's CUDA": torch.version.cuda or "none (CPU-only build)",
         "NVIDIA driver": driver or "none",
-        "devices": "; ".join(devices()) or f"CPU only, {torch.get_num_threads()} threads",
+        "devices": "; ".join(devices(compiled)) or f"CPU only, {torch.get_num_threads()} threads",
     }
     problems = library_problems()
     for name, problem in problems.items():
         facts[f"{name} operators"] = problem or "loaded"
-    facts["compiled architectures"] = compiled_architectures()
+    facts["compiled architectures"] = ", ".join(compiled) or "none (built without CUDA, or not built at all)"
+    forced = os.environ.get("ENTRGI_FORCE_PLAN")
+    if forced:
+        facts["ENTRGI_FORCE_PLAN"] = forced_plan_state(forced)
     healthy, advice = advise(
         cpu_problem=problems["cpu"],
         cuda_problem=problems["cuda"],
@@ -91,12 +95,33 @@ def examine() -> Report:
     return Report(facts, healthy, advice)
 
 
-def devices() -> list[str]:
-    """Name and compute capability of every GPU that torch can use."""
+def devices(compiled: list[str]) -> list[str]:
+    """Name, compute capability and code of every GPU that torch can use."""
     if not torch.cuda.is_available():
         return []
     capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    return [f"{torch.cuda.get_device_name(i)}, sm_{a}{b}" for i, (a, b) in enumerate(capabilities)]
+    return [
+        f"{torch.cuda.get_device_name(i)}, sm_{major}{minor}: runs {code_for((major, minor), compiled)}"
+        for i, (major, minor) in enumerate(capabilities)
+    ]
+
+
+def code_for(capability: tuple[int, int], compiled: list[str]) -> str:
+    """Which of the compiled architectures' code runs on a GPU of a compute capability.
+
+    Machine code runs within its major version only, that of sm_90a on 9.0 alone; anything newer takes the PTX.
+    """
+    if not compiled:
+        return "no CUDA operators: none were built"
+    if capability < (8, 0):
+        return "no CUDA operators: they need compute capability 8.0"
+    if capability == (9, 0) and "sm_90a" in compiled:
+        return "sm_90a code (Hopper kernels)"
+    if capability[0] == 8 and "sm_80" in compiled:
+        return "sm_80 code"
+    if "compute_80" in compiled:
+        return "the portable path: PTX of compute_80, compiled by the driver"
+    return f"no CUDA operators: compiled for {', '.join(compiled)} only"
 
 
 def library_problems() -> dict[str, str | None]:
@@ -108,10 +133,21 @@ def library_problems() -> dict[str, str | None]:
     return loaded_libraries()
 
 
-def compiled_architectures() -> str:
-    """What the CUDA kernels of this installation were compiled for."""
+def compiled_architectures() -> list[str]:
+    """What the CUDA kernels of this installation were compiled for; empty without CUDA or without bindings."""
     try:
         from entrgi_ext import _bindings
-    except ImportError as error:
-        return f"unknown: {error}"
-    return ", ".join(_bindings.compiled_architectures()) or "none (built without CUDA)"
+    except ImportError:
+        return []
+    return _bindings.compiled_architectures()
+
+
+def forced_plan_state(value: str) -> str:
+    """The variable's value, and why it is refused where it is."""
+    try:
+        from entrgi_ext import plans
+
+        plans.forced()
+    except (ImportError, ValueError) as error:
+        return f"{value} (refused: {error})"
+    return f"{value} (CUDA launches follow it, the CPU does not)"

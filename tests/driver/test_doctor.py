@@ -48,6 +48,56 @@ def test_report_of_this_machine() -> None:
     assert "compiled architectures" in facts
 
 
+BUILT = ["sm_80", "sm_90a", "compute_80"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "words"),
+    [
+        ((9, 0), BUILT, "sm_90a code (Hopper kernels)"),
+        ((8, 0), BUILT, "sm_80 code"),
+        ((8, 9), BUILT, "sm_80 code"),
+        ((10, 0), BUILT, "the portable path: PTX of compute_80, compiled by the driver"),
+        ((12, 0), BUILT, "the portable path: PTX of compute_80, compiled by the driver"),
+        ((9, 0), ["sm_80", "compute_80"], "the portable path: PTX of compute_80, compiled by the driver"),
+        ((8, 6), ["compute_80"], "the portable path: PTX of compute_80, compiled by the driver"),
+        ((7, 5), BUILT, "no CUDA operators: they need compute capability 8.0"),
+        ((10, 0), ["sm_80", "sm_90a"], "no CUDA operators: compiled for sm_80, sm_90a only"),
+        ((9, 0), [], "no CUDA operators: none were built"),
+    ],
+)
+def test_code_for_a_gpu(capability: tuple[int, int], compiled: list[str], words: str) -> None:
+    assert doctor.code_for(capability, compiled) == words
+
+
+def test_every_gpu_is_listed_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    capabilities = [(9, 0), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    assert doctor.devices(BUILT) == [
+        "GPU 0, sm_90: runs sm_90a code (Hopper kernels)",
+        "GPU 1, sm_120: runs the portable path: PTX of compute_80, compiled by the driver",
+    ]
+
+
+def test_forced_plans_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from entrgi_ext import plans
+
+    assert "ENTRGI_FORCE_PLAN" not in doctor.examine().facts
+    monkeypatch.setenv("ENTRGI_FORCE_PLAN", "sample_tokens:splits=2")
+    assert doctor.examine().facts["ENTRGI_FORCE_PLAN"].startswith("sample_tokens:splits=2 (CUDA launches follow it")
+
+    def refuse() -> dict:
+        raise ValueError("ENTRGI_FORCE_PLAN: expected a field")
+
+    monkeypatch.setattr(plans, "forced", refuse)
+    assert "(refused: ENTRGI_FORCE_PLAN: expected a field)" in doctor.examine().facts["ENTRGI_FORCE_PLAN"]
+
+
 def test_command_exits_with_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.Report({"torch": "2.x"}, healthy=False, advice="Do this one thing.")
     monkeypatch.setattr(doctor, "examine", lambda: report)

@@ -59,7 +59,7 @@ def build_bindings(arch: str) -> Path:
     folder = ROOT / "build" / "sim" / arch
     folder.mkdir(parents=True, exist_ok=True)
     python = sysconfig.get_paths()["include"]
-    common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC"]
+    common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     common += [
         "-std=c++20",
         "-gencode",
@@ -69,7 +69,7 @@ def build_bindings(arch: str) -> Path:
         "-DENTRGI_WITH_CUDA",
     ]
     common += [f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
-    sources = [*sorted((SOURCES / "kernels").glob("*.c*")), SOURCES / "bindings" / "module.cpp"]
+    sources = [path for name in ("kernels", "bindings") for path in sorted((SOURCES / name).glob("*.c*"))]
     sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
     objects = [folder / f"{source.stem}{source.suffix}.o" for source in sources]
     stale = [(source, target) for source, target in zip(sources, objects, strict=True) if is_stale(target)]

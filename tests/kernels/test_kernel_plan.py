@@ -1,11 +1,16 @@
-"""Launch plans and floors, from the bindings as they are built (with or without CUDA): no kernel runs here."""
+"""Launch plans, floors and requests, from the bindings as they are built (with or without CUDA), forced plans, and what
+the kernels that leave nothing to choose request in the simulator."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 
 import pytest
-from build_simulated import ROOT
+import torch
+from build_simulated import ROOT, Unavailable, build_bindings, simulator_command
+from raw_kernels import NAMES, RawKernels
 
 OPERATORS = [
     "logit_statistics",
@@ -32,26 +37,66 @@ def bindings():
     return module
 
 
+DTYPES = [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16"), ("float32", "float32")]
+DEVICES = {80: ((80, 108), (80, 28)), 90: ((90, 132), (90, 78))}
+SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024}  # of a CTA: what every device from sm_80 on has, and Hopper
+
+
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("n", [0, 1, 16, 17, 64, 65, 512, 100_000])
-@pytest.mark.parametrize("vocab", [1, 1000, 152_064, 2**23])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 16, 17, 64, 65, 128, 129, 512, 2048, 100_000])
+@pytest.mark.parametrize("vocab", [1, 7, 1000, 30_522, 151_937, 152_064, 2**23])
 def test_every_plan_can_be_launched(bindings, op, n, vocab):
-    for logits_dtype, embedding_dtype in (("bfloat16", "bfloat16"), ("float32", "float16"), ("float32", "float32")):
-        for arch, num_sms in ((80, 108), (86, 28), (90, 132)):
-            plan = bindings.plan(op, n, vocab, 2048, logits_dtype, embedding_dtype, arch=arch, num_sms=num_sms)
-            assert 0 <= plan["grid"] < 2**31
-            assert plan["grid"] > 0 or n == 0
-            assert 0 < plan["threads"] <= 1024
-            assert plan["shared_bytes"] <= 99 * 1024  # what every device from sm_80 on has
-            assert 1 <= plan["splits"] <= max(vocab, 1)
-            assert plan["workspace_bytes"] >= 0
+    for dim in (1, 96, 2048, 4096):
+        for dtypes in DTYPES:
+            for aligned in (True, False):
+                for arch, num_sms in (*DEVICES[80], *DEVICES[90]):
+                    where = {"arch": arch, "num_sms": num_sms, "logits_aligned": aligned, "embedding_aligned": aligned}
+                    check_launchable(bindings.plan(op, n, vocab, dim, *dtypes, **where), n, vocab, arch)
 
 
-def test_few_rows_fill_the_device(bindings):
-    for n, vocab, dim in SHAPES[:2]:
-        assert bindings.plan("logit_statistics", n, vocab)["grid"] >= 32
-        assert bindings.plan("relaxed_embedding", n, vocab, dim)["grid"] >= 132
-    assert bindings.plan("logit_statistics", 512, 152_064)["splits"] == 1
+def check_launchable(plan: dict, n: int, vocab: int, arch: int) -> None:
+    cluster = plan["cluster"][0] * plan["cluster"][1]
+    assert 0 <= plan["grid"] < 2**31
+    assert plan["grid"] > 0 or n == 0
+    assert plan["grid"] % cluster == 0
+    assert 1 <= cluster <= 8  # what every device takes without asking for more
+    assert arch == 90 or cluster == 1
+    assert arch == 90 or not plan["kernel"].endswith("_sm90")
+    assert 0 < plan["threads"] <= 1024
+    assert plan["threads"] % 32 == 0
+    assert 0 <= plan["shared_bytes"] <= SHARED_BYTES[arch]
+    assert 1 <= plan["splits"] <= max(vocab, 1)
+    assert plan["workspace_bytes"] >= 0
+    assert all(size >= 0 for size in plan["tile"])
+
+
+def test_tiles_and_splits_cover_the_work(bindings):
+    """On sm_80, where every CTA has one tile of one split."""
+    for op in ("relaxed_embedding", "logit_gradient", "adam_step_"):
+        for n, vocab, dim in SHAPES:
+            plan = bindings.plan(op, n, vocab, dim, arch=80, num_sms=108)
+            block_m, block_n, _ = plan["tile"]
+            columns = dim if op == "relaxed_embedding" else vocab
+            assert plan["grid"] == -(-n // block_m) * -(-columns // block_n) * plan["splits"]
+
+
+@pytest.mark.parametrize(("arch", "num_sms"), [(80, 108), (90, 132)])
+def test_few_rows_fill_the_device(bindings, arch, num_sms):
+    where = {"arch": arch, "num_sms": num_sms}
+    for n in (1, 8, 32):
+        assert bindings.plan("logit_statistics", n, 152_064, **where)["grid"] >= 32
+        assert bindings.plan("relaxed_embedding", n, 152_064, 2048, **where)["grid"] >= 0.9 * num_sms
+        assert bindings.plan("adam_step_", n, 152_064, 2048, **where)["grid"] >= 0.9 * num_sms
+
+
+def test_more_rows_never_mean_more_parts(bindings):
+    rows = [1, 2, 8, 16, 64, 128, 256, 512, 1024, 2048]
+    for op in ("logit_statistics", "sample_tokens", "relaxed_embedding"):
+        plans = [bindings.plan(op, n, 152_064, 2048) for n in rows]
+        for kernel in {plan["kernel"] for plan in plans}:
+            splits = [plan["splits"] * plan["cluster"][1] for plan in plans if plan["kernel"] == kernel]
+            assert splits[0] >= splits[-1]
+    assert bindings.plan("logit_statistics", 512, 152_064, arch=80, num_sms=108)["splits"] == 1
 
 
 @pytest.mark.parametrize(("n", "vocab", "dim"), SHAPES)
@@ -84,6 +129,184 @@ def test_bad_arguments_are_named(bindings):
     for wrong in ({"n": -1, "vocab": 1}, {"n": 1, "vocab": 0}, {"n": 1, "vocab": 1, "dim": 0}):
         with pytest.raises(ValueError, match=r"must be >= "):
             bindings.floor("relaxed_embedding", **wrong)
+
+
+# --- overrides --------------------------------------------------------------------------------------------------
+
+
+def plan_or_refusal(bindings, shape: tuple, overrides: dict) -> dict | str:
+    try:
+        return bindings.plan(*shape, **overrides)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_overrides_are_followed_or_refused(bindings, op):
+    """By name: whatever a plan cannot take up raises, and what it takes up is in the plan."""
+    shape = (op, 64, 152_064, 2048)
+    own = bindings.plan(*shape)
+    place = {"block_m": ("tile", 0), "block_n": ("tile", 1), "block_k": ("tile", 2)}
+    place |= {"cluster_m": ("cluster", 0), "cluster_n": ("cluster", 1)}
+
+    def read(plan: dict, field: str) -> object:
+        return plan[place[field][0]][place[field][1]] if field in place else plan[field]
+
+    for field in ("block_m", "block_n", "block_k", "stages", "cluster_m", "cluster_n", "kernel"):
+        if read(own, field):
+            same = bindings.plan(*shape, **{field: read(own, field)})
+            assert read(same, field) == read(own, field)
+        for asked in ("vocab_pass_sm99",) if field == "kernel" else (1, 2, 3, 5, 8, 64, 100_003):
+            answer = plan_or_refusal(bindings, shape, {field: asked})
+            if isinstance(answer, str):
+                assert field in answer
+                assert str(asked) in answer
+            else:
+                assert read(answer, field) == asked
+    with pytest.raises(ValueError, match=r"block_n.* got 100003"):
+        bindings.plan(*shape, block_n=100_003)
+    with pytest.raises(ValueError, match=r"kernel must be .* got nothing"):
+        bindings.plan(*shape, kernel="nothing")
+    with pytest.raises(ValueError, match=r"stages must be >= 0, got -1"):
+        bindings.plan(*shape, stages=-1)
+    with pytest.raises(TypeError, match="unknown keyword argument tile"):
+        bindings.plan(*shape, tile=3)
+    with pytest.raises(TypeError, match="splits cannot be 'many'"):
+        bindings.plan(*shape, splits="many")
+
+
+def test_hopper_kernels_need_hopper(bindings):
+    for op in OPERATORS:
+        shape = (op, 64, 152_064, 2048)
+        kernel = bindings.plan(*shape)["kernel"]
+        if kernel.endswith("_sm90"):
+            with pytest.raises(ValueError, match=f"kernel must be .* got {kernel}"):
+                bindings.plan(*shape, arch=80, kernel=kernel)
+
+
+def test_a_floor_has_no_overrides(bindings):
+    with pytest.raises(TypeError, match="unknown keyword argument splits"):
+        bindings.floor("relaxed_embedding", 8, 1000, 64, splits=3)
+
+
+PROGRAM = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("_bindings", sys.argv[1])
+bindings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bindings)
+answers = []
+for arguments, options in json.loads(sys.argv[2]):
+    try:
+        answers.append(bindings.plan(*arguments, **options))
+    except ValueError as error:
+        answers.append(str(error))
+try:
+    answers.append(bindings.forced_plans())
+except ValueError as error:
+    answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def under(bindings, forced: str, *calls: tuple) -> list:
+    """What ``plan`` answers, and then ``forced_plans``, in a process with that ENTRGI_FORCE_PLAN."""
+    command = [sys.executable, "-c", PROGRAM, bindings.__file__, json.dumps(calls)]
+    environment = {**os.environ, "ENTRGI_FORCE_PLAN": forced}
+    return json.loads(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+
+
+EMBEDDING = ("relaxed_embedding", 8, 152_064, 2048)
+
+
+def test_forced_plans(bindings):
+    forced = " relaxed_embedding : kernel=relaxed_embedding_sm80 , splits = 3;gumbel_perturb:block_n=2048"
+    calls = [(EMBEDDING, {}), (EMBEDDING, {"splits": 5}), (("sample_tokens", 8, 152_064), {})]
+    made, explicit, other, plans = under(bindings, forced, *calls)
+    assert (made["kernel"], made["splits"]) == ("relaxed_embedding_sm80", 3)
+    assert (explicit["kernel"], explicit["splits"]) == ("relaxed_embedding_sm80", 5)
+    own = bindings.plan("sample_tokens", 8, 152_064)
+    assert other == json.loads(json.dumps(own))
+    assert plans == {
+        "relaxed_embedding": {"kernel": "relaxed_embedding_sm80", "splits": 3},
+        "gumbel_perturb": {"block_n": 2048},
+    }
+    assert under(bindings, " ")[0] == {}
+
+
+def test_forced_plans_that_cannot_be_followed(bindings):
+    for forced, field in (("gumbel_perturb:stages=3", "stages"), ("gumbel_perturb:kernel=commit", "kernel")):
+        refused, fine, _ = under(bindings, forced, (("gumbel_perturb", 8, 1000), {}), (EMBEDDING, {}))
+        assert refused.startswith(f"{field} must be ")
+        assert refused.endswith("(ENTRGI_FORCE_PLAN forces a plan of gumbel_perturb)")
+        assert fine["kernel"].startswith("relaxed_embedding")
+
+
+@pytest.mark.parametrize(
+    ("forced", "message"),
+    [
+        ("relaxed", "expected operator:field=value,..., got 'relaxed'"),
+        ("sample_tokens:splits=1;", "expected operator:field=value,..., got ''"),
+        ("matmul:splits=1", "expected an operator (logit_statistics, "),
+        ("sample_tokens:", "expected field=value, got ''"),
+        ("sample_tokens:splits", "expected field=value, got 'splits'"),
+        ("sample_tokens:tiles=1", "cluster_m, cluster_n), got 'tiles'"),
+        ("sample_tokens:kernel=fast", "logit_update_simt, commit), got 'fast'"),
+        ("sample_tokens:kernel=", "logit_update_simt, commit), got ''"),
+        ("sample_tokens:splits=x", "expected a whole number >= 1 for splits, got 'x'"),
+        ("sample_tokens:splits=2.5", "expected a whole number >= 1 for splits, got '2.5'"),
+        ("sample_tokens:splits=0", "expected a whole number >= 1 for splits, got '0'"),
+        ("sample_tokens:block_m=4294967297", "expected a whole number >= 1 for block_m, got '4294967297'"),
+        ("sample_tokens:splits=1,splits=1", "expected the field splits once, got 'splits=1,splits=1'"),
+        ("sample_tokens:splits=1;sample_tokens:stages=1", "expected the operator sample_tokens once, got"),
+    ],
+)
+def test_bad_forced_plans_are_refused_at_every_call(bindings, forced, message):
+    answers = under(bindings, forced, (EMBEDDING, {}), (EMBEDDING, {}))
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].startswith("ENTRGI_FORCE_PLAN: expected ")
+    assert message in answers[0]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["compute_90a", "compute_80"])
+def counting(request, tmp_path_factory):
+    """The raw launchers in the simulator, and the file of its counts."""
+    torch.set_num_threads(1)
+    counts = tmp_path_factory.mktemp("counts") / "launches.jsonl"
+    try:
+        command, environment = simulator_command()
+        kernels = RawKernels(build_bindings(request.param), [*command, "--stats", str(counts)], environment)
+    except Unavailable as reason:
+        pytest.skip(f"CUDA kernels cannot be run here: {reason}")
+    yield kernels, counts
+    kernels.close()
+
+
+@pytest.mark.parametrize("vocab", [4096, 5001])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_elementwise_requests_are_those_of_the_simulator(bindings, counting, vocab, dtype):
+    kernels, counts = counting
+    logits, vector = torch.randn(3, vocab).to(dtype), torch.ones(3)
+    already = len(counts.read_text().splitlines()) if counts.exists() else 0
+    kernels.gumbel_perturb(logits, torch.randint(0, 99, (3, 4)), 1.0)
+    kernels.logit_statistics_backward((vector,) * 3, logits, vector, vector, vector, vector, 0.7)
+    launches = [json.loads(line) for line in counts.read_text().splitlines()[already:]]
+    for op, launch in zip(("gumbel_perturb", "logit_statistics_backward"), launches, strict=True):
+        asked = bindings.requests(op, 3, vocab, 1, NAMES[dtype])
+        assert asked["load_bytes"] == pytest.approx(launch["global_load_bytes"], rel=0.02)
+        assert asked["store_bytes"] == pytest.approx(launch["global_store_bytes"], rel=0.001)
+        assert asked["bulk_bytes"] == asked["flops"] == 0
+
+
+def test_requests_come_with_their_plan(bindings):
+    shape = ("gumbel_perturb", 64, 152_064, 1)
+    assert bindings.requests(*shape, arch=80, num_sms=108)["plan"] == bindings.plan(*shape, arch=80, num_sms=108)
+    assert bindings.requests("commit_", 64, 1)["load_bytes"] == 0  # its rows per trajectory are data
+
+
+# --- the module -------------------------------------------------------------------------------------------------
 
 
 def test_architectures(bindings):

@@ -2,7 +2,7 @@
 
 import typer
 
-from entrgi.cli import doctor, profile, sample, view, vocabulary
+from entrgi.cli import doctor, plan, profile, sample, view, vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -12,5 +12,5 @@ def main() -> None:
     """Reward-gradient guidance for masked diffusion language models."""
 
 
-for _command in (sample.sample, view.view, profile.profile, vocabulary.vocabulary, doctor.doctor):
+for _command in (sample.sample, view.view, profile.profile, plan.plan, vocabulary.vocabulary, doctor.doctor):
     app.command()(_command)

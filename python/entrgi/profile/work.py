@@ -2,7 +2,7 @@
 
 A run is watched once, call by call, as torch dispatches it:
 
-- *The operators of this package*: :func:`entrgi_ext._bindings.floor` at the call's own N, V, d and dtypes: every input
+- *The operators of this package*: :func:`entrgi_ext.plans.floor` at the call's own N, V, d and dtypes: every input
   and output once, and the matrix product.
 - *Models*: FLOPs of matrix products and attention by the formulas of :mod:`torch.utils.flop_counter`
   (attention in full, without a causal half), every parameter that takes part once (of an embedding table the rows
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from entrgi.timing import STEP, Recorder
-from entrgi_ext import _bindings, ops  # noqa: F401  (ops: registers the operators)
+from entrgi_ext import ops, plans  # noqa: F401  (ops: registers the operators)
 
 LOOKUPS = ("aten::embedding", "aten::index", "aten::index_select", "aten::gather")
 
@@ -166,7 +166,7 @@ def floor_of(function: torch._ops.OpOverload, args: list[object]) -> tuple[Call,
     given = dict(zip([argument.name for argument in function._schema.arguments], args, strict=False))
     if name == "commit_":
         rows, trajectories = given["candidates"].shape[0], given["counts"].shape[0]
-        return Call(name, rows), _bindings.floor(name, rows, 1, trajectories=trajectories)["bytes"], 0
+        return Call(name, rows), plans.floor(name, rows, 1, trajectories=trajectories).bytes, 0
     logits, embedding = given["logits"], given.get("embedding")
     rows, vocabulary = logits.shape
     call = Call(name, rows, vocabulary, logits=_name(logits.dtype))
@@ -182,8 +182,8 @@ def floor_of(function: torch._ops.OpOverload, args: list[object]) -> tuple[Call,
     # The kernels have no float64, whose every element is twice as large as float32's.
     dtypes = ["float32" if x == "float64" else x for x in (call.logits, call.embedding or "float32")]
     operator = "relaxed_embedding" if name == "relaxed_embedding_" else name
-    floor = _bindings.floor(operator, rows, vocabulary, width, *dtypes, **moments)
-    return call, floor["bytes"] * (2 if call.logits == "float64" else 1), floor["flops"]
+    floor = plans.floor(operator, rows, vocabulary, width, *dtypes, **moments)
+    return call, floor.bytes * (2 if call.logits == "float64" else 1), floor.flops
 
 
 def _attention_formulas() -> dict[object, object]:

@@ -1,0 +1,201 @@
+// The raw launchers and device memory, for tests and experiments. Each launcher runs to its end.
+#include "launchers.h"
+
+#include <cuda_runtime_api.h>
+
+#include "fields.h"
+#include "kernels/kernels.h"
+#include "kernels/plan_forced.h"
+
+namespace entrgi {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
+                             cudaGetErrorString(error));
+  }
+}
+
+#define FIELD(name) fields(p.name, #name)
+
+Device device_here() {
+  Device device{};
+  check(current_device(&device), "current_device");
+  return device;
+}
+
+struct Scratch {  // freed after the launch has finished; never initialised
+  void* pointer = nullptr;
+  explicit Scratch(int64_t bytes) {
+    if (bytes > 0) check(cudaMalloc(&pointer, static_cast<size_t>(bytes)), "cudaMalloc");
+  }
+  ~Scratch() { cudaFree(pointer); }
+};
+
+// Runs one launcher to its end on the default stream and returns the plan that it ran under.
+template <typename Params, typename Launcher>
+py::dict run(Params& p, const Shape& shape, Op op, const PlanOverrides& overrides, Launcher launcher) {
+  const Plan plan = make_forced_plan(op, shape, device_here(), overrides);
+  const Scratch scratch(plan.workspace_bytes);
+  p.workspace = scratch.pointer;
+  check(launcher(p, plan, nullptr), name_of(op));
+  check(cudaDeviceSynchronize(), name_of(op));
+  return as_dict(plan);
+}
+
+template <typename Params>
+void read_statistics(const Fields& fields, Params& p) {
+  FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride), FIELD(temperature);
+}
+
+template <typename Params>
+Shape shape_of(const Params& p) {
+  Shape shape{p.n, p.vocab, 1, 0, p.logits_dtype, p.logits_dtype};
+  shape.logits_aligned = rows_aligned(p.logits, p.logits_stride, p.logits_dtype);
+  if constexpr (requires { p.dim; }) {
+    shape.dim = p.dim;
+    shape.embedding = p.embedding_dtype;
+    shape.embedding_aligned = rows_aligned(p.embedding, p.embedding_stride, p.embedding_dtype);
+  }
+  return shape;
+}
+
+py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
+  SampleTokensParams p{};
+  const Fields fields{kwargs};
+  read_statistics(fields, p);
+  FIELD(logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(argmax);
+  const PlanOverrides overrides = read_overrides(fields);
+  if (draw) {
+    FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(error_flag);
+    FIELD(token), FIELD(probability), FIELD(margin), FIELD(filtered_entropy);
+  }
+  fields.done();
+  if (draw) return run(p, shape_of(p), Op::kSampleTokens, overrides, sample_tokens);
+  return run(p, shape_of(p), Op::kLogitStatistics, overrides,
+             [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
+}
+
+py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
+  GumbelPerturbParams p{};
+  const Fields fields{kwargs};
+  FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride);
+  FIELD(keys), FIELD(scale), FIELD(output), FIELD(output_stride);
+  const PlanOverrides overrides = read_overrides(fields);
+  fields.done();
+  return run(p, shape_of(p), Op::kGumbelPerturb, overrides, gumbel_perturb);
+}
+
+py::dict run_statistics_backward(const py::kwargs& kwargs) {
+  LogitStatisticsBackwardParams p{};
+  const Fields fields{kwargs};
+  read_statistics(fields, p);
+  FIELD(grad_logsumexp), FIELD(grad_entropy), FIELD(grad_tempered_entropy), FIELD(logsumexp);
+  FIELD(unit_logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(gradient);
+  const PlanOverrides overrides = read_overrides(fields);
+  fields.done();
+  return run(p, shape_of(p), Op::kLogitStatisticsBackward, overrides, logit_statistics_backward);
+}
+
+template <typename Params>
+void read_embedding(const Fields& fields, Params& p) {
+  FIELD(embedding), FIELD(embedding_dtype), FIELD(dim), FIELD(embedding_stride), FIELD(logsumexp);
+  FIELD(rows), FIELD(soft), FIELD(soft_stride);
+}
+
+py::dict run_relaxed_embedding(const py::kwargs& kwargs) {
+  RelaxedEmbeddingParams p{};
+  const Fields fields{kwargs};
+  read_statistics(fields, p);
+  read_embedding(fields, p);
+  FIELD(hard_tokens), FIELD(weight), FIELD(num_output_rows), FIELD(output), FIELD(output_stride);
+  const PlanOverrides overrides = read_overrides(fields);
+  fields.done();
+  return run(p, shape_of(p), Op::kRelaxedEmbedding, overrides, relaxed_embedding);
+}
+
+py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
+  LogitUpdateParams p{};
+  p.rule = rule;
+  const Fields fields{kwargs};
+  read_statistics(fields, p);
+  read_embedding(fields, p);
+  FIELD(grad), FIELD(num_grad_rows), FIELD(grad_stride), FIELD(gradient), FIELD(gradient_stride);
+  FIELD(exp_avg), FIELD(exp_avg_sq), FIELD(exp_avg_stride), FIELD(exp_avg_sq_stride);
+  FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
+  const PlanOverrides overrides = read_overrides(fields);
+  fields.done();
+  return run(p, shape_of(p), op, overrides, logit_update);
+}
+
+py::dict run_commit(const py::kwargs& kwargs) {
+  CommitParams p{};
+  const Fields fields{kwargs};
+  FIELD(tokens), FIELD(trajectories), FIELD(length), FIELD(tokens_stride), FIELD(committed),
+      FIELD(candidates);
+  FIELD(confidence), FIELD(positions), FIELD(n), FIELD(splits), FIELD(counts), FIELD(keys);
+  FIELD(has_eos), FIELD(eos_token_id), FIELD(alg_temp);
+  fields.done();
+  return run(p, {p.n, 1, 1, p.trajectories, DType::kFloat32, DType::kFloat32}, Op::kCommit, {}, commit);
+}
+#undef FIELD
+
+// Device memory for tests: what comes from here is bounds-checked in a simulator or under compute-sanitizer.
+void define_memory(py::module_& m) {
+  m.def("malloc", [](size_t bytes) {
+    void* p = nullptr;
+    check(cudaMalloc(&p, bytes), "cudaMalloc");
+    return reinterpret_cast<uintptr_t>(p);
+  });
+  m.def("free", [](uintptr_t p) { check(cudaFree(reinterpret_cast<void*>(p)), "cudaFree"); });
+  m.def("copy_to_device", [](uintptr_t to, const py::buffer& from) {
+    const py::buffer_info info = from.request();
+    check(cudaMemcpy(reinterpret_cast<void*>(to), info.ptr, static_cast<size_t>(info.size * info.itemsize),
+                     cudaMemcpyHostToDevice),
+          "copy_to_device");
+  });
+  m.def("copy_to_host", [](const py::buffer& to, uintptr_t from) {
+    const py::buffer_info info = to.request(true);
+    check(cudaMemcpy(info.ptr, reinterpret_cast<void*>(from), static_cast<size_t>(info.size * info.itemsize),
+                     cudaMemcpyDeviceToHost),
+          "copy_to_host");
+  });
+  m.def("memset", [](uintptr_t p, int value, size_t bytes) {
+    check(cudaMemset(reinterpret_cast<void*>(p), value, bytes), "cudaMemset");
+  });
+  m.def("synchronize", [] { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); });
+  m.def("device_count", [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  });
+  m.def("device", [] {
+    const Device device = device_here();
+    return py::dict(py::arg("arch") = device.arch, py::arg("num_sms") = device.num_sms);
+  });
+}
+
+}  // namespace
+
+void define_launchers(py::module_& m) {
+  py::module_ launch = m.def_submodule("launch",
+                                       "Raw launchers: keyword arguments are the fields of kernels.h, "
+                                       "pointers as integers. Each runs to its end and returns its plan.");
+  launch.def("logit_statistics", [](const py::kwargs& k) { return run_vocab_pass(false, k); });
+  launch.def("sample_tokens", [](const py::kwargs& k) { return run_vocab_pass(true, k); });
+  launch.def("gumbel_perturb", &run_gumbel_perturb);
+  launch.def("logit_statistics_backward", &run_statistics_backward);
+  launch.def("relaxed_embedding", &run_relaxed_embedding);
+  launch.def("logit_gradient", [](const py::kwargs& k) {
+    return run_logit_update(Op::kLogitGradient, UpdateRule::kGradient, k);
+  });
+  launch.def("adam_step",
+             [](const py::kwargs& k) { return run_logit_update(Op::kAdamStep, UpdateRule::kAdam, k); });
+  launch.def("sgd_step",
+             [](const py::kwargs& k) { return run_logit_update(Op::kSgdStep, UpdateRule::kSgd, k); });
+  launch.def("commit", &run_commit);
+  py::module_ memory = m.def_submodule("memory", "Device memory, for tests of the raw launchers.");
+  define_memory(memory);
+}
+
+}  // namespace entrgi

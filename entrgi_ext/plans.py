@@ -1,0 +1,202 @@
+"""Launch plans, floors and requests of the CUDA operators: arithmetic on shapes, without a GPU and without torch.
+
+Operators are named as in ``torch.ops.entrgi``; a shape is N rows of V logits and, where the operator has one, an
+embedding [V, d]. The environment variable ``ENTRGI_FORCE_PLAN`` replaces parts of the plans of a process, here and in
+every launch::
+
+    ENTRGI_FORCE_PLAN="relaxed_embedding:kernel=relaxed_embedding_sm80,splits=4;sample_tokens:cluster_n=8"
+
+Its operators, fields (:data:`OVERRIDES`) and values are checked where the first plan is made; the CPU operators have no
+plan and do not read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import _bindings
+
+OPERATORS = (
+    *("logit_statistics", "logit_statistics_backward", "sample_tokens", "gumbel_perturb", "relaxed_embedding"),
+    *("logit_gradient", "adam_step_", "sgd_step_", "commit_"),
+)
+OVERRIDES = ("kernel", "splits", "block_m", "block_n", "block_k", "stages", "cluster_m", "cluster_n")
+_TYPICAL_SMS = {80: 108, 90: 132}
+
+
+class Target(NamedTuple):
+    """What plans are made for.
+
+    Attributes:
+        arch: of the code that runs there: 90 for sm_90a, 80 for everything else.
+        num_sms: multiprocessors.
+    """
+
+    arch: int
+    num_sms: int
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How the main kernel of an operator is launched.
+
+    Attributes:
+        kernel: its name.
+        tile: (m, n, k) of the output and of the reduction; 0 where there is none.
+        stages: depth of the pipeline of asynchronous copies, 0 without one.
+        threads: of a CTA.
+        cluster: (m, n) CTAs along rows and columns of the output.
+        splits: parts of the vocabulary, reduced in a fixed order afterwards.
+        grid: CTAs.
+        shared_bytes: dynamic shared memory of a CTA.
+        workspace_bytes: scratch in device memory.
+    """
+
+    kernel: str
+    tile: tuple[int, int, int]
+    stages: int
+    threads: int
+    cluster: tuple[int, int]
+    splits: int
+    grid: int
+    shared_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that an operator must do: every input and output crosses the memory bus once.
+
+    Attributes:
+        bytes: to and from device memory.
+        flops: of the matrix product, 2 N V d, or 0.
+    """
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What an operator's kernels ask of the memory system, before any cache.
+
+    All 0 where it depends on the data (``commit_``). A word that all threads of a CTA read counts once for each.
+
+    Attributes:
+        load_bytes: read by threads.
+        bulk_bytes: read by TMA and bulk copies.
+        store_bytes: written by threads.
+        flops: issued to the matrix product, tile padding included.
+        plan: the plan under which they run.
+    """
+
+    load_bytes: int
+    bulk_bytes: int
+    store_bytes: int
+    flops: int
+    plan: LaunchPlan
+
+    @property
+    def bytes(self) -> int:
+        return self.load_bytes + self.bulk_bytes + self.store_bytes
+
+
+def target(arch: int | None = None, num_sms: int | None = None) -> Target:
+    """The current GPU where nothing is given and one can be used, else an H200 (90, 132) or an A100 (80, 108).
+
+    Raises:
+        ValueError: for an architecture other than 90 and 80.
+    """
+    if arch is None and _bindings.has_cuda and _bindings.memory.device_count() > 0:
+        here = _bindings.memory.device()
+        if here["arch"] in _TYPICAL_SMS:
+            return Target(here["arch"], here["num_sms"] if num_sms is None else num_sms)
+    arch = 90 if arch is None else arch
+    if arch not in _TYPICAL_SMS:
+        raise ValueError(f"arch must be 90 or 80, got {arch}")
+    return Target(arch, _TYPICAL_SMS[arch] if num_sms is None else num_sms)
+
+
+def launch_plan(
+    op: str,
+    n: int,
+    vocab: int,
+    dim: int = 1,
+    logits_dtype: object = "bfloat16",
+    embedding_dtype: object = "bfloat16",
+    *,
+    arch: int | None = None,
+    num_sms: int | None = None,
+    **options: object,
+) -> LaunchPlan:
+    """How an operator is launched for a shape.
+
+    Args:
+        op: one of :data:`OPERATORS`.
+        n, vocab, dim: N, V and d; operators without an embedding ignore d. ``commit_``: N candidates.
+        logits_dtype, embedding_dtype: bfloat16, float16 or float32, as torch's dtypes or their names.
+        arch, num_sms: of :func:`target`.
+        options: any of :data:`OVERRIDES`, which replace the plan's choices (``splits`` within what the shape allows);
+            ``logits_aligned``, ``embedding_aligned`` (True): whether rows start at 16-byte boundaries;
+            ``trajectories`` (1) of ``commit_``.
+
+    Raises:
+        ValueError: naming what is unknown, out of range, or cannot serve the shape.
+        TypeError: for an option that does not exist or is of another type.
+
+    Example:
+        >>> launch_plan("relaxed_embedding", 8, 152_064, 2048, arch=80).kernel
+        'relaxed_embedding_sm80'
+    """
+    where = target(arch, num_sms)._asdict()
+    return LaunchPlan(**_bindings.plan(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where, **options))
+
+
+def floor(
+    op: str,
+    n: int,
+    vocab: int,
+    dim: int = 1,
+    logits_dtype: object = "bfloat16",
+    embedding_dtype: object = "bfloat16",
+    **options: object,
+) -> Floor:
+    """The least memory traffic and arithmetic of an operator; arguments as for :func:`launch_plan`.
+
+    Args:
+        options: ``trajectories``; of ``adam_step_`` ``step`` (2; 1 reads no moments) and ``last`` (False; True writes
+            none).
+    """
+    return Floor(**_bindings.floor(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **options))
+
+
+def requests(
+    op: str,
+    n: int,
+    vocab: int,
+    dim: int = 1,
+    logits_dtype: object = "bfloat16",
+    embedding_dtype: object = "bfloat16",
+    *,
+    arch: int | None = None,
+    num_sms: int | None = None,
+    **options: object,
+) -> Requests:
+    """What an operator's kernels ask of the memory system, and their plan; arguments as for both functions above."""
+    where = target(arch, num_sms)._asdict()
+    found = _bindings.requests(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where, **options)
+    return Requests(**{**found, "plan": LaunchPlan(**found["plan"])})
+
+
+def forced() -> dict[str, dict[str, object]]:
+    """What ``ENTRGI_FORCE_PLAN`` asks for, by operator and field; empty where it is not set.
+
+    Raises:
+        ValueError: where it cannot be understood, with the piece and what is expected there.
+    """
+    return _bindings.forced_plans()
+
+
+def _names(*dtypes: object) -> list[str]:
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]

@@ -1,0 +1,152 @@
+"""``entrgi plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from entrgi.cli.console import console, reported_errors
+
+if TYPE_CHECKING:
+    from entrgi_ext.plans import Floor, Requests, Target
+
+ROWS = (1, 8, 64, 512, 2048)
+COLUMNS = (
+    *("N", "kernel", "tile\nMxNxK", "stages", "threads", "cluster", "splits", "CTAs", "shared\nKB"),
+    *("workspace\nMB", "floor\nMB", "floor\nGFLOP", "issued\nMB"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One operator at one N."""
+
+    op: str
+    n: int
+    floor: Floor
+    requests: Requests
+
+    def cells(self) -> list[str]:
+        plan, floor, requests = self.requests.plan, self.floor, self.requests
+        return [
+            str(self.n),
+            plan.kernel,
+            times(plan.tile),
+            str(plan.stages or ""),
+            str(plan.threads),
+            times(plan.cluster) if plan.cluster != (1, 1) else "",
+            str(plan.splits) if plan.splits > 1 else "",
+            str(plan.grid),
+            f"{plan.shared_bytes / 1024:.1f}" if plan.shared_bytes else "",
+            megabytes(plan.workspace_bytes),
+            megabytes(floor.bytes),
+            f"{floor.flops / 1e9:,.1f}" if floor.flops else "",
+            megabytes(requests.bytes),
+        ]
+
+    def as_dict(self) -> dict[str, object]:
+        requests = asdict(self.requests)
+        return {"op": self.op, "n": self.n, **requests.pop("plan"), "floor": asdict(self.floor), "requests": requests}
+
+
+def plan(
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]"
+        ),
+    ] = None,
+    vocab: Annotated[int, typer.Option(help="V, width of the logits.")] = 152_064,
+    dim: Annotated[int, typer.Option(help="d, width of the reward model's embeddings.")] = 2048,
+    logits_dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    embedding_dtype: Annotated[str, typer.Option(help="Likewise.")] = "bfloat16",
+    arch: Annotated[
+        int | None, typer.Option(help="90 (Hopper) or 80 (every other GPU). Default: the GPU here, else 90.")
+    ] = None,
+    sms: Annotated[int | None, typer.Option(help="Multiprocessors. Default: the GPU here, else 132 or 108.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Show how every CUDA operator is launched for a shape, and the least it must read, write and compute.
+
+    Needs no GPU. ENTRGI_FORCE_PLAN is followed.
+    """
+    with reported_errors():
+        from entrgi_ext import plans
+
+        target = plans.target(arch, sms)
+        shape = {"vocab": vocab, "dim": dim, "logits_dtype": logits_dtype, "embedding_dtype": embedding_dtype}
+        lines = [
+            Line(name, n, plans.floor(name, n, **shape), plans.requests(name, n, **shape, **target._asdict()))
+            for name in op or plans.OPERATORS
+            for n in numbers(rows)
+        ]
+        if as_json:
+            data = {**target._asdict(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
+            print(json.dumps(data, allow_nan=False))
+            return
+        show(table(lines))
+        for note in notes(shape, target, os.environ.get("ENTRGI_FORCE_PLAN")):
+            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def numbers(rows: list[str] | None) -> list[int]:
+    """``["1,8", "64"]`` is [1, 8, 64]."""
+    if not rows:
+        return list(ROWS)
+    parts = [part.strip() for text in rows for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise ValueError(f"--rows: expected numbers >= 1 such as 1,8,64, got {part!r}")
+    return [int(part) for part in parts]
+
+
+def times(sizes: tuple[int, ...]) -> str:
+    """``(128, 64, 0)`` is ``128x64x-``; nothing where all are 0."""
+    return "x".join(str(size or "-") for size in sizes) if any(sizes) else ""
+
+
+def megabytes(count: int) -> str:
+    """Nothing for nothing."""
+    if count == 0:
+        return ""
+    return f"{count / 1e6:,.2f}" if count >= 1e4 else "<0.01"
+
+
+def table(lines: list[Line]) -> Table:
+    """A section for every operator."""
+    result = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    result.add_column("operator", no_wrap=True)
+    for name in COLUMNS:
+        result.add_column(name, no_wrap=True, justify="left" if name == "kernel" else "right")
+    previous = None
+    for line in lines:
+        if previous not in (None, line.op):
+            result.add_section()
+        result.add_row("" if line.op == previous else line.op, *line.cells())
+        previous = line.op
+    return result
+
+
+def show(result: Table) -> None:
+    """Whole, whatever the terminal's width: numbers that are cut off say nothing."""
+    natural = Measurement.get(console, console.options.update(max_width=1000), result).maximum
+    Console(width=max(natural, console.width)).print(result)
+
+
+def notes(shape: dict[str, object], target: Target, forced: str | None) -> list[str]:
+    """What the table is about, a line each."""
+    lines = [
+        f"V {shape['vocab']} ({shape['logits_dtype']}), d {shape['dim']} ({shape['embedding_dtype']}), "
+        f"arch {target.arch} with {target.num_sms} SMs, rows at 16-byte boundaries; MB = 1e6 bytes, KB = 1024 bytes",
+        "issued: bytes that threads and bulk copies request, before any cache; adam_step_: neither first nor last step",
+    ]
+    return lines + ([f"ENTRGI_FORCE_PLAN={forced}"] if forced else [])

@@ -1,0 +1,286 @@
+"""What the compiler made of every CUDA kernel: registers, shared memory, and the instructions that matter.
+
+Reads the machine code in ``entrgi_ext/libentrgi_kernels.so`` with cuobjdump and writes ``docs/kernels/ptxas.md``; the
+same library gives the same bytes. ``--check`` compares instead, and prints the difference. Either fails where a kernel
+is not what it should be: a Hopper kernel without ``wgmma`` or TMA, one that left code for other GPUs, local memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import difflib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "entrgi_ext" / "libentrgi_kernels.so"
+REPORT = ROOT / "docs" / "kernels" / "ptxas.md"
+ROWS = (8, 64, 512, 2048)
+SHAPE = {"vocab": 152_064, "dim": 2048}
+
+# Columns of the report and the instructions that each counts.
+COUNTED = {
+    "local": ("LDL", "STL"),
+    "mma.sync": ("HMMA",),
+    "wgmma": ("HGMMA",),
+    "TMA": ("UTMALDG", "UTMASTG"),
+    "bulk": ("UBLKCP",),
+    "mbarrier": ("SYNCS",),
+}
+EMPTY_BODY = 4  # instructions: the stack pointer, EXIT, the loop behind it
+
+
+class Unavailable(RuntimeError):
+    """What the report needs is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """One kernel in the machine code of one architecture.
+
+    Attributes:
+        source: file that it comes from.
+        name: with its template arguments, such as ``row_kernel<bf16, true>``.
+        arch: sm_80 or sm_90a.
+        registers: per thread.
+        shared: bytes of static shared memory.
+        stack: bytes per thread.
+        instructions: in the code, without padding.
+        counts: by the names of :data:`COUNTED`.
+    """
+
+    source: str
+    name: str
+    arch: str
+    registers: int
+    shared: int
+    stack: int
+    instructions: int
+    counts: dict[str, int]
+
+    @property
+    def kernel(self) -> str:
+        return self.name.split("<")[0]
+
+
+def find_cuobjdump() -> str:
+    """From PATH, the CUDA toolkit, or the triton package, which brings it with torch's CUDA builds."""
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    triton = find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    for path in (None, *map(str, folders)):
+        found = shutil.which("cuobjdump", path=path)
+        if found is not None:
+            return found
+    raise Unavailable("cuobjdump was not found in PATH, CUDA_HOME/bin or the triton package")
+
+
+def read(library: Path) -> list[Function]:
+    """Every kernel of a library, cubin or object file, sorted."""
+    if not library.exists():
+        raise Unavailable(f"{library.name} is not built (make build, with CUDA)")
+    opcodes = _opcodes(_dump("-sass", library))
+    functions = []
+    for (arch, symbol), (source, usage) in _usage(_dump("-res-usage", library)).items():
+        found = opcodes[arch, symbol]
+        counts = {name: sum(found[opcode] for opcode in counted) for name, counted in COUNTED.items()}
+        total = sum(found.values()) - found["NOP"]  # padding
+        functions.append(
+            Function(source, readable(symbol), arch, usage["REG"], usage["SHARED"], usage["STACK"], total, counts)
+        )
+    return sorted(functions, key=lambda f: (f.source, _natural(f.name), f.arch))
+
+
+def _dump(what: str, library: Path) -> Iterable[str]:
+    command = [find_cuobjdump(), what, str(library)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"cuobjdump {what} failed: {result.stderr.strip()}")
+    return result.stdout.splitlines()
+
+
+def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, int]]]:
+    """By architecture and symbol, the source file and the resources."""
+    found, arch, source, symbol = {}, "", "", ""
+    for line in lines:
+        if line.startswith("arch = "):
+            arch = line.split()[-1]
+        elif line.startswith("identifier = "):
+            source = Path(line.split(" = ")[1].strip()).name
+        elif line.startswith(" Function "):
+            symbol = line.split()[1].rstrip(":")
+        elif line.startswith("  REG:"):
+            pairs = (pair.split(":") for pair in line.split())
+            found[arch, symbol] = source, {name: int(value) for name, value in pairs}
+    return found
+
+
+_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)")
+
+
+def _opcodes(lines: Iterable[str]) -> dict[tuple[str, str], Counter]:
+    """By architecture and symbol, how often every instruction stands in the code."""
+    found: dict[tuple[str, str], Counter] = {}
+    arch, current = "", Counter()
+    for line in lines:
+        instruction = _INSTRUCTION.match(line)
+        if instruction is not None:
+            current[instruction[1]] += 1
+        elif line.startswith("arch = "):
+            arch = line.split()[-1]
+        elif "Function : " in line:
+            current = found[arch, line.split()[-1]] = Counter()
+    return found
+
+
+@cache
+def _demangler() -> object:
+    function = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+    function.restype = ctypes.c_void_p
+    return function
+
+
+def readable(symbol: str) -> str:
+    """``relaxed_embedding_sm80<bf16, bf16, 16, 256>`` of a mangled name, without what depends on the build."""
+    status = ctypes.c_int()
+    pointer = _demangler()(symbol.encode(), None, None, ctypes.byref(status))
+    if not pointer:
+        return symbol
+    name = ctypes.string_at(pointer).decode()
+    ctypes.CDLL(None).free(ctypes.c_void_p(pointer))
+    name = re.sub(r"\(anonymous namespace\)::|\bentrgi::|^void ", "", name)
+    name = name[: _end_of_name(name)]
+    for long, short in (("__nv_bfloat16", "bf16"), ("__half", "fp16"), ("float", "fp32")):
+        name = re.sub(rf"\b{long}\b", short, name)
+    name = re.sub(r"\((?:int|bool|unsigned int|long)\)", "", name)
+    return re.sub(r"_kernel\b", "", name)
+
+
+def _end_of_name(name: str) -> int:
+    """Where the parameters begin: the first parenthesis outside the template arguments."""
+    depth = 0
+    for place, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return place
+    return len(name)
+
+
+def _natural(name: str) -> list[object]:
+    """Sorts 16 before 128."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def problems(functions: Iterable[Function]) -> list[str]:
+    """What is wrong with the machine code, a line each."""
+    found = []
+    for f in functions:
+        needed: tuple[str, ...] = ()
+        if f.kernel.endswith("_sm80"):
+            needed = ("mma.sync",)
+        elif f.kernel.endswith("_sm90") and f.arch == "sm_90a":
+            needed = ("bulk", "mbarrier") if f.kernel.startswith("vocab_pass") else ("wgmma", "TMA", "mbarrier")
+        where = f"{f.name} ({f.source}, {f.arch})"
+        found += [f"{where} has no {name} instruction" for name in needed if f.counts[name] == 0]
+        if f.counts["local"] > 0:
+            found.append(f"{where} uses local memory: {f.counts['local']} loads and stores")
+        if f.kernel.endswith("_sm90") and f.arch != "sm_90a" and f.instructions > EMPTY_BODY:
+            found.append(f"{where} left {f.instructions} instructions where it never runs")
+    return found
+
+
+def compilers(library: Path) -> str:
+    """Versions of ptxas, as the machine code names them."""
+    versions = set(re.findall(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", library.read_bytes()))
+    return ", ".join(sorted(version.decode() for version in versions)) or "unknown"
+
+
+HEAD = """# What the compiler makes of the kernels
+
+Written by `make ptxas-report` from the built library; ptxas {compilers}. One row for every kernel and architecture:
+registers and stack bytes per thread, bytes of static shared memory (on sm_90a 1,024 of them are the system's),
+instructions in the code (not: how often they run), and of these loads and stores of local memory, `mma.sync` (HMMA),
+`wgmma` (HGMMA), tensor copies (UTMALDG), bulk copies (UBLKCP) and operations on mbarriers (SYNCS). The build fails on
+register spills, on `wgmma` that ptxas serialises and on `setmaxnreg` that it ignores.
+"""
+
+
+def report(functions: list[Function], compiler: str, launches: list[str]) -> str:
+    lines = [HEAD.format(compilers=compiler)]
+    for source in sorted({f.source for f in functions}):
+        lines += [f"## {source}", "", _row("kernel", "architecture", "registers", "shared", "stack", "code", *COUNTED)]
+        lines.append("|---|---|" + "--:|" * (4 + len(COUNTED)))
+        for f in functions:
+            if f.source == source:
+                sizes = (f.registers, f.shared, f.stack, f.instructions, *f.counts.values())
+                lines.append(_row(f"`{f.name}`", f.arch, *(size or "" for size in sizes)))
+        lines.append("")
+    return "\n".join([*lines, *launches])
+
+
+def launches() -> list[str]:
+    """How the kernels are launched at the shapes that matter: dynamic shared memory comes from there."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from entrgi_ext import plans
+
+    if plans.forced():
+        raise Unavailable("ENTRGI_FORCE_PLAN is set, and the report shows the plans that nothing forces")
+    lines = [
+        f"## Launches at V = {SHAPE['vocab']:,}, d = {SHAPE['dim']:,}, bf16",
+        "",
+        _row("operator", "N", "device", "kernel", "tile m x n x k", "stages", "threads", "cluster", "splits", "shared"),
+        "|---|--:|---|---|---|--:|--:|---|--:|--:|",
+    ]
+    for op in plans.OPERATORS:
+        for n in ROWS:
+            for arch in (80, 90):
+                plan = plans.launch_plan(op, n, **SHAPE, arch=arch)
+                tile = " x ".join(str(size or "-") for size in plan.tile) if any(plan.tile) else ""
+                cluster = " x ".join(map(str, plan.cluster)) if plan.cluster != (1, 1) else ""
+                device = "H200" if arch == 90 else "A100"
+                sizes = (plan.stages or "", plan.threads, cluster, plan.splits, plan.shared_bytes or "")
+                lines.append(_row(op, n, device, plan.kernel, tile, *sizes))
+    return [*lines, ""]
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the committed report instead of writing it")
+    arguments = parser.parse_args()
+    try:
+        functions = read(LIBRARY)
+        text = report(functions, compilers(LIBRARY), launches())
+    except Unavailable as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    wrong = problems(functions)
+    print("".join(f"error: {line}\n" for line in wrong), end="", file=sys.stderr)
+    if not arguments.check:
+        REPORT.write_text(text)
+        print(f"{REPORT.relative_to(ROOT)}: {len(functions)} kernels")
+        return 1 if wrong else 0
+    committed = REPORT.read_text() if REPORT.exists() else ""
+    difference = difflib.unified_diff(committed.splitlines(), text.splitlines(), "committed", "built", lineterm="")
+    changed = list(difference)
+    print("\n".join(changed) or "the committed report is that of the built library")
+    return 1 if wrong or changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
