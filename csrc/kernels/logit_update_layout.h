@@ -13,8 +13,8 @@ struct GatheredGrad {
   static constexpr int64_t end(int64_t n, int64_t dim) { return offset(n) + n * pitch(dim) * 2; }
 };
 
-// Shared memory of logit_update_sm90: the ring, the products that each consuming warp passes through it, and
-// two barriers for every stage.
+// Shared memory of logit_update_sm90: the ring, the products that each consuming warp passes through it, two
+// barriers for every stage and one for each consumer.
 struct UpdateShared {
   static constexpr int kStep = 64;                            // of d: 128 bytes, a row of the swizzle
   static constexpr int kChunkRows = 16, kChunkColumns = 128;  // of a warp
@@ -30,7 +30,7 @@ struct UpdateShared {
     return chunks(block_m, block_n, stages) + kConsumerWarps * kChunkBytes;
   }
   static constexpr int bytes(int block_m, int block_n, int stages) {
-    return barriers(block_m, block_n, stages) + 2 * stages * 8;
+    return barriers(block_m, block_n, stages) + (2 * stages + 2) * 8;
   }
 };
 

@@ -85,10 +85,13 @@ struct Ring {
   static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
   static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
   char* stages;
-  Barrier *full, *empty;
+  Barrier *full, *empty, *turn;  // of each stage, of each stage, of each consumer
 
   __device__ __forceinline__ explicit Ring(char* shared)
-      : stages(shared), full(reinterpret_cast<Barrier*>(shared + kBarriers)), empty(full + kStages) {}
+      : stages(shared),
+        full(reinterpret_cast<Barrier*>(shared + kBarriers)),
+        empty(full + kStages),
+        turn(empty + kStages) {}
   __device__ __forceinline__ char* grad(uint32_t stage) const { return stages + stage * kStageBytes; }
   __device__ __forceinline__ char* embedding(uint32_t stage) const {
     return grad(stage) + kM * kSwizzleBytes;
@@ -163,10 +166,12 @@ struct Release {
   __device__ __forceinline__ void operator()(Barrier& empty) const { empty.arrive(target, sends); }
 };
 
-// accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile.
+// accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile. `done`
+// is told when the last product has been issued.
 template <typename T, int kM, int kN, int kStages>
 __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kM, kN, kStages>& ring,
-                                         Position<kStages>& at, int steps, const Release& release) {
+                                         Position<kStages>& at, int steps, const Release& release,
+                                         const Barrier& done) {
   constexpr int kRowsApart = kM == 128 ? 64 : 0, kColumnsApart = kM == 128 ? 0 : Shared::kChunkColumns;
   uint32_t previous = 0;
 #pragma unroll 1
@@ -192,6 +197,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
     previous = at.stage;
     at.advance(1);
   }
+  if (threadIdx.x % 32 == 0) done.arrive();
   cute::warpgroup_wait<0>();
   release(ring.empty[previous]);
 #pragma unroll
@@ -251,7 +257,7 @@ template <typename Z, typename Columns, int kM>
 __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const UpdateScalars& scalars,
                                              const WarpRows<kM>& rows, int half, int count, Columns columns,
                                              const float (&accumulator)[64], float* products, int lane) {
-  constexpr int kInFlight = 4;  // rows
+  constexpr int kInFlight = kLaneColumns<Columns> == 4 ? 4 : 3;  // rows; what the registers hold
   FourLogits<Z, Columns> logits[kInFlight];
   const auto load = [&](FourLogits<Z, Columns>& four, int index) {
     if (index < count && !rows.is_padding(half, index)) four.load(p, rows.n(half, index), columns);
@@ -296,11 +302,16 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
       reinterpret_cast<float*>(ring.stages + ring.kChunks + (consumer * 4 + warp) * Shared::kChunkBytes);
   Position<kStages> at;
   at.advance(consumer * steps);
+  uint32_t other_done = consumer == 0;  // parity; before its first tile, consumer 0 waits for nothing
   for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * clusters; tile < schedule.tiles;
        tile += 2 * clusters) {
     const WarpRows<kM> rows(p, first_row(schedule, place, tile, kM), warp, lane);
     float accumulator[2][64];
-    multiply<T>(accumulator, ring, at, steps, release);
+    // A stage's parity tells its latest copy from the one before, not from the one after: nobody may look for
+    // a copy before the other consumer has had those of the tile in between.
+    ring.turn[consumer].wait(other_done);
+    other_done ^= 1;
+    multiply<T>(accumulator, ring, at, steps, release, ring.turn[1 - consumer]);
     at.advance(steps);  // over the other consumer's tile
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -333,6 +344,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       ring.full[stage].init(1);
       ring.empty[stage].init(receivers * (kWarpgroup / 32));
     }
+    for (int consumer = 0; consumer < 2; ++consumer) ring.turn[consumer].init(kWarpgroup / 32);
     cutlass::arch::fence_barrier_init();
   }
   cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there

@@ -29,6 +29,7 @@ class RawKernels:
         self.process = None
         self.plan: dict = {}  # of the last launch
         self.absent: dict[str, int] = {}
+        self.overrides: dict = {}  # of the plan of every launch: kernel, splits, block_m, ...
 
     @contextlib.contextmanager
     def first_row_absent(self, strides: dict[str, int]):
@@ -58,6 +59,7 @@ class RawKernels:
         ``reads`` and ``writes`` map field names to tensors or None. A dense tensor in ``writes`` whose name is in
         ``arguments["new"]`` is given to the device as unwritten memory.
         """
+        arguments |= self.overrides
         new = arguments.pop("new", ())
         buffers = {}
         for name, tensor in {**reads, **writes}.items():
