@@ -48,9 +48,9 @@ namespace {
 using Shared = UpdateShared;
 
 constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // of 65,536 / 384 = 168 on average
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 
-// E is read by as many clusters as there are rows of them, at about the same time.
+// For E: read by as many clusters as there are rows of them, at about the same time.
 constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 
 // How tiles are dealt out: cluster c of the grid takes cluster tiles c, c + clusters, ... in an order that
@@ -115,40 +115,41 @@ __device__ __forceinline__ int64_t first_column(const Schedule& s, const Place& 
   return (int64_t{tile / s.rows} * s.cluster_n + place.n) * columns;
 }
 
-// One thread: every stage of every tile of this CTA, its part of what the cluster shares.
+// Copies a box to this CTA or, where others are in `mask`, to all of those.
+__device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap& map, Barrier& barrier,
+                                                char* to, int row, int k, uint64_t cache_hint) {
+  if ((mask & (mask - 1)) == 0) {
+    copy_box(map, barrier, to, row, k, cache_hint);
+  } else {
+    copy_box_to(mask, map, barrier, to, row, k, cache_hint);
+  }
+}
+
+// One thread: every stage of every tile of this CTA, its part of what the cluster shares. In 24 registers:
+// coordinates are 32 bits wide, as TMA's are.
 template <int kM, int kN, int kStages>
 __device__ __forceinline__ void produce(const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
-                                        const Place& place, int64_t dim, const CUtensorMap& grad_map,
+                                        const Place& place, int dim, const CUtensorMap& grad_map,
                                         const CUtensorMap& embedding_map) {
-  const int grad_rows = kM / schedule.cluster_n, embedding_rows = kN / schedule.cluster_m;
-  uint16_t grad_mask = 0, embedding_mask = 0;
-  for (int n = 0; n < schedule.cluster_n; ++n) grad_mask |= 1 << (n * schedule.cluster_m + place.m);
-  for (int m = 0; m < schedule.cluster_m; ++m) embedding_mask |= 1 << (place.n * schedule.cluster_m + m);
-  const auto copy = [](uint16_t mask, const CUtensorMap& map, Barrier& barrier, char* to, int part, int rows,
-                       int64_t row, int64_t k, uint64_t hint) {
-    to += part * rows * kSwizzleBytes;
-    row += part * rows;
-    if ((mask & (mask - 1)) == 0) {
-      copy_box(map, barrier, to, row, k, hint);
-    } else {
-      copy_box_to(mask, map, barrier, to, row, k, hint);
-    }
-  };
-  const uint64_t embedding_hint = schedule.rows == 1 ? kStreamThroughL2 : kNormalInL2;
+  const int grad_part = kM / schedule.cluster_n * place.n, embedding_part = kN / schedule.cluster_m * place.m;
+  // CTAs of this one's row of the cluster: every cluster_m-th; of its column: those next to each other.
+  const uint16_t grad_mask = (schedule.cluster_n == 1 ? 1 : 1 + (1 << schedule.cluster_m)) << place.m;
+  const uint16_t embedding_mask = (schedule.cluster_m == 1 ? 1 : 3) << place.n * schedule.cluster_m;
   const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
   Position<kStages> at;
 #pragma unroll 1
   for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += clusters) {
-    const int64_t row = first_row(schedule, place, tile, kM),
-                  column = first_column(schedule, place, tile, kN);
+    const int row = static_cast<int>(first_row(schedule, place, tile, kM)) + grad_part;
+    const int column = static_cast<int>(first_column(schedule, place, tile, kN)) + embedding_part;
 #pragma unroll 1
-    for (int64_t k = 0; k < dim; k += Shared::kStep) {
+    for (int k = 0; k < dim; k += Shared::kStep) {
       ring.empty[at.stage].wait(at.phase ^ 1);
       Barrier& full = ring.full[at.stage];
       full.arrive_and_expect_tx(ring.kStageBytes);
-      copy(grad_mask, grad_map, full, ring.grad(at.stage), place.n, grad_rows, row, k, kKeepInL2);
-      copy(embedding_mask, embedding_map, full, ring.embedding(at.stage), place.m, embedding_rows, column, k,
-           embedding_hint);
+      copy_shared_box(grad_mask, grad_map, full, ring.grad(at.stage) + grad_part * kSwizzleBytes, row, k,
+                      kKeepInL2);
+      copy_shared_box(embedding_mask, embedding_map, full,
+                      ring.embedding(at.stage) + embedding_part * kSwizzleBytes, column, k, kNormalInL2);
       at.advance(1);
     }
   }
@@ -257,7 +258,7 @@ template <typename Z, typename Columns, int kM>
 __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const UpdateScalars& scalars,
                                              const WarpRows<kM>& rows, int half, int count, Columns columns,
                                              const float (&accumulator)[64], float* products, int lane) {
-  constexpr int kInFlight = kLaneColumns<Columns> == 4 ? 4 : 3;  // rows; what the registers hold
+  constexpr int kInFlight = kLaneColumns<Columns> == 4 ? 4 : 3;  // rows
   FourLogits<Z, Columns> logits[kInFlight];
   const auto load = [&](FourLogits<Z, Columns>& four, int index) {
     if (index < count && !rows.is_padding(half, index)) four.load(p, rows.n(half, index), columns);
@@ -351,7 +352,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x < kWarpgroup) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (threadIdx.x == 0) produce(ring, schedule, place, p.dim, grad_map, embedding_map);
+    if (threadIdx.x == 0) produce(ring, schedule, place, static_cast<int>(p.dim), grad_map, embedding_map);
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
