@@ -80,7 +80,8 @@ struct alignas(4 * sizeof(T)) FourBits {
 struct VectorColumns {
   template <typename T>
   using Four = FourBits<T>;
-  int64_t first, left;
+  int64_t first;
+  int left;  // columns from the first on; <= 0: none
 
   __device__ __forceinline__ bool any() const { return left > 0; }
   template <typename T>
@@ -96,7 +97,7 @@ struct VectorColumns {
   }
 };
 
-// `kApart` columns apart, at any alignment, of which `left` columns from the first on exist.
+// `kApart` columns apart, at any alignment; `left` columns from the first on exist.
 template <int kApart>
 struct SpreadColumns {
   template <typename T>
@@ -104,7 +105,8 @@ struct SpreadColumns {
     T x[4];
     __device__ __forceinline__ T operator[](int i) const { return x[i]; }
   };
-  int64_t first, left;
+  int64_t first;
+  int left;
 
   __device__ __forceinline__ bool any() const { return left > 0; }
   template <typename T>
@@ -131,7 +133,8 @@ struct AnyColumns {
   bool at_once;
 
   __device__ __forceinline__ AnyColumns(const LogitUpdateParams& p, const UpdateScalars& s, int64_t column)
-      : one_by_one{column, p.vocab - column}, at_once(s.aligned && one_by_one.left >= 4) {}
+      : one_by_one{column, static_cast<int>(min(p.vocab - column, int64_t{4}))},
+        at_once(s.aligned && one_by_one.left >= 4) {}
 
   __device__ __forceinline__ bool any() const { return one_by_one.any(); }
   template <typename T>

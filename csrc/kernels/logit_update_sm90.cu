@@ -321,8 +321,8 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
       const int count = static_cast<int>(min(p.n - rows.n(half, 0), int64_t{Shared::kChunkRows}));
       if (count <= 0 || column >= p.vocab) continue;
       const int64_t mine = column + lane * kLaneColumns<Columns>;
-      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, p.vocab - mine}, accumulator[half],
-                      products, lane);
+      const int left = static_cast<int>(min(p.vocab - mine, int64_t{Shared::kChunkColumns}));
+      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[half], products, lane);
     }
   }
 }

@@ -168,9 +168,9 @@ def test_unaligned_embeddings_fall_back(hopper, reference, dim):
     check_gradient(reference, got, *arguments)
     grad, z, lse, embedding, soft = arguments
     padded = placed(embedding, 8, 8 - dim % 8)  # d need not be a multiple, if the rows start at 16 bytes
-    assert torch.equal(hopper.logit_gradient(grad, z, lse, padded, soft, None, TAU), got) or True
+    got = hopper.logit_gradient(grad, z, lse, padded, soft, None, TAU)
     assert hopper.plan["kernel"] == HOPPER
-    check_gradient(reference, hopper.logit_gradient(grad, z, lse, padded, soft, None, TAU), *arguments)
+    check_gradient(reference, got, *arguments)
 
 
 @pytest.mark.parametrize(
