@@ -3,34 +3,61 @@
 //   dReward/dz_i = q_i (G . E_i - G . e_soft) / tau,   q_i = exp(z_i / tau - logsumexp)
 //
 // First this kernel, inner[n] = G[rows[n]] . soft[n] in fp32: the two terms of the bracket cancel, so e_soft
-// is taken unblended and unrounded. Then the product G E^T with the rest as its epilogue
-// (logit_update_sm80.cu, logit_update_simt.cu).
+// is taken unblended and unrounded. Where TMA is to read G, the same pass leaves a dense copy of the gathered
+// rows, with zeros for padding. Then the product G E^T with the rest as its epilogue (logit_update_sm90.cu,
+// logit_update_sm80.cu, logit_update_simt.cu).
 //
-// Layouts  G [R, d] in E's dtype, soft fp32 [N, d], inner fp32 [N] (workspace).
-// Floor    of this kernel: N d (sizeof(G) + 4) bytes, a thousandth of the product's.
-// Tiling   one warp per row, lanes strided over d, a shuffle tree: the order is fixed.
+// Layouts  G [R, d] in E's dtype, soft fp32 [N, d], inner fp32 [N] and the copy (logit_update_layout.h).
+// Floor    of this kernel: N d (2 sizeof(G) + 4) bytes, a thousandth of the product's.
+// Tiling   one CTA per row, threads strided over d with eight loads in flight, a shuffle tree: the order is
+//          fixed. One warp per row would take d / 128 round trips to memory: some 10 us at d = 2048, where
+//          N = 8 should take 135 us in all.
 #include "logit_update.cuh"
+#include "logit_update_layout.h"
 
 namespace entrgi {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) inner_product_kernel(const LogitUpdateParams p) {
-  const int64_t n = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (n >= p.n) return;
+__global__ void __launch_bounds__(kThreads)
+    inner_product_kernel(const LogitUpdateParams p, T* gathered, int64_t pitch) {
+  const int64_t n = blockIdx.x;
   const int64_t row = grad_row(p, n);
-  if (row < 0) return;
+  if (row < 0) {
+    if (gathered != nullptr) {
+      for (int64_t k = threadIdx.x; k < p.dim; k += kThreads) gathered[n * pitch + k] = from_float<T>(0.f);
+    }
+    return;
+  }
   const T* grad = static_cast<const T*>(p.grad) + row * p.grad_stride;
   const float* soft = p.soft + n * p.soft_stride;
   float sum = 0.f;
-#pragma unroll 4
-  for (int64_t k = lane; k < p.dim; k += 32) sum = fmaf(to_float(grad[k]), soft[k], sum);
+#pragma unroll 8
+  for (int64_t k = threadIdx.x; k < p.dim; k += kThreads) {
+    const T g = __ldg(grad + k);
+    sum = fmaf(to_float(g), __ldg(soft + k), sum);
+    if (gathered != nullptr) gathered[n * pitch + k] = g;
+  }
+  __shared__ float sums[kThreads / 32];
 #pragma unroll
   for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-  if (lane == 0) static_cast<float*>(p.workspace)[n] = sum;
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < kThreads / 32; ++warp) sum += sums[warp];
+    static_cast<float*>(p.workspace)[n] = sum;
+  }
+}
+
+template <typename T>
+cudaError_t inner_product(const LogitUpdateParams& p, bool gather, cudaStream_t stream) {
+  char* workspace = static_cast<char*>(p.workspace);
+  inner_product_kernel<T><<<static_cast<unsigned>(p.n), kThreads, 0, stream>>>(
+      p, gather ? reinterpret_cast<T*>(workspace + GatheredGrad::offset(p.n)) : nullptr,
+      GatheredGrad::pitch(p.dim));
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -38,30 +65,35 @@ __global__ void __launch_bounds__(kThreads) inner_product_kernel(const LogitUpda
 cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   const bool is_float = p.embedding_dtype == DType::kFloat32;
   const bool needs_moments = p.rule == UpdateRule::kAdam && !(p.step == 1 && p.last);
-  if (plan.kernel != (is_float ? Kernel::kLogitUpdateSimt : Kernel::kLogitUpdateSm80) || p.vocab < 1 ||
-      p.dim < 1 || (needs_moments && (p.exp_avg == nullptr || p.exp_avg_sq == nullptr))) {
+  if (is_float != (plan.kernel == Kernel::kLogitUpdateSimt) || p.vocab < 1 || p.dim < 1 ||
+      (needs_moments && (p.exp_avg == nullptr || p.exp_avg_sq == nullptr))) {
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  const auto inner_product = [&](auto kernel) {
-    const unsigned grid = static_cast<unsigned>((p.n + kThreads / 32 - 1) / (kThreads / 32));
-    kernel<<<grid, kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
-  };
+  const bool gather = plan.kernel == Kernel::kLogitUpdateSm90;
   cudaError_t error = cudaErrorInvalidValue;
   switch (p.embedding_dtype) {
     case DType::kBFloat16:
-      error = inner_product(inner_product_kernel<__nv_bfloat16>);
+      error = inner_product<__nv_bfloat16>(p, gather, stream);
       break;
     case DType::kFloat16:
-      error = inner_product(inner_product_kernel<__half>);
+      error = inner_product<__half>(p, gather, stream);
       break;
     case DType::kFloat32:
-      error = inner_product(inner_product_kernel<float>);
+      error = inner_product<float>(p, gather, stream);
       break;
   }
   if (error != cudaSuccess) return error;
-  return is_float ? logit_update_simt(p, plan, stream) : logit_update_sm80(p, plan, stream);
+  switch (plan.kernel) {
+    case Kernel::kLogitUpdateSm90:
+      return logit_update_sm90(p, plan, stream);
+    case Kernel::kLogitUpdateSm80:
+      return logit_update_sm80(p, plan, stream);
+    case Kernel::kLogitUpdateSimt:
+      return logit_update_simt(p, plan, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace entrgi

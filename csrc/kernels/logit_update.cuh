@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <type_traits>
 
 #include "detail/numeric.cuh"
 #include "kernels.h"
@@ -12,7 +13,7 @@ namespace entrgi {
 
 struct UpdateScalars {
   float inverse_tau, lr, beta1, beta2, one_minus_beta1, one_minus_beta2;
-  float inverse_correction1, inverse_correction2;  // 1 / (1 - beta^step)
+  float corrected_lr, inverse_correction2;  // lr / (1 - beta1^step), 1 / (1 - beta2^step)
   float eps;
   int aligned;  // four columns of every matrix can be accessed as one vector
 
@@ -23,7 +24,7 @@ struct UpdateScalars {
         beta2(static_cast<float>(p.beta2)),
         one_minus_beta1(static_cast<float>(1 - p.beta1)),
         one_minus_beta2(static_cast<float>(1 - p.beta2)),
-        inverse_correction1(static_cast<float>(1 / (1 - std::pow(p.beta1, p.step)))),
+        corrected_lr(static_cast<float>(p.lr / (1 - std::pow(p.beta1, p.step)))),
         inverse_correction2(static_cast<float>(1 / (1 - std::pow(p.beta2, p.step)))),
         eps(static_cast<float>(p.eps)) {
     uint64_t bits = address_bits(p.logits, p.logits_stride, size_of(p.logits_dtype));
@@ -48,38 +49,6 @@ __device__ __forceinline__ int64_t grad_row(const LogitUpdateParams& p, int64_t 
   return row >= 0 && row < p.num_grad_rows ? row : -1;
 }
 
-// Elements [0, count) of four; one access where all four are there and the matrix is aligned.
-template <typename T>
-__device__ __forceinline__ void load_four(float (&x)[4], const T* from, int count, bool aligned) {
-  if (aligned && count >= 4) {
-    using Raw = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-    const Raw raw = *reinterpret_cast<const Raw*>(from);
-    const T* elements = reinterpret_cast<const T*>(&raw);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = to_float(elements[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = i < count ? to_float(from[i]) : 0.f;
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ void store_four(T* to, const float (&x)[4], int count, bool aligned) {
-  if (aligned && count >= 4) {
-    using Raw = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-    Raw raw;
-    T* elements = reinterpret_cast<T*>(&raw);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) elements[i] = from_float<T>(x[i]);
-    *reinterpret_cast<Raw*>(to) = raw;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < count) to[i] = from_float<T>(x[i]);
-    }
-  }
-}
-
 // A row as the epilogue sees it. A padding row only ever gets a gradient of 0; one past the end is padding
 // too.
 struct UpdateRow {
@@ -97,64 +66,175 @@ __device__ __forceinline__ UpdateRow load_update_row(const LogitUpdateParams& p,
   return row;
 }
 
+// Which four columns of a row a thread owns, and how it moves them: one policy for each case. Everything is
+// streamed past what the matrix product reads again (.cs). A `Four` holds elements as they were loaded; they
+// become floats where they are used, since converting them at once would wait for each load before the next.
+template <typename T>
+struct alignas(4 * sizeof(T)) FourBits {
+  std::conditional_t<sizeof(T) == 4, uint4, uint2> bits;
+
+  __device__ __forceinline__ T& operator[](int i) { return reinterpret_cast<T*>(&bits)[i]; }
+};
+
+// Consecutive columns in aligned rows, all there or none: one access.
+struct VectorColumns {
+  template <typename T>
+  using Four = FourBits<T>;
+  int64_t first;
+  int left;  // columns from the first on; <= 0: none
+
+  __device__ __forceinline__ bool any() const { return left > 0; }
+  template <typename T>
+  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
+    four.bits = __ldcs(&reinterpret_cast<const Four<T>*>(row + first)->bits);
+  }
+  template <typename T>
+  __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = from_float<T>(x[i]);
+    __stcs(&reinterpret_cast<Four<T>*>(row + first)->bits, four.bits);
+  }
+};
+
+// `kApart` columns apart, at any alignment; `left` columns from the first on exist.
+template <int kApart>
+struct SpreadColumns {
+  template <typename T>
+  struct Four {
+    T x[4];
+    __device__ __forceinline__ T operator[](int i) const { return x[i]; }
+  };
+  int64_t first;
+  int left;
+
+  __device__ __forceinline__ bool any() const { return left > 0; }
+  template <typename T>
+  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      four.x[i] = i * kApart < left ? __ldcs(row + first + i * kApart) : from_float<T>(0.f);
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i * kApart < left) __stcs(row + first + i * kApart, from_float<T>(x[i]));
+    }
+  }
+};
+
+// Consecutive columns of which it is not known whether all exist or rows are aligned.
+struct AnyColumns {
+  template <typename T>
+  using Four = FourBits<T>;
+  SpreadColumns<1> one_by_one;
+  bool at_once;
+
+  __device__ __forceinline__ AnyColumns(const LogitUpdateParams& p, const UpdateScalars& s, int64_t column)
+      : one_by_one{column, static_cast<int>(min(p.vocab - column, int64_t{4}))},
+        at_once(s.aligned && one_by_one.left >= 4) {}
+
+  __device__ __forceinline__ bool any() const { return one_by_one.any(); }
+  template <typename T>
+  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
+    if (at_once) {
+      VectorColumns{one_by_one.first, one_by_one.left}.load(four, row);
+    } else {
+      SpreadColumns<1>::Four<T> single;
+      one_by_one.load(single, row);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = single[i];
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
+    if (at_once) {
+      VectorColumns{one_by_one.first, one_by_one.left}.store(row, x);
+    } else {
+      one_by_one.store(row, x);
+    }
+  }
+};
+
+// Square root and quotient to an ulp or two: what they make is a step, small beside the logit it changes.
+__device__ __forceinline__ float sqrt_approx(float x) {
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Four logits of a row and their moments. Loading and applying are apart so that a thread can have several
 // loads in flight: the stores in between would otherwise order them, as everything happens in place.
-template <typename Z>
+template <typename Z, typename Columns>
 struct FourLogits {
-  float z[4], m[4], v[4];
+  typename Columns::template Four<Z> z;
+  typename Columns::template Four<float> m, v;
 
-  __device__ __forceinline__ void load(const LogitUpdateParams& p, const UpdateScalars& s,
-                                       const UpdateRow& row, int64_t column) {
-    const int count = static_cast<int>(min(p.vocab - column, int64_t{4}));
-    if (count <= 0 || row.padding) return;
-    load_four(z, static_cast<const Z*>(p.logits) + row.n * p.logits_stride + column, count, s.aligned);
+  // Of row n, which is not padding.
+  __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, Columns columns) {
+    if (!columns.any()) return;
+    columns.load(z, static_cast<const Z*>(p.logits) + n * p.logits_stride);
     if (p.rule == UpdateRule::kAdam && p.step > 1) {
-      load_four(m, p.exp_avg + row.n * p.exp_avg_stride + column, count, s.aligned);
-      load_four(v, p.exp_avg_sq + row.n * p.exp_avg_sq_stride + column, count, s.aligned);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) m[i] = v[i] = 0.f;
+      columns.load(m, p.exp_avg + n * p.exp_avg_stride);
+      columns.load(v, p.exp_avg_sq + n * p.exp_avg_sq_stride);
     }
   }
 
   // `product` = G . E_i. Each logit belongs to one thread, which makes the update in place safe.
   __device__ __forceinline__ void apply(const LogitUpdateParams& p, const UpdateScalars& s,
-                                        const UpdateRow& row, int64_t column, const float (&product)[4]) {
-    const int count = static_cast<int>(min(p.vocab - column, int64_t{4}));
-    if (count <= 0 || (row.padding && p.rule != UpdateRule::kGradient)) return;
-    float gradient[4] = {};
+                                        const UpdateRow& row, Columns columns, const float (&product)[4]) {
+    if (!columns.any() || (row.padding && p.rule != UpdateRule::kGradient)) return;
+    float logit[4], gradient[4] = {};
     if (!row.padding) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float q = exp2_approx(log_softmax(z[i], s.inverse_tau, row.lse) * kLog2e);
+        logit[i] = to_float(z[i]);
+        const float q = exp2_approx(log_softmax(logit[i], s.inverse_tau, row.lse) * kLog2e);
         // 0 where q is 0, whatever the product is; NaN stays NaN.
         gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
       }
     }
     if (p.rule == UpdateRule::kGradient) {
-      store_four(p.gradient + row.n * p.gradient_stride + column, gradient, count, s.aligned);
+      columns.store(p.gradient + row.n * p.gradient_stride, gradient);
       return;
     }
+    if (p.rule == UpdateRule::kSgd) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (p.rule == UpdateRule::kSgd) {
-        z[i] += s.lr * gradient[i];
-      } else {
-        m[i] = s.one_minus_beta1 * gradient[i] + s.beta1 * m[i];
-        v[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]) + s.beta2 * v[i];
-        z[i] += s.lr * (m[i] * s.inverse_correction1) / (sqrtf(v[i] * s.inverse_correction2) + s.eps);
+      for (int i = 0; i < 4; ++i) logit[i] += s.lr * gradient[i];
+    } else {
+      float mean[4], square[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        mean[i] = s.one_minus_beta1 * gradient[i];
+        square[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]);
+      }
+      if (p.step > 1) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          mean[i] += s.beta1 * m[i];
+          square[i] += s.beta2 * v[i];
+        }
+      }
+      if (!p.last) {
+        columns.store(p.exp_avg + row.n * p.exp_avg_stride, mean);
+        columns.store(p.exp_avg_sq + row.n * p.exp_avg_sq_stride, square);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        logit[i] +=
+            __fdividef(s.corrected_lr * mean[i], sqrt_approx(square[i] * s.inverse_correction2) + s.eps);
       }
     }
-    if (p.rule == UpdateRule::kAdam && !p.last) {
-      store_four(p.exp_avg + row.n * p.exp_avg_stride + column, m, count, s.aligned);
-      store_four(p.exp_avg_sq + row.n * p.exp_avg_sq_stride + column, v, count, s.aligned);
-    }
-    store_four(static_cast<Z*>(p.logits) + row.n * p.logits_stride + column, z, count, s.aligned);
+    columns.store(static_cast<Z*>(p.logits) + row.n * p.logits_stride, logit);
   }
 };
 #endif
 
-// The matrix products with their epilogue; the workspace holds G . e_soft [N].
+// The matrix products with their epilogue; the workspace holds G . e_soft [N], and for the first the gathered
+// rows of G (GatheredGrad).
+cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 

@@ -25,12 +25,13 @@ __device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const Up
 #pragma unroll 1
   for (int first = threadIdx.x; first < kRows * kQuads; first += kBatch * kSimtThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z> logits[kBatch];
+    FourLogits<Z, AnyColumns> logits[kBatch];
+    const auto columns = [&](int index) { return AnyColumns(p, scalars, first_column + index % kQuads * 4); };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kSimtThreads;
       rows[i] = load_update_row(p, first_row + index / kQuads);
-      logits[i].load(p, scalars, rows[i], first_column + index % kQuads * 4);
+      if (!rows[i].padding) logits[i].load(p, rows[i].n, columns(index));
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -38,8 +39,7 @@ __device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const Up
       const float4 product =
           *reinterpret_cast<const float4*>(products + index / kQuads * (Tile::kN + 4) + index % kQuads * 4);
       if (rows[i].n < p.n) {
-        logits[i].apply(p, scalars, rows[i], first_column + index % kQuads * 4,
-                        {product.x, product.y, product.z, product.w});
+        logits[i].apply(p, scalars, rows[i], columns(index), {product.x, product.y, product.z, product.w});
       }
     }
   }

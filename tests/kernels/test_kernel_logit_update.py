@@ -1,15 +1,35 @@
-"""The logit update's kernels against ``entrgi_ext.reference``: gradient, Adam and SGD."""
+"""The logit update's kernels against ``entrgi_ext.reference``: gradient, Adam and SGD.
 
+Each test runs on the kernel that the plan chooses and, where that may be Hopper's, on the one for sm_80 as well.
+"""
+
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from cases import DTYPES, assert_as_good_as, placed, relative_l2
+from raw_kernels import NAMES, RawKernels
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7
 ROWS = [5, 40, 130]
 ADAM = {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+AMPERE = "logit_update_sm80"
+
+
+@pytest.fixture(autouse=True, params=["planned", AMPERE])
+def kernel(request, kernels):
+    parameters = request.node.callspec.params
+    if request.param == AMPERE:
+        dtype = parameters.get("embedding_dtype", parameters.get("dtype"))
+        if parameters["kernels"] == "compute_80" or dtype == torch.float32:
+            pytest.skip("the plan's own kernel")
+        kernels.overrides = {"kernel": AMPERE}
+    yield
+    kernels.overrides = {}
 
 
 def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, tau=TAU):
@@ -199,16 +219,19 @@ def test_saturated_rows_have_no_gradient(kernels, embedding_dtype, tau):
     z[torch.arange(n), top] = 40 + 20 * torch.rand(n, generator=generator)
     embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
     grad = torch.randn(n, dim, generator=generator).to(embedding_dtype)
+    forced, kernels.overrides = kernels.overrides, {}
     lse = kernels.logit_statistics(z, tau)[0]
     _, soft = kernels.relaxed_embedding(z, lse, embedding, None, None, tau)
+    kernels.overrides = forced
     got = kernels.logit_gradient(grad, z, lse, embedding, soft, None, tau)
     terms = (grad.double().abs() * embedding.double()[top].abs()).sum(dim=1, keepdim=True)
     assert (got.double().abs() <= 2 * torch.finfo(torch.float32).eps * terms / tau).all()
 
 
-def test_tiny_gradients_still_move(kernels, reference):
+@pytest.mark.parametrize("embedding_dtype", DTYPES)
+def test_tiny_gradients_still_move(kernels, reference, embedding_dtype):
     """Adam normalises: a gradient of 1e-7 moves its logit by about lr."""
-    grad, z, lse, embedding, soft = inputs(reference, 3, 300, 32, torch.float32, torch.float32)
+    grad, z, lse, embedding, soft = inputs(reference, 3, 300, 32, torch.float32, embedding_dtype)
     start = z.clone()
     gradient = kernels.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
     kernels.adam_step_(z, None, None, grad, lse, embedding, soft, None, TAU, step=1, last=True, **ADAM)
@@ -238,3 +261,63 @@ def test_rows_beyond_32_bit_offsets(kernels, reference, dtype):
         )
     zeros = torch.zeros(1, 200)
     check_adam(reference, updated, m, v, z[1:], zeros, zeros, gradient[1:], step=2)
+
+
+# Run in the simulator, which provides the bindings with the CUDA runtime that they link.
+PRINT_REQUESTS = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("_bindings", sys.argv[1])
+bindings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bindings)
+print(json.dumps([bindings.requests(**call) for call in json.loads(sys.argv[2])]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "vocab", "dim", "logits_dtype", "dtype"),
+    [
+        (8, 1024, 256, torch.bfloat16, torch.bfloat16),
+        (40, 1001, 200, torch.float32, torch.float16),
+        (130, 700, 72, torch.bfloat16, torch.bfloat16),
+        (300, 1024, 128, torch.bfloat16, torch.bfloat16),
+        (70, 700, 72, torch.float32, torch.float32),
+    ],
+)
+def test_requests_are_what_the_simulator_counts(
+    kernels, reference, tmp_path, request, n, vocab, dim, logits_dtype, dtype
+):
+    if "cudasim-run" not in kernels.command[0]:
+        pytest.skip("counted by the simulator")
+    simulator, bindings = kernels.command[0], kernels.command[-1]
+    worker = RawKernels(bindings, [simulator, "--stats", str(tmp_path / "stats")], kernels.environment)
+    worker.overrides = kernels.overrides
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, dim, logits_dtype, dtype)
+    rest = (grad, lse, embedding, soft, None, TAU)
+    arch = 80 if request.node.callspec.params["kernels"] == "compute_80" else 90
+    shape = {"n": n, "vocab": vocab, "dim": dim, "logits_dtype": NAMES[logits_dtype], "embedding_dtype": NAMES[dtype]}
+    shape |= kernels.overrides | {"arch": arch}
+    calls = []
+    for step, last in ((1, False), (2, False), (3, True)):
+        moments = torch.zeros(n, vocab), torch.zeros(n, vocab)
+        worker.adam_step_(z, *moments, *rest, step=step, last=last, **ADAM)
+        calls.append(shape | {"op": "adam_step_", "step": step, "last": last})
+    worker.sgd_step_(z, *rest, lr=1.0)
+    calls.append(shape | {"op": "sgd_step_"})
+    worker.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
+    calls.append(shape | {"op": "logit_gradient"})
+    worker.close()
+
+    command = [simulator, sys.executable, "-c", PRINT_REQUESTS, bindings, json.dumps(calls)]
+    result = subprocess.run(command, env=kernels.environment, capture_output=True, text=True, check=True)
+    launches = [json.loads(line) for line in (tmp_path / "stats").read_text().splitlines()]
+    for number, requests in enumerate(json.loads(result.stdout)):
+        both = launches[2 * number : 2 * number + 2]  # the inner products, then the update
+
+        def counted(*names, both=both):
+            return pytest.approx(sum(launch[name] for launch in both for name in names), rel=0.02)
+
+        assert requests["load_bytes"] == counted("global_load_bytes", "cp_async_bytes")
+        assert requests["bulk_bytes"] == counted("tma_load_bytes")
+        assert requests["store_bytes"] == counted("global_store_bytes")
+        if dtype != torch.float32:  # the ordinary cores compute q as well
+            assert requests["flops"] == counted("mma_flop", "wgmma_flop")

@@ -1,0 +1,459 @@
+// Logit update, the product and its epilogue for Hopper:
+//
+//   acc = G E^T,  gradient = q (acc - inner) / tau,  then stored, or applied to z (and the moments) in place
+//
+//   G [N, d] gathered (logit_update.cu) and E [V, d], bf16 / fp16, row-major, read by TMA; z [N, V] bf16 /
+//   fp16 / fp32, moments fp32 [N, V], read and written by threads
+//
+// Floor    V d sizeof(E) + z read and written + 8 to 16 bytes of moments per logit; 2 N V d FLOPs.
+//          At N = 512, d = 2048 both take about half a millisecond, so they must overlap: hence the
+//          ping-pong.
+//
+// Tiling   CTA of three warpgroups, one per SM, persistent. One thread of the first fills a ring of stages,
+//          each 64 of d; the other two take whole tiles in turn, so that while one updates the logits of its
+//          tile, the tensor cores work on the other's:
+//
+//            producer    G E of tile 0 | G E of tile 1 | G E of tile 2 | ...
+//            consumer 0  product of 0  | update 0      | product of 2  | ...
+//            consumer 1                | product of 1  | update 1      | ...
+//
+//            M 128 x N 128   4 stages of 32 KB   N > 64
+//            M 64  x N 256   3 stages of 40 KB   N <= 64: E's bytes bind, and G is read half as often
+//
+//          A consumer holds a tile as two halves of 64 x 128 (wgmma m64n128k16, both operands in shared
+//          memory under the 128-byte swizzle, K contiguous): two of rows or two of columns.
+//
+//          Clusters of up to 2 x 2 CTAs on neighbouring tiles: CTAs of one row of tiles share G, those of one
+//          column share E. Each loads its part of what it shares and multicasts it. Tiles of a cluster
+//          beyond the matrix are zeros and take part. Row tiles fastest, so E is read from memory once.
+//
+// Epilogue per warp, without barriers: its 16 rows x 128 columns of a half pass through shared memory, then
+//          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction, four
+//          rows in flight while four are applied. Accumulators of a row lie 8 banks from the next row's:
+//          writing and reading them is free of conflicts. Rows that are not aligned, and the last columns,
+//          are moved element by element, 32 consecutive ones per instruction.
+//
+// What lost: see docs/kernels/logit_update.md.
+#include <atomic>
+
+#include "detail/hopper.cuh"
+#include "logit_update.cuh"
+#include "logit_update_layout.h"
+#include "plan_operators.h"
+#include "tensor_map.h"
+
+namespace entrgi {
+namespace {
+
+using Shared = UpdateShared;
+
+constexpr int kThreads = 3 * kWarpgroup;
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
+
+// For E: read by as many clusters as there are rows of them, at about the same time.
+constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+
+// How tiles are dealt out: cluster c of the grid takes cluster tiles c, c + clusters, ... in an order that
+// has the rows of tiles fastest.
+struct Schedule {
+  int cluster_m, cluster_n;
+  uint32_t rows, tiles;  // of clusters: along the rows of the logits, and altogether
+};
+
+#ifdef ENTRGI_HOPPER
+template <typename T>
+using Product = std::conditional_t<
+    std::is_same_v<T, __half>,
+    cute::SM90::GMMA::MMA_64x128x16_F32F16F16_SS<cute::SM90::GMMA::Major::K, cute::SM90::GMMA::Major::K>,
+    cute::SM90::GMMA::MMA_64x128x16_F32BF16BF16_SS<cute::SM90::GMMA::Major::K, cute::SM90::GMMA::Major::K>>;
+
+// A stage of the ring and the parity of its barriers' phase.
+template <int kStages>
+struct Position {
+  uint32_t stage = 0, phase = 0;
+
+  __device__ __forceinline__ void advance(uint32_t steps) {
+    stage += steps;
+    phase ^= stage / kStages & 1;
+    stage %= kStages;
+  }
+};
+
+template <int kM, int kN, int kStages>
+struct Ring {
+  static constexpr int kStageBytes = Shared::stage(kM, kN);
+  static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
+  static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
+  char* stages;
+  Barrier *full, *empty, *turn;  // of each stage, of each stage, of each consumer
+
+  __device__ __forceinline__ explicit Ring(char* shared)
+      : stages(shared),
+        full(reinterpret_cast<Barrier*>(shared + kBarriers)),
+        empty(full + kStages),
+        turn(empty + kStages) {}
+  __device__ __forceinline__ char* grad(uint32_t stage) const { return stages + stage * kStageBytes; }
+  __device__ __forceinline__ char* embedding(uint32_t stage) const {
+    return grad(stage) + kM * kSwizzleBytes;
+  }
+};
+
+// The CTA's place in its cluster.
+struct Place {
+  int m, n;
+
+  __device__ __forceinline__ explicit Place(const Schedule& schedule)
+      : m(cute::block_rank_in_cluster() % schedule.cluster_m),
+        n(cute::block_rank_in_cluster() / schedule.cluster_m) {}
+};
+
+__device__ __forceinline__ int64_t first_row(const Schedule& s, const Place& place, uint32_t tile, int rows) {
+  return (int64_t{tile % s.rows} * s.cluster_m + place.m) * rows;
+}
+__device__ __forceinline__ int64_t first_column(const Schedule& s, const Place& place, uint32_t tile,
+                                                int columns) {
+  return (int64_t{tile / s.rows} * s.cluster_n + place.n) * columns;
+}
+
+// Copies a box to this CTA or, where others are in `mask`, to all of those.
+__device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap& map, Barrier& barrier,
+                                                char* to, int row, int k, uint64_t cache_hint) {
+  if ((mask & (mask - 1)) == 0) {
+    copy_box(map, barrier, to, row, k, cache_hint);
+  } else {
+    copy_box_to(mask, map, barrier, to, row, k, cache_hint);
+  }
+}
+
+// One thread: every stage of every tile of this CTA, its part of what the cluster shares. In 24 registers:
+// coordinates are 32 bits wide, as TMA's are.
+template <int kM, int kN, int kStages>
+__device__ __forceinline__ void produce(const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
+                                        const Place& place, int dim, const CUtensorMap& grad_map,
+                                        const CUtensorMap& embedding_map) {
+  const int grad_part = kM / schedule.cluster_n * place.n, embedding_part = kN / schedule.cluster_m * place.m;
+  // CTAs of this one's row of the cluster: every cluster_m-th; of its column: those next to each other.
+  const uint16_t grad_mask = (schedule.cluster_n == 1 ? 1 : 1 + (1 << schedule.cluster_m)) << place.m;
+  const uint16_t embedding_mask = (schedule.cluster_m == 1 ? 1 : 3) << place.n * schedule.cluster_m;
+  const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
+  Position<kStages> at;
+#pragma unroll 1
+  for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += clusters) {
+    const int row = static_cast<int>(first_row(schedule, place, tile, kM)) + grad_part;
+    const int column = static_cast<int>(first_column(schedule, place, tile, kN)) + embedding_part;
+#pragma unroll 1
+    for (int k = 0; k < dim; k += Shared::kStep) {
+      ring.empty[at.stage].wait(at.phase ^ 1);
+      Barrier& full = ring.full[at.stage];
+      full.arrive_and_expect_tx(ring.kStageBytes);
+      copy_shared_box(grad_mask, grad_map, full, ring.grad(at.stage) + grad_part * kSwizzleBytes, row, k,
+                      kKeepInL2);
+      copy_shared_box(embedding_mask, embedding_map, full,
+                      ring.embedding(at.stage) + embedding_part * kSwizzleBytes, column, k, kNormalInL2);
+      at.advance(1);
+    }
+  }
+}
+
+// What a consuming warpgroup tells the producers that fill its stages: those of its row and of its column of
+// the cluster, one lane for each.
+struct Release {
+  int target;
+  bool sends;
+
+  __device__ __forceinline__ Release(const Schedule& s, const Place& place, int lane)
+      : target(lane < s.cluster_n ? lane * s.cluster_m + place.m : place.n * s.cluster_m + 1 - place.m),
+        sends(lane < s.cluster_m + s.cluster_n - 1) {}
+  __device__ __forceinline__ void operator()(Barrier& empty) const { empty.arrive(target, sends); }
+};
+
+// accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile. `done`
+// is told when the last product has been issued.
+template <typename T, int kM, int kN, int kStages>
+__device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kM, kN, kStages>& ring,
+                                         Position<kStages>& at, int steps, const Release& release,
+                                         const Barrier& done) {
+  constexpr int kRowsApart = kM == 128 ? 64 : 0, kColumnsApart = kM == 128 ? 0 : Shared::kChunkColumns;
+  uint32_t previous = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    ring.full[at.stage].wait(at.phase);
+    // Eight rows of 128 bytes are 1024 bytes from the next eight.
+    const uint64_t a = operand(shared_address(ring.grad(at.stage)), 16, 1024);
+    const uint64_t b = operand(shared_address(ring.embedding(at.stage)), 16, 1024);
+    cute::warpgroup_arrive();
+#pragma unroll
+    for (int k = 0; k < Shared::kStep; k += 16) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        wgmma<Product<T>>(accumulator[h], a + (h * kRowsApart * kSwizzleBytes + k * 2) / 16,
+                          b + (h * kColumnsApart * kSwizzleBytes + k * 2) / 16, step > 0 || k > 0);
+      }
+    }
+    cute::warpgroup_commit_batch();
+    if (step > 0) {
+      cute::warpgroup_wait<1>();
+      release(ring.empty[previous]);
+    }
+    previous = at.stage;
+    at.advance(1);
+  }
+  if (threadIdx.x % 32 == 0) done.arrive();
+  cute::warpgroup_wait<0>();
+  release(ring.empty[previous]);
+#pragma unroll
+  for (int i = 0; i < 2 * 64; ++i) cute::warpgroup_fence_operand(accumulator[i / 64][i % 64]);
+}
+
+// Rows of a warp in a tile, one to a lane: lane l knows row 16 (l / 16) + l % 16 of the warp's, which are 16
+// rows of each half of rows. `first` is the tile's.
+template <int kM>
+struct WarpRows {
+  int64_t first;
+  float lse, inner;
+  uint32_t padding;  // a bit for each
+
+  __device__ __forceinline__ WarpRows(const LogitUpdateParams& p, int64_t first_row, int warp, int lane)
+      : first(first_row + warp * Shared::kChunkRows) {
+    const int half = kM == 128 ? lane / 16 : 0;
+    const UpdateRow mine = load_update_row(p, first + half * 64 + lane % 16);
+    lse = mine.lse;
+    inner = mine.inner;
+    padding = __ballot_sync(~0u, mine.padding);
+  }
+  __device__ __forceinline__ int64_t n(int half, int index) const {
+    return first + (kM == 128 ? half * 64 : 0) + index;
+  }
+  __device__ __forceinline__ int lane_of(int half, int index) const {
+    return (kM == 128 ? half * Shared::kChunkRows : 0) + index;
+  }
+  __device__ __forceinline__ bool is_padding(int half, int index) const {
+    return (padding >> lane_of(half, index) & 1) != 0;
+  }
+  __device__ __forceinline__ UpdateRow operator()(int half, int index) const {
+    const int lane = lane_of(half, index);
+    return {n(half, index), __shfl_sync(~0u, lse, lane), __shfl_sync(~0u, inner, lane),
+            is_padding(half, index)};
+  }
+};
+
+// The columns of a chunk that a lane owns, four ids side by side or 32 apart, and their products.
+template <typename Columns>
+constexpr int kLaneColumns = std::is_same_v<Columns, VectorColumns> ? 4 : 1;
+
+template <typename Columns>
+__device__ __forceinline__ void read_products(float (&product)[4], const float* row, int lane) {
+  if constexpr (kLaneColumns<Columns> == 4) {
+    const float4 four = *reinterpret_cast<const float4*>(row + 4 * lane);
+    product[0] = four.x, product[1] = four.y, product[2] = four.z, product[3] = four.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) product[i] = row[lane + 32 * i];
+  }
+}
+
+// Updates this warp's chunk of half `half`, 16 rows x 128 columns, of which `count` rows exist; `products` is
+// the warp's own shared memory.
+template <typename Z, typename Columns, int kM>
+__device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const UpdateScalars& scalars,
+                                             const WarpRows<kM>& rows, int half, int count, Columns columns,
+                                             const float (&accumulator)[64], float* products, int lane) {
+  constexpr int kInFlight = kLaneColumns<Columns> == 4 ? 4 : 3;  // rows
+  FourLogits<Z, Columns> logits[kInFlight];
+  const auto load = [&](FourLogits<Z, Columns>& four, int index) {
+    if (index < count && !rows.is_padding(half, index)) four.load(p, rows.n(half, index), columns);
+  };
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) load(logits[i], i);
+
+  __syncwarp();  // the chunk before this one has been read
+#pragma unroll
+  for (int f = 0; f < Shared::kChunkColumns / 8; ++f) {
+    float* to = products + lane / 4 * Shared::kChunkPitch + f * 8 + lane % 4 * 2;
+    *reinterpret_cast<float2*>(to) = {accumulator[4 * f], accumulator[4 * f + 1]};
+    *reinterpret_cast<float2*>(to + 8 * Shared::kChunkPitch) = {accumulator[4 * f + 2],
+                                                                accumulator[4 * f + 3]};
+  }
+  __syncwarp();
+
+#pragma unroll 1
+  for (int first = 0; first < count; first += kInFlight) {
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int index = first + i;
+      if (index >= count) break;
+      float product[4];
+      read_products<Columns>(product, products + index * Shared::kChunkPitch, lane);
+      logits[i].apply(p, scalars, rows(half, index), columns, product);
+      load(logits[i], index + kInFlight);
+    }
+  }
+}
+
+// A consuming warpgroup: every second tile of this CTA.
+template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+__device__ __forceinline__ void consume(const LogitUpdateParams& p, const UpdateScalars& scalars,
+                                        const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
+                                        const Place& place, int consumer) {
+  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
+  const int steps = static_cast<int>((p.dim + Shared::kStep - 1) / Shared::kStep);
+  const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
+  const Release release(schedule, place, lane);
+  float* products =
+      reinterpret_cast<float*>(ring.stages + ring.kChunks + (consumer * 4 + warp) * Shared::kChunkBytes);
+  Position<kStages> at;
+  at.advance(consumer * steps);
+  uint32_t other_done = consumer == 0;  // parity; before its first tile, consumer 0 waits for nothing
+  for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * clusters; tile < schedule.tiles;
+       tile += 2 * clusters) {
+    const WarpRows<kM> rows(p, first_row(schedule, place, tile, kM), warp, lane);
+    float accumulator[2][64];
+    // A stage's parity tells its latest copy from the one before, not from the one after: nobody may look for
+    // a copy before the other consumer has had those of the tile in between.
+    ring.turn[consumer].wait(other_done);
+    other_done ^= 1;
+    multiply<T>(accumulator, ring, at, steps, release, ring.turn[1 - consumer]);
+    at.advance(steps);  // over the other consumer's tile
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t column =
+          first_column(schedule, place, tile, kN) + (kM == 128 ? 0 : half * Shared::kChunkColumns);
+      const int count = static_cast<int>(min(p.n - rows.n(half, 0), int64_t{Shared::kChunkRows}));
+      if (count <= 0 || column >= p.vocab) continue;
+      const int64_t mine = column + lane * kLaneColumns<Columns>;
+      const int left = static_cast<int>(min(p.vocab - mine, int64_t{Shared::kChunkColumns}));
+      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[half], products, lane);
+    }
+  }
+}
+#endif
+
+template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+__global__ void __launch_bounds__(kThreads, 1)
+    logit_update_sm90_kernel(const LogitUpdateParams p, const UpdateScalars scalars, const Schedule schedule,
+                             const __grid_constant__ CUtensorMap grad_map,
+                             const __grid_constant__ CUtensorMap embedding_map) {
+#ifdef ENTRGI_HOPPER
+  extern __shared__ __align__(1024) char shared[];
+  const Ring<kM, kN, kStages> ring(shared);
+  const Place place(schedule);
+  if (threadIdx.x == 0) {
+    // CTAs of its row and column of the cluster. Written so that it is seen not to be 0: CUTLASS asserts
+    // that, and a call, even one that is never made, serialises every wgmma of the kernel.
+    const int receivers = 1 + (schedule.cluster_m > 1) + (schedule.cluster_n > 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      ring.full[stage].init(1);
+      ring.empty[stage].init(receivers * (kWarpgroup / 32));
+    }
+    for (int consumer = 0; consumer < 2; ++consumer) ring.turn[consumer].init(kWarpgroup / 32);
+    cutlass::arch::fence_barrier_init();
+  }
+  cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there
+
+  if (threadIdx.x < kWarpgroup) {
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
+    if (threadIdx.x == 0) produce(ring, schedule, place, static_cast<int>(p.dim), grad_map, embedding_map);
+    __syncwarp();
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    consume<Z, T, Columns>(p, scalars, ring, schedule, place, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+  }
+  cute::cluster_sync();  // nor leaves while others still arrive there
+#endif
+}
+
+// The most CTAs that a device holds at once: clusters stay within a group of processors, so it may be fewer
+// than there are processors, and a cluster that had to wait for another to end would double the time.
+template <typename KernelFunction>
+cudaError_t resident_clusters(KernelFunction kernel, const cudaLaunchConfig_t& config, int* clusters) {
+  constexpr int kDevices = 64, kSizes = 5;
+  static std::atomic<int> known[kDevices][kSizes];  // 0: not asked yet
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  std::atomic<int>& entry = known[device % kDevices][config.attrs[0].val.clusterDim.x % kSizes];
+  *clusters = entry.load();
+  if (*clusters > 0) return cudaSuccess;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+  if (error == cudaSuccess) entry.store(*clusters);
+  return error;
+}
+
+template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  constexpr int kBytes = Shared::bytes(kM, kN, kStages);
+  if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
+  const int64_t cluster = plan.cluster_m * plan.cluster_n;
+  const int64_t rows = ceil_div(p.n, int64_t{kM} * plan.cluster_m);
+  const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
+  if (tiles > INT32_MAX) return cudaErrorInvalidValue;
+
+  CUtensorMap grad_map, embedding_map;
+  const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
+  cudaError_t error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim,
+                                      GatheredGrad::pitch(p.dim), kM / plan.cluster_n);
+  if (error != cudaSuccess) return error;
+  error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
+                          kN / plan.cluster_m);
+  if (error != cudaSuccess) return error;
+
+  const auto kernel = logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(plan.grid);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int resident = 0;
+  error = resident_clusters(kernel, config, &resident);
+  if (error != cudaSuccess) return error;
+  config.gridDim = static_cast<unsigned>(std::min(plan.grid, resident * cluster));
+  const Schedule schedule{plan.cluster_m, plan.cluster_n, static_cast<uint32_t>(rows),
+                          static_cast<uint32_t>(tiles)};
+  return cudaLaunchKernelEx(&config, kernel, p, UpdateScalars(p), schedule, grad_map, embedding_map);
+}
+
+template <typename Z, typename T, typename Columns>
+cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  if (plan.block_m == 64 && plan.block_n == 256) return launch<Z, T, Columns, 64, 256, 3>(p, plan, stream);
+  if (plan.block_m == 128 && plan.block_n == 128) return launch<Z, T, Columns, 128, 128, 4>(p, plan, stream);
+  return cudaErrorInvalidValue;
+}
+
+template <typename Z, typename T>
+cudaError_t choose_columns(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  return UpdateScalars(p).aligned && p.vocab % 4 == 0 ? choose_tile<Z, T, VectorColumns>(p, plan, stream)
+                                                      : choose_tile<Z, T, SpreadColumns<32>>(p, plan, stream);
+}
+
+template <typename T>
+cudaError_t choose_logits(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  switch (p.logits_dtype) {
+    case DType::kBFloat16:
+      return choose_columns<__nv_bfloat16, T>(p, plan, stream);
+    case DType::kFloat16:
+      return choose_columns<__half, T>(p, plan, stream);
+    case DType::kFloat32:
+      return choose_columns<float, T>(p, plan, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  const auto one_or_two = [](int size) { return size == 1 || size == 2; };
+  if (plan.threads != kThreads || plan.block_k != Shared::kStep || !one_or_two(plan.cluster_m) ||
+      !one_or_two(plan.cluster_n)) {
+    return cudaErrorInvalidValue;
+  }
+  return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)
+                                               : choose_logits<__half>(p, plan, stream);
+}
+
+}  // namespace entrgi
