@@ -1,20 +1,20 @@
 """Every operator and the whole Adam step against PyTorch and against what the machine can do at best.
 
     python benchmarks/operators.py                          # this machine's GPU, or its CPU
-    python benchmarks/operators.py --device cuda --time-budget 560 --resume     # again and again until it says "complete"
+    python benchmarks/operators.py --device cuda --time-budget 560 --resume      # repeat until it says "complete"
     python benchmarks/operators.py --only relaxed_embedding --rows 1 64 --vocab 152064 --dims 1024 --dtypes bfloat16
     python benchmarks/operators.py --readme                 # the README's tables from the committed results
 
 Writes ``results/operators_cpu.{csv,json,png}`` or ``operators_<gpu>.*``, after every case, so that a run may be
-interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same thing
-measured twice, relative); how it was timed; ``copy_ms``, a copy of as many bytes as the operator must move, and
+interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same
+thing measured twice, relative); how it was timed; ``copy_ms``, a copy of as many bytes as the operator must move, and
 ``gemm_ms``, its plain matrix products, both measured in the same run, and ``floor_ms`` made of them (``bound`` says
 which); measured / floor; peak memory above the inputs, optimiser state included; relative error to fp64; how many
 times faster this package is than each baseline; on a GPU the targets and whether they are met.
 
-The whole Adam step (``adam_iteration``) is statistics and top-p draw, relaxed embedding, and the Adam update from a given
-gradient of the reward model. Baselines: see ``operator_bench/baselines.py``; method: ``operator_bench/timing.py``; before
-anything is timed every implementation is compared with fp64 (``operator_bench/correctness.py``).
+The whole Adam step (``adam_iteration``) is statistics and top-p draw, relaxed embedding, and the Adam update from a
+given gradient of the reward model. Baselines: ``operator_bench/baselines.py``; method: ``operator_bench/timing.py``.
+Before anything is timed every implementation is compared with fp64 (``operator_bench/correctness.py``).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -219,7 +219,7 @@ class Inputs:
         """Arguments of ``commit_``: one window of 128 or fewer positions for each trajectory, a quarter committed."""
         n, p = self.case.N, self.case.trajectories
         splits = torch.linspace(0, n, p + 1).long()
-        positions = torch.cat([torch.arange(b - a) for a, b in zip(splits[:-1], splits[1:], strict=True)])
+        positions = torch.cat([torch.arange(b - a) for a, b in pairwise(splits.tolist())])
         result = {
             "tokens": torch.full((p, int(splits.diff().max())), -5),
             "candidates": torch.randint(1000, (n,), generator=torch.Generator().manual_seed(3)),

@@ -1,8 +1,8 @@
 """Every implementation is right before it is timed: results against fp64, on a few rows.
 
-Bounds are relative L2 errors. This package's own are tight: those of its tests for the gradient (5e-3 for 16-bit operands,
-1e-5 for fp32), and rounding of the result's dtype elsewhere. The others need only be the same computation: PyTorch
-rounds probabilities, products and moments to the operands' dtype, which costs a 16-bit gradient up to a
+Bounds are relative L2 errors. This package's own are tight: those of its tests for the gradient (5e-3 for 16-bit
+operands, 1e-5 for fp32), and rounding of the result's dtype elsewhere. The others need only be the same computation:
+PyTorch rounds probabilities, products and moments to the operands' dtype, which costs a 16-bit gradient up to a
 quarter of itself. Each error is a column of the results.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .baselines import OURS
 from .cases import BETAS, EPS, STEP, TEMPERATURE, TOP_P, Inputs
+from .registry import OURS
 
 ROWS = 4  # checked of each case
 EULER, GUMBEL_DEVIATION = 0.57721566, math.pi / math.sqrt(6)

@@ -11,9 +11,9 @@ import torch
 
 from entrgi.matmul import fast_products
 
-from .baselines import COMPILED, COMPOSED, OURS, PUBLISHED, Implementation, registry
 from .cases import CHECKED_LR, CHECKED_SGD_LR, TIMED_LR, WHOLE_STEP, Case, Inputs
 from .correctness import Truth
+from .registry import COMPILED, COMPOSED, OURS, PUBLISHED, Implementation, registry
 from .results import Row, rounded
 from .timing import Calls, Limits, PeakMemory, Times, measure, measuring_stream, sets_beyond_cache, time_limit
 
@@ -66,7 +66,7 @@ class _Measurement:
     def rows(self) -> list[Row]:
         self._check()
         times = self._time()
-        work, flops = self.case.floor()
+        work, _ = self.case.floor()
         copy, products = times["copy"].median * self._copy_scale(work), times.get("product")
         gemm = products.median if products else None
         floor = max(copy, gemm or 0.0) if len(self.case.what.parts) == 1 else self._sum_of_floors(copy, times)
@@ -144,7 +144,7 @@ class _Measurement:
         products: dict[str, Calls] = {}
         if "embed" in self.case.what.products:
             out = torch.empty_like(x.grad)
-            products["embed"] = [lambda q=z.to(out.dtype): torch.mm(q, x.embedding, out=out) for z in x.logits]
+            products["embed"] = [lambda q=q: torch.mm(q, x.embedding, out=out) for q in x.logits.to(out.dtype)]
         if "update" in self.case.what.products:
             inner = torch.empty(x.logits[0].shape, dtype=x.embedding_dtype, device=self.device)
             products["update"] = [lambda: torch.mm(x.grad, x.embedding.T, out=inner)] * x.sets

@@ -32,9 +32,7 @@ def table(rows: list[Row]) -> str:
         "| **speed-up over eager** | peak MiB: entrgi / composed / eager (fp32 moments alone) |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (v, d, logits, embedding, n), by in sorted(
-        shapes.items(), key=lambda item: tuple(map(str, item[0][:4])) + (item[0][4],)
-    ):
+    for (v, d, logits, embedding, n), by in sorted(shapes.items(), key=lambda item: item[0]):
         ours = by.get("entrgi")
         if ours is None or ours["median_ms"] is None:
             continue
