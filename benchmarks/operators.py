@@ -61,9 +61,9 @@ def run(cases: list[Case], results: Results, settings: Settings, budget: float |
         for case in cases:
             if budget is not None and time.monotonic() - start + 1.2 * longest > budget:
                 return False
-            if table != (case.V, case.d, case.logits):  # so that only N may become dynamic
+            if settings.compile != "none" and table != (case.V, case.d, case.logits):
                 table = (case.V, case.d, case.logits)
-                torch._dynamo.reset()
+                torch._dynamo.reset()  # so that of all sizes only N becomes dynamic
             progress.update(task, description=str(case))
             began = time.monotonic()
             try:
@@ -72,7 +72,7 @@ def run(cases: list[Case], results: Results, settings: Settings, budget: float |
                 return False
             longest = max(longest, time.monotonic() - began)
             results.add(case, rows)
-            progress.console.print(line(case, rows), highlight=False)
+            progress.console.print(line(case, rows), highlight=False, soft_wrap=True)
             progress.advance(task)
     return True
 
@@ -124,12 +124,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_num_threads(arguments.threads)
-    torch._dynamo.config.recompile_limit = 256
-    torch._functorch.config.donated_buffer = False  # one forward pass, many backward passes
     limits = Limits(arguments.seconds or (0.25 if device.type == "cuda" else 1.5), most=arguments.repeats or 40)
     limits = replace(limits, least=min(limits.least, limits.most))
     compile = arguments.compile or ("none" if arguments.quick else "step")
     settings = Settings(device, limits, compile, arguments.compile_seconds)
+    if compile != "none":
+        torch._dynamo.config.recompile_limit = 256
+        torch._functorch.config.donated_buffer = False  # one forward pass, many backward passes
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     results = Results(arguments.output or path_for(name), machine(device, arguments.threads, arguments.commit))
     cases = select(arguments, device).cases()

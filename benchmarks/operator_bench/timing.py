@@ -1,9 +1,9 @@
 """How long a call takes and how much memory it needs, on the CPU and on CUDA.
 
 On CUDA calls are captured in a graph that runs them over all sets of inputs in turn, and replays are timed by events;
-what cannot be captured is timed by events around plain calls, the host's delays included. On the CPU all implementations
-take turns, call by call. Everything is measured twice, in two halves: the difference of their medians
-is the noise.
+what cannot be captured is timed by events around plain calls, with the delays of the host. On the CPU all
+implementations take turns, call by call. Everything is measured twice, in two halves: the difference of their
+medians is the noise.
 """
 
 from __future__ import annotations
