@@ -5,8 +5,8 @@
     python benchmarks/operators.py --only relaxed_embedding --rows 1 64 --vocab 152064 --dims 1024 --dtypes bfloat16
     python benchmarks/operators.py --readme                 # the README's tables from the committed results
 
-Writes ``results/operators_cpu.{csv,json,png}`` or ``operators_<gpu>.*``, after every case, so that a run may be
-interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same
+Writes ``results/operators_cpu.{csv,json,png}`` or ``operators_<gpu>.*``, the CSV after every case, so that a run may
+be interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same
 thing measured twice, relative); how it was timed; ``copy_ms``, a copy of as many bytes as the operator must move, and
 ``gemm_ms``, its plain matrix products, both measured in the same run, and ``floor_ms`` made of them (``bound`` says
 which); measured / floor; peak memory above the inputs, optimiser state included; relative error to fp64; how many
@@ -20,6 +20,7 @@ Before anything is timed every implementation is compared with fp64 (``operator_
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -47,9 +48,17 @@ def machine(device: torch.device, threads: int, commit: str | None) -> Row:
     if device.type == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         about["device"] = f"{torch.cuda.get_device_name(device)} (sm {capability})"
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        about["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        about["driver"] = driver_version()
     return {**about, "commit": commit or about["commit"]}
+
+
+def driver_version() -> str:
+    """The driver's own, or where it does not say the CUDA version that it supports."""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        if words := subprocess.run(query, capture_output=True, text=True).stdout.split():
+            return words[0]
+    return f"CUDA {torch._C._cuda_getDriverVersion() / 1000:g}"
 
 
 def run(cases: list[Case], results: Results, settings: Settings, budget: float | None) -> bool:
@@ -124,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_num_threads(arguments.threads)
-    limits = Limits(arguments.seconds or (0.25 if device.type == "cuda" else 1.5), most=arguments.repeats or 40)
+    limits = Limits(arguments.seconds or (0.25 if device.type == "cuda" else 0.8), most=arguments.repeats or 40)
     limits = replace(limits, least=min(limits.least, limits.most))
     compile = arguments.compile or ("none" if arguments.quick else "step")
     settings = Settings(device, limits, compile, arguments.compile_seconds)
@@ -159,7 +168,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few shapes of the full run, no torch.compile")
     parser.add_argument("--compile", choices=["all", "step", "none"], help="torch.compile baselines; default: step")
     parser.add_argument("--compile-seconds", type=float, default=120.0, help="give up on a baseline after that")
-    parser.add_argument("--seconds", type=float, help="of measuring for an implementation (1.5; CUDA 0.25)")
+    parser.add_argument("--seconds", type=float, help="of measuring for an implementation (0.8; CUDA 0.25)")
     parser.add_argument("--repeats", type=int, help="at most so many calls of an implementation (40)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--resume", action="store_true", help="skip what was measured on this device at this commit")

@@ -10,6 +10,8 @@ from .results import FOLDER, Row, read
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- operators:begin -->", "<!-- operators:end -->"
+# (V, d) of the README's table of a GPU; all others are in the file.
+SHOWN_OF_A_GPU = (152_064, 2048)
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 STYLES = {"published": "tab:red", "compiled": "tab:orange", "composed": "tab:purple", "two-pass": "tab:brown"}
 
@@ -23,6 +25,7 @@ def milliseconds(value: float | None) -> str:
 def table(rows: list[Row]) -> str:
     """The whole Adam step of one device in Markdown."""
     chosen = [row for row in rows if row["operator"] == WHOLE_STEP]
+    chosen = [row for row in chosen if row["kind"] == "cpu" or (row["V"], row["d"]) == SHOWN_OF_A_GPU]
     shapes: dict[tuple, dict[str, Row]] = {}
     for row in chosen:
         key = (row["V"], row["d"], row["logits"], row["embedding"], row["N"])
@@ -63,7 +66,7 @@ def section(folder: Path = FOLDER) -> str:
         if not any(row["operator"] == WHOLE_STEP for row in rows):
             continue
         about = rows[0]
-        threads = f", {about['threads']} threads" if about["kind"] == "cpu" else f", driver {about['driver']}"
+        threads = f", threads: {about['threads']}" if about["kind"] == "cpu" else f", driver {about['driver']}"
         links = ", ".join(
             f"[{name}](benchmarks/results/{file.stem}.{suffix})"
             for name, suffix in (("results", "csv"), ("plot", "png"))
@@ -109,6 +112,7 @@ def plot(rows: list[Row], file: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
 
     rows = [row for row in rows if row["over_floor"]]
     if not rows:
@@ -125,7 +129,11 @@ def plot(rows: list[Row], file: Path) -> None:
         here = [row for row in rows if row["operator"] == operator]
         shapes = list(dict.fromkeys((row["V"], row["d"], row["logits"]) for row in here))
         for place, shape in enumerate(shapes):
-            label = f"V {shape[0]:,}" + (f", d {shape[1]}" if shape[1] else "") + f", {SHORT[str(shape[2])]}"
+            label = (
+                (f"V {shape[0]:,}" if shape[0] else "entrgi")
+                + (f", d {shape[1]}" if shape[1] else "")
+                + f", {SHORT[str(shape[2])]}"
+            )
             _line(
                 axis, here, shape, "entrgi", color=plt.cm.viridis(place / max(len(shapes), 2)), marker="o", label=label
             )
@@ -135,6 +143,8 @@ def plot(rows: list[Row], file: Path) -> None:
         axis.set(xscale="log", yscale="log", title=operator)
         ticks = sorted({row["N"] for row in here})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.minorticks_off()
         axis.legend(fontsize=5.5)
     figure.supxlabel("rows N")
@@ -148,4 +158,6 @@ def _line(axis, rows: list[Row], shape: tuple, name: str, **style) -> None:
     chosen = [row for row in rows if (row["V"], row["d"], row["logits"]) == shape and row["implementation"] == name]
     chosen.sort(key=lambda row: row["N"])
     if chosen:
-        axis.plot([row["N"] for row in chosen], [row["over_floor"] for row in chosen], markersize=3, **style)
+        axis.plot(
+            [row["N"] for row in chosen], [row["over_floor"] for row in chosen], markersize=3, **{"marker": "."} | style
+        )

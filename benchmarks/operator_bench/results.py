@@ -1,4 +1,4 @@
-"""Rows of results: one for each implementation of a case, kept in a CSV and a JSON file that are always whole."""
+"""Rows of results: one for each implementation of a case, in a CSV file after every case, in JSON at the end."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def _parsed(name: str, text: str) -> object:
     return int(number) if name in ("N", "V", "d", "threads") else number
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """Both files, replaced at once: an interrupted run leaves the old ones or the new ones."""
+def write(path: Path, rows: list[Row], suffixes: tuple[str, ...] = (".csv", ".json")) -> None:
+    """Each file is replaced at once: an interrupted run leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".csv", ".json"):
+    for suffix in suffixes:
         draft = path.with_suffix(f"{suffix}.part")
         with draft.open("w", newline="") as file:
             if suffix == ".json":
@@ -83,7 +83,7 @@ class Results:
 
     def add(self, case: Case, rows: list[Row]) -> None:
         self.cases[case.key] = [{name: {**row, **self.about}.get(name) for name in COLUMNS} for row in rows]
-        self.save()
+        write(self.path, self.rows, (".csv",))
 
     def save(self) -> None:
         write(self.path, self.rows)

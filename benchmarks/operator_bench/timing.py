@@ -28,8 +28,8 @@ LEAST_GRAPH_MS = 0.2  # a graph shorter than that would be timed at the resoluti
 class Limits:
     """How long is measured: until ``seconds`` have passed for an implementation, within these numbers of calls."""
 
-    seconds: float = 1.5
-    least: int = 6
+    seconds: float = 0.8
+    least: int = 5
     most: int = 40
 
 
