@@ -5,8 +5,8 @@
     python benchmarks/operators.py --only relaxed_embedding --rows 1 64 --vocab 152064 --dims 1024 --dtypes bfloat16
     python benchmarks/operators.py --readme                 # the README's tables from the committed results
 
-Writes ``results/operators_cpu.{csv,json,png}`` or ``operators_<gpu>.*``, the CSV after every case, so that a run may
-be interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same
+Writes ``results/operators_cpu.{csv,json,png}`` or ``operators_<gpu>.*``, the CSV after every case: a run may be
+interrupted at any time and resumed. Columns: the case; implementation; median milliseconds of one call; noise (the same
 thing measured twice, relative); how it was timed; ``copy_ms``, a copy of as many bytes as the operator must move, and
 ``gemm_ms``, its plain matrix products, both measured in the same run, and ``floor_ms`` made of them (``bound`` says
 which); measured / floor; peak memory above the inputs, optimiser state included; relative error to fp64; how many

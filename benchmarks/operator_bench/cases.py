@@ -28,31 +28,33 @@ class Operator:
 
     Attributes:
         parts: arguments of ``_bindings.floor``, summed: (name, options).
-        products: which matrix products it holds, ``embed`` q E and ``update`` G E^T.
         has_vocabulary: whether V, the dtypes and, with ``products``, d matter.
-        writes_logits: whether implementations work on copies of z.
     """
 
     parts: tuple[tuple[str, dict], ...]
-    products: tuple[str, ...] = ()
     has_vocabulary: bool = True
-    writes_logits: bool = False
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Which matrix products it holds: ``embed`` q E and ``update`` G E^T."""
+        return tuple(PRODUCT_OF[name] for name, _ in self.parts if name in PRODUCT_OF)
 
 
 STATISTICS, DRAW = ("logit_statistics", {}), ("sample_tokens", {})
 EMBED, MIDDLE = ("relaxed_embedding", {}), ("adam_step_", {"step": STEP})
 WHOLE_STEP = "adam_iteration"
+PRODUCT_OF = {"relaxed_embedding": "embed", "logit_gradient": "update", "adam_step_": "update", "sgd_step_": "update"}
 OPERATORS = {
-    WHOLE_STEP: Operator((DRAW, EMBED, MIDDLE), ("embed", "update"), writes_logits=True),
+    WHOLE_STEP: Operator((DRAW, EMBED, MIDDLE)),
     "logit_statistics": Operator((STATISTICS,)),
     "sample_tokens": Operator((DRAW,)),
     "greedy": Operator((DRAW,)),
-    "relaxed_embedding": Operator((EMBED,), ("embed",)),
-    "logit_gradient": Operator((("logit_gradient", {}),), ("update",)),
-    "adam_step_first": Operator((("adam_step_", {"step": 1}),), ("update",), writes_logits=True),
-    "adam_step_middle": Operator((MIDDLE,), ("update",), writes_logits=True),
-    "adam_step_last": Operator((("adam_step_", {"step": STEP, "last": True}),), ("update",), writes_logits=True),
-    "sgd_step": Operator((("sgd_step_", {}),), ("update",), writes_logits=True),
+    "relaxed_embedding": Operator((EMBED,)),
+    "logit_gradient": Operator((("logit_gradient", {}),)),
+    "adam_step_first": Operator((("adam_step_", {"step": 1}),)),
+    "adam_step_middle": Operator((MIDDLE,)),
+    "adam_step_last": Operator((("adam_step_", {"step": STEP, "last": True}),)),
+    "sgd_step": Operator((("sgd_step_", {}),)),
     "gumbel_perturb": Operator((("gumbel_perturb", {}),)),
     "commit": Operator((("commit_", {}),), has_vocabulary=False),
 }
@@ -81,9 +83,9 @@ class Case:
     def trajectories(self) -> int:
         return max(1, self.N // 128)
 
-    def floor(self) -> tuple[int, int]:
-        """Bytes and FLOPs that no implementation can avoid."""
-        floors = [
+    def floors(self) -> list[dict[str, int]]:
+        """Of each part, the bytes and FLOPs that no implementation can avoid."""
+        return [
             _bindings.floor(
                 *(name, self.N, max(self.V, 1), max(self.d, 1), self.logits, self.embedding),
                 trajectories=self.trajectories,
@@ -91,6 +93,10 @@ class Case:
             )
             for name, options in self.what.parts
         ]
+
+    def floor(self) -> tuple[int, int]:
+        """The sum of them."""
+        floors = self.floors()
         return sum(floor["bytes"] for floor in floors), sum(floor["flops"] for floor in floors)
 
     def __str__(self) -> str:

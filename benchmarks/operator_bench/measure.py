@@ -11,7 +11,7 @@ import torch
 
 from entrgi.matmul import fast_products
 
-from .cases import CHECKED_LR, CHECKED_SGD_LR, TIMED_LR, WHOLE_STEP, Case, Inputs
+from .cases import CHECKED_LR, CHECKED_SGD_LR, PRODUCT_OF, TIMED_LR, WHOLE_STEP, Case, Inputs
 from .correctness import Truth
 from .registry import COMPILED, COMPOSED, OURS, PUBLISHED, Implementation, registry
 from .results import Row, rounded
@@ -67,19 +67,15 @@ class _Measurement:
         self._check()
         times = self._time()
         work, _ = self.case.floor()
-        copy, products = times["copy"].median * self._copy_scale(work), times.get("product")
-        gemm = products.median if products else None
-        floor = max(copy, gemm or 0.0) if len(self.case.what.parts) == 1 else self._sum_of_floors(copy, times)
+        copy = times["copy"].median * self._copy_scale(work)
+        products = {name: times[name].median for name in self.case.what.products}
+        # The parts of the whole step run one after the other: for each the longer of its bytes and its product.
+        floor = sum(
+            max(copy * part["bytes"] / work, products.get(PRODUCT_OF.get(name), 0.0))
+            for (name, _), part in zip(self.case.what.parts, self.case.floors(), strict=True)
+        )
+        gemm = sum(products.values()) if products else None
         return [self._row(name, times, copy, gemm, floor) for name in self.implementations]
-
-    def _sum_of_floors(self, copy: float, times: dict[str, Times]) -> float:
-        """Of the whole step's parts, which run one after the other: each one's longer of bytes and product."""
-        total, work = 0.0, self.case.floor()[0]
-        for part, name in zip(self.case.what.parts, (None, "embed", "update"), strict=True):
-            single = Case("", *self.case.key[1:])
-            moving = copy * _bytes_of(part, single) / work
-            total += max(moving, times[name].median if name else 0.0)
-        return total
 
     # ---- right ----------------------------------------------------------------------------------------------
 
@@ -148,13 +144,7 @@ class _Measurement:
         if "update" in self.case.what.products:
             inner = torch.empty(x.logits[0].shape, dtype=x.embedding_dtype, device=self.device)
             products["update"] = [lambda: torch.mm(x.grad, x.embedding.T, out=inner)] * x.sets
-        for name, each in products.items():
-            products[name] = [self._fast(call) for call in each]
-        if products:
-            calls["product"] = [
-                lambda each=each: [call() for call in each] for each in zip(*products.values(), strict=True)
-            ]
-        return calls | (products if len(products) > 1 else {})
+        return calls | {name: [self._fast(call) for call in each] for name, each in products.items()}
 
     def _fast(self, call):
         def run() -> None:
@@ -189,10 +179,3 @@ class _Measurement:
             for other in (PUBLISHED, COMPILED, COMPOSED):
                 row[f"over_{other}"] = rounded(times[other].median / median, 3) if other in times else None
         return row
-
-
-def _bytes_of(part: tuple[str, dict], case: Case) -> int:
-    from entrgi_ext import _bindings
-
-    name, options = part
-    return _bindings.floor(name, case.N, case.V, case.d, case.logits, case.embedding, **options)["bytes"]
