@@ -18,6 +18,7 @@ what several CTAs read of E or z comes from the L2 cache.
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import json
 import re
@@ -173,7 +174,7 @@ class Simulator:
         run = subprocess.run(
             command, input=json.dumps(questions), capture_output=True, text=True, env=self.environment, check=True
         )
-        for each, answer in zip(counted, json.loads(run.stdout), strict=True):
+        for each, answer in zip(counted, ast.literal_eval(run.stdout), strict=True):
             each.floor, each.planned = answer["floor"], answer["requests"]
 
     def close(self) -> None:
@@ -192,7 +193,7 @@ for q in json.load(sys.stdin):
     if hasattr(b, "requests"):
         answer["requests"] = b.requests(*q["shape"], **q["options"], **q["device"], **q["alignment"])
     answers.append(answer)
-print(json.dumps(answers))
+print(answers)
 """
 
 
