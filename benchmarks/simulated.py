@@ -246,43 +246,51 @@ def against_the_plan(c: Counted, tolerance: float = 0.02) -> list[str]:
     if c.planned is None or (c.shape.operator, c.plan["kernel"]) in DEPENDS_ON_DATA:
         return []
     found, moved = [], sum(count for name, count in c.issued.items() if name != "flops")
+    draws = c.shape.operator == "sample_tokens"
     for name, issued in c.issued.items():
         if name == "flops" and c.shape.embedding == "float32":
             continue  # ordinary multiply-adds are not told from other arithmetic
         planned = c.planned[name]
         # A few words beside the rest (a row's statistics where bulk copies bring the tiles) are not worth a formula.
         scale = planned if name == "flops" else max(planned, 0.1 * moved)
-        if abs(issued - planned) > tolerance * scale:
+        # What survives the filter decides how many threads read the row's key; the plan states the most.
+        missing = 0 if draws and name == "load_bytes" else planned - issued
+        if max(issued - planned, missing) > tolerance * scale:
             found.append(f"{name}: issued {issued}, planned {planned}")
     return found
 
 
 def once(c: Counted) -> list[str]:
-    """Upper bounds of what is read, and what is written, if each tensor is touched as often as it should be."""
+    """Upper bounds of what is read, and what is written, if each tensor is touched as often as it should be.
+
+    A bulk copy counts whole tiles, also where they stand out over the matrix and nothing is read.
+    """
     s, found = c.shape, []
-    block_m, block_n, _ = c.plan["tile"]
-    z, table, scores = s.N * s.V * SIZES[s.logits], s.V * s.d * SIZES[s.embedding], 4 * s.N * s.V
-    small = s.N * s.d * (SIZES[s.embedding] + 4)  # G and the soft embedding, or a hard row and the result
+    block_m, block_n, block_k = (max(block, 1) for block in c.plan["tile"])
+    z, scores, element = s.N * s.V * SIZES[s.logits], 4 * s.N * s.V, SIZES[s.embedding]
+    rows = _round(s.N, block_m)
+    per_row = s.N * (s.d * (element + 4) + 8)  # G and the soft embedding, or a hard row and the result
     if s.operator == "logit_statistics":
         # Beside z the partial results of the splits, and a sector for each warp of what the row has.
-        allowed, stored = z + s.N * (32 * c.plan["splits"] + 1024), None
+        reads, writes = z + s.N * (32 * c.plan["splits"] + 1024), None
     elif s.operator == "relaxed_embedding":
+        table = _round(s.V, block_k) * _round(s.d, block_n) * element
         partial = 4 * c.plan["splits"] * s.N * _round(s.d, 4)
-        allowed = _ceil(s.N, block_m) * table + _ceil(s.d, block_n) * z + partial + 3 * small + 8192 * len(c.launches)
-        stored = None
+        reads = rows // block_m * table + _ceil(s.d, block_n) * z + partial + 3 * per_row + 8192 * len(c.launches)
+        writes = None
     elif s.operator in ("logit_gradient", "adam_step_", "sgd_step_"):
-        options = dict(s.options)
-        reads = scores * 2 if options.get("step", 1) > 1 else 0
-        writes = scores * 2 if s.operator == "adam_step_" and not options["last"] else 0
-        columns = _ceil(s.V, block_n)
-        allowed = _ceil(s.N, block_m) * table + columns * (small + 64 * block_m) + z + reads + 3 * small
-        stored = (scores if s.operator == "logit_gradient" else z) + writes
+        options, width = dict(s.options), _round(s.d, block_k)
+        table, columns = _round(s.V, block_n) * width * element, _ceil(s.V, block_n)
+        reads = rows // block_m * table + columns * rows * (width * element + 64) + z + 3 * per_row
+        reads += 2 * scores if options.get("step", 1) > 1 else 0
+        writes = scores if s.operator == "logit_gradient" else z
+        writes += 2 * scores if s.operator == "adam_step_" and not options["last"] else 0
     else:
         return []
-    if c.touched_by_loads > 1.02 * allowed:
-        found.append(f"reads {c.touched_by_loads} bytes, each tensor once would be {allowed:.0f}")
-    if stored is not None and abs(c.stored - stored) > 0.02 * stored:
-        found.append(f"writes {c.stored} bytes, each tensor once would be {stored}")
+    if c.touched_by_loads > 1.02 * reads:
+        found.append(f"reads {c.touched_by_loads} bytes, each tensor once would be {reads}")
+    if writes is not None and not 0 <= c.stored - writes <= per_row:
+        found.append(f"writes {c.stored} bytes, each tensor once would be {writes}, and {per_row} of workspace")
     return found
 
 
