@@ -11,7 +11,7 @@ BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setu
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test lint format wheel wheel-test bench ptxas-report clean
+.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -66,13 +66,23 @@ wheel-test: wheel
 	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt pytest pytest-timeout hypothesis expecttest numpy scipy
 	cd build && wheel-venv/bin/python -P -m pytest -c ../pyproject.toml --rootdir .. ../tests/ops
 
+# On a machine with a GPU the operators are measured there; --resume goes on where an interrupted run stopped.
 bench: build
-	$(BIN)/python benchmarks/cpu_step.py
+	$(BIN)/python benchmarks/operators.py
+	$(BIN)/python benchmarks/operators.py --readme
 	$(BIN)/python benchmarks/end_to_end.py
 
 # Registers, shared memory and telling instructions of every kernel; CHECK=--check compares with the committed report.
 ptxas-report: build
 	$(BIN)/python tools/ptxas_report.py $(CHECK)
+
+# Measures few shapes again and fails where an operator has become slower, by ratios to what runs beside it.
+bench-check: build
+	$(BIN)/python benchmarks/bench_check.py
+
+# Memory traffic of the CUDA kernels, counted in the simulator that the kernel tests use.
+bench-simulated: build
+	$(BIN)/python benchmarks/simulated.py
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info entrgi_ext/*.so

@@ -29,5 +29,5 @@ def provenance(threads: int) -> dict[str, object]:
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
-        "commit": commit + ("-dirty" if git("status", "--porcelain") else ""),
+        "commit": commit + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""),
     }
