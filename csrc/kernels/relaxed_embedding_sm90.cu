@@ -186,6 +186,7 @@ __device__ __forceinline__ void make_operand(uint32_t (&a)[4], const LogitReader
 
 using cute::SM90::GMMA::Major;
 
+// 64 rows by kColumns by 16 ids.
 template <typename T, int kColumns>
 struct Product;
 template <>
@@ -247,7 +248,11 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     }
     cutlass::arch::fence_barrier_init();
   }
-  sharing > 1 ? cute::cluster_sync() : __syncthreads();
+  if (sharing > 1) {
+    cute::cluster_sync();
+  } else {
+    __syncthreads();
+  }
 
   Stage stage;
   const int warpgroup = threadIdx.x / kWarpgroup;

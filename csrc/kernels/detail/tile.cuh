@@ -53,7 +53,8 @@ struct Tile {
       for (int i = 0; i < (kRows * kChunks + kThreads - 1) / kThreads; ++i) {
         const int index = i * kThreads + threadIdx.x;
         if (kRows * kChunks % kThreads != 0 && index >= kRows * kChunks) break;
-        // The same as index / kChunks and index % kChunks, in a form that leaves little to compute in each step.
+        // Row and chunk of `index`, so that the addresses are one register and constants: from index /
+        // kChunks and index % kChunks the compiler keeps one for each copy.
         const int row = threadIdx.x / kChunks + i * (kThreads / kChunks), chunk = threadIdx.x % kChunks;
         static_assert(kThreads % kChunks == 0);
         copy<16>(to, matrix, offset_of, column, columns, row, chunk * kChunk);
