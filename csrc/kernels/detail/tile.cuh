@@ -68,6 +68,22 @@ struct Tile {
     }
   }
 
+  // The same 16 bytes at a time where all columns are inside the matrix. A row of zeros is left as it is.
+  template <int kThreads, typename OffsetOf>
+  __device__ static __forceinline__ void fill_inside(uint32_t to, const T* matrix, OffsetOf offset_of,
+                                                     int64_t column) {
+    static_assert(kThreads % kChunks == 0 && kRows * kChunks % kThreads == 0);
+    const int chunk = threadIdx.x % kChunks;
+    const T* from = matrix + column + chunk * kChunk;
+#pragma unroll
+    for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
+      const int row = threadIdx.x / kChunks + i * (kThreads / kChunks);
+      if (const int64_t start = offset_of(row); start >= 0) {
+        copy_async<16>(to + offset(row, chunk), from + start, 16);
+      }
+    }
+  }
+
  private:
   template <int kThreads, int kGranule, typename OffsetOf>
   __device__ static __forceinline__ void fill_by(uint32_t to, const T* matrix, OffsetOf offset_of,
