@@ -51,13 +51,17 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   const bool is_float = p.embedding_dtype == DType::kFloat32;
-  if (plan.kernel == Kernel::kRelaxedEmbeddingSimt && is_float)
-    return relaxed_embedding_simt(p, plan, stream);
-  if (plan.kernel == Kernel::kRelaxedEmbeddingSm80 && !is_float)
-    return relaxed_embedding_sm80(p, plan, stream);
-  if (plan.kernel == Kernel::kRelaxedEmbeddingSm90 && !is_float)
-    return relaxed_embedding_sm90(p, plan, stream);
-  return cudaErrorInvalidValue;
+  if (is_float != (plan.kernel == Kernel::kRelaxedEmbeddingSimt)) return cudaErrorInvalidValue;
+  switch (plan.kernel) {
+    case Kernel::kRelaxedEmbeddingSm90:
+      return relaxed_embedding_sm90(p, plan, stream);
+    case Kernel::kRelaxedEmbeddingSm80:
+      return relaxed_embedding_sm80(p, plan, stream);
+    case Kernel::kRelaxedEmbeddingSimt:
+      return relaxed_embedding_simt(p, plan, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace

@@ -186,6 +186,7 @@ __device__ __forceinline__ void make_operand(uint32_t (&a)[4], const LogitReader
 
 using cute::SM90::GMMA::Major;
 
+// 64 rows by kColumns by 16 ids.
 template <typename T, int kColumns>
 struct Product;
 template <>
@@ -239,6 +240,14 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     const int64_t n = first_row + r;
     row_offset[r] = present(p, n) ? n * p.logits_stride : -1;
   }
+  // Copies inside the matrix leave rows that are not there as they are: zero, from here on.
+  for (int i = threadIdx.x; i < L::Logits::kBytes / 16; i += L::kThreads) {
+    if (present(p, first_row + i / L::Logits::kChunks)) continue;
+    for (int stage = 0; stage < stages; ++stage) {
+      char* tile = shared + stage * L::kStageBytes + L::kEmbeddingBytes;
+      reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&embedding);
     for (int i = 0; i < stages; ++i) {
@@ -247,12 +256,17 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     }
     cutlass::arch::fence_barrier_init();
   }
-  sharing > 1 ? cute::cluster_sync() : __syncthreads();
+  if (sharing > 1) {
+    cute::cluster_sync();
+  } else {
+    __syncthreads();
+  }
 
   Stage stage;
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == 0) {
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
+    const Z* logits = static_cast<const Z*>(p.logits);
     const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, stage.advance(stages)) {
@@ -272,9 +286,13 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
           }
         }
       }
-      L::Logits::template fill<kWarpgroup>(
-          shared_address(e_tile + L::kEmbeddingBytes), static_cast<const Z*>(p.logits),
-          [&](int r) { return row_offset[r]; }, id, p.vocab, schedule.logits_granule);
+      const uint32_t z_tile = shared_address(e_tile + L::kEmbeddingBytes);
+      const auto row_of = [&](int r) { return row_offset[r]; };
+      if (schedule.logits_granule == 16 && id + kStep <= p.vocab) {
+        L::Logits::template fill_inside<kWarpgroup>(z_tile, logits, row_of, id);
+      } else {
+        L::Logits::template fill<kWarpgroup>(z_tile, logits, row_of, id, p.vocab, schedule.logits_granule);
+      }
       if (schedule.logits_granule > 2) {
         cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&landed));
       } else {

@@ -53,7 +53,8 @@ struct Tile {
       for (int i = 0; i < (kRows * kChunks + kThreads - 1) / kThreads; ++i) {
         const int index = i * kThreads + threadIdx.x;
         if (kRows * kChunks % kThreads != 0 && index >= kRows * kChunks) break;
-        // The same as index / kChunks and index % kChunks, in a form that leaves little to compute in each step.
+        // Row and chunk of `index`, so that the addresses are one register and constants: from index /
+        // kChunks and index % kChunks the compiler keeps one for each copy.
         const int row = threadIdx.x / kChunks + i * (kThreads / kChunks), chunk = threadIdx.x % kChunks;
         static_assert(kThreads % kChunks == 0);
         copy<16>(to, matrix, offset_of, column, columns, row, chunk * kChunk);
@@ -64,6 +65,22 @@ struct Tile {
       fill_by<kThreads, 4>(to, matrix, offset_of, column, columns);
     } else {
       fill_by<kThreads, 2>(to, matrix, offset_of, column, columns);
+    }
+  }
+
+  // The same 16 bytes at a time where all columns are inside the matrix. A row of zeros is left as it is.
+  template <int kThreads, typename OffsetOf>
+  __device__ static __forceinline__ void fill_inside(uint32_t to, const T* matrix, OffsetOf offset_of,
+                                                     int64_t column) {
+    static_assert(kThreads % kChunks == 0 && kRows * kChunks % kThreads == 0);
+    const int chunk = threadIdx.x % kChunks;
+    const T* from = matrix + column + chunk * kChunk;
+#pragma unroll
+    for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
+      const int row = threadIdx.x / kChunks + i * (kThreads / kChunks);
+      if (const int64_t start = offset_of(row); start >= 0) {
+        copy_async<16>(to + offset(row, chunk), from + start, 16);
+      }
     }
   }
 
