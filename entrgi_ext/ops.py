@@ -16,6 +16,8 @@ Common to all of them:
   logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators without such an argument know no
   padding: give them finite logits there.
 - Results do not change from run to run on one machine, bit for bit.
+- On CUDA, ``ENTRGI_FORCE_PLAN`` replaces parts of the launch plans (:mod:`entrgi_ext.plans`): for experiments. What it
+  asks for and cannot have raises ``RuntimeError`` at the launch. The CPU operators do not read it.
 
 Names ending in ``_`` write their first arguments in place and take no part in autograd.
 References: EntRGi (arXiv 2602.05000), APS (arXiv 2510.02291).

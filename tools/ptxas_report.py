@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -52,7 +52,8 @@ class Function:
         source: file that it comes from.
         name: with its template arguments, such as ``row_kernel<bf16, true>``.
         arch: sm_80 or sm_90a.
-        registers: per thread.
+        registers: per thread, at the launch.
+        moved: numbers of registers that its warpgroups take or give back afterwards (``setmaxnreg``).
         shared: bytes of static shared memory.
         stack: bytes per thread.
         instructions: in the code, without padding.
@@ -63,6 +64,7 @@ class Function:
     name: str
     arch: str
     registers: int
+    moved: tuple[int, ...]
     shared: int
     stack: int
     instructions: int
@@ -95,19 +97,22 @@ def read(library: Path) -> list[Function]:
     for (arch, symbol), (source, usage) in _usage(_dump("-res-usage", library)).items():
         found = opcodes[arch, symbol]
         counts = {name: sum(found[opcode] for opcode in counted) for name, counted in COUNTED.items()}
-        total = sum(found.values()) - found["NOP"]  # padding
-        functions.append(
-            Function(source, readable(symbol), arch, usage["REG"], usage["SHARED"], usage["STACK"], total, counts)
-        )
+        set_to = [key for key in found if key.startswith("0x")]
+        total = sum(count for key, count in found.items() if key != "NOP" and key not in set_to)
+        moved = tuple(sorted(int(key, 16) for key in set_to))
+        sizes = usage["REG"], moved, usage["SHARED"], usage["STACK"]
+        functions.append(Function(source, readable(symbol), arch, *sizes, total, counts))
     return sorted(functions, key=lambda f: (f.source, _natural(f.name), f.arch))
 
 
-def _dump(what: str, library: Path) -> Iterable[str]:
+def _dump(what: str, library: Path) -> Iterator[str]:
+    """Line by line: a library is a hundred megabytes of text."""
     command = [find_cuobjdump(), what, str(library)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise RuntimeError(f"cuobjdump {what} failed: {result.stderr.strip()}")
-    return result.stdout.splitlines()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield from process.stdout
+        problem = process.stderr.read().strip()
+    if process.returncode != 0:
+        raise RuntimeError(f"cuobjdump {what} failed: {problem}")
 
 
 def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, int]]]:
@@ -127,16 +132,19 @@ def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, i
 
 
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)")
+_SET_MAX_REGISTERS = re.compile(r".*\bUSETMAXREG\b.*\b(0x[0-9a-f]+) ;")
 
 
 def _opcodes(lines: Iterable[str]) -> dict[tuple[str, str], Counter]:
-    """By architecture and symbol, how often every instruction stands in the code."""
+    """By architecture and symbol, how often every instruction stands in the code, and every operand of setmaxnreg."""
     found: dict[tuple[str, str], Counter] = {}
     arch, current = "", Counter()
     for line in lines:
         instruction = _INSTRUCTION.match(line)
         if instruction is not None:
             current[instruction[1]] += 1
+            if instruction[1] == "USETMAXREG":
+                current[_SET_MAX_REGISTERS.match(line)[1]] += 1
         elif line.startswith("arch = "):
             arch = line.split()[-1]
         elif "Function : " in line:
@@ -209,23 +217,29 @@ def compilers(library: Path) -> str:
 HEAD = """# What the compiler makes of the kernels
 
 Written by `make ptxas-report` from the built library; ptxas {compilers}. One row for every kernel and architecture:
-registers and stack bytes per thread, bytes of static shared memory (on sm_90a 1,024 of them are the system's),
-instructions in the code (not: how often they run), and of these loads and stores of local memory, `mma.sync` (HMMA),
-`wgmma` (HGMMA), tensor copies (UTMALDG), bulk copies (UBLKCP) and operations on mbarriers (SYNCS). The build fails on
-register spills, on `wgmma` that ptxas serialises and on `setmaxnreg` that it ignores.
+registers per thread (at the launch / after `setmaxnreg`), bytes of static shared memory (on sm_90a 1,024 of them are
+the system's), stack bytes per thread, instructions in the code (not: how often they run), and of these loads and stores
+of local memory, `mma.sync` (HMMA), `wgmma` (HGMMA), tensor copies (UTMALDG), bulk copies (UBLKCP) and operations on
+mbarriers (SYNCS). The build fails on register spills, on `wgmma` that ptxas serialises and on `setmaxnreg` that it
+ignores.
 """
 
 
 def report(functions: list[Function], compiler: str, launches: list[str]) -> str:
     lines = [HEAD.format(compilers=compiler)]
     for source in sorted({f.source for f in functions}):
+        here = [f for f in functions if f.source == source]
+        empty = [f for f in here if f.kernel.endswith("_sm90") and f.instructions <= EMPTY_BODY]
         lines += [f"## {source}", "", _row("kernel", "architecture", "registers", "shared", "stack", "code", *COUNTED)]
         lines.append("|---|---|" + "--:|" * (4 + len(COUNTED)))
-        for f in functions:
-            if f.source == source:
-                sizes = (f.registers, f.shared, f.stack, f.instructions, *f.counts.values())
-                lines.append(_row(f"`{f.name}`", f.arch, *(size or "" for size in sizes)))
+        for f in here:
+            if f not in empty:
+                registers = " / ".join(map(str, (f.registers, *f.moved)))
+                sizes = (f.shared, f.stack, f.instructions, *f.counts.values())
+                lines.append(_row(f"`{f.name}`", f.arch, registers, *(size or "" for size in sizes)))
         lines.append("")
+        if empty:
+            lines += [f"Empty on {', '.join(sorted({f.arch for f in empty}))}: {len(empty)} kernels.", ""]
     return "\n".join([*lines, *launches])
 
 

@@ -267,6 +267,24 @@ def test_bad_forced_plans_are_refused_at_every_call(bindings, forced, message):
     assert message in answers[0]
 
 
+def test_raw_launchers_follow_forced_plans():
+    """What was forced is launched; what cannot be had raises, in the launchers' process."""
+    try:
+        command, environment = simulator_command()
+        built = build_bindings("compute_80")
+    except Unavailable as reason:
+        pytest.skip(f"CUDA kernels cannot be run here: {reason}")
+    forced = {**environment, "ENTRGI_FORCE_PLAN": "logit_statistics:splits=3;gumbel_perturb:stages=2"}
+    kernels, logits = RawKernels(built, command, forced), torch.randn(2, 1000)
+    kernels.logit_statistics(logits, 1.0)
+    assert kernels.plan["splits"] == 3
+    kernels.logit_statistics(logits, 1.0, splits=5)
+    assert kernels.plan["splits"] == 5
+    with pytest.raises(RuntimeError, match=r"stages must be .* got 2 \(ENTRGI_FORCE_PLAN"):
+        kernels.gumbel_perturb(logits, torch.zeros(2, 4, dtype=torch.long), 1.0)
+    kernels.close()
+
+
 # --- requests ---------------------------------------------------------------------------------------------------
 
 
