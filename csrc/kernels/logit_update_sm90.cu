@@ -385,7 +385,7 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{kM} * plan.cluster_m);
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
-  if (tiles > INT32_MAX) return cudaErrorInvalidValue;
+  if (std::max({tiles, p.n, p.vocab, p.dim}) > INT32_MAX) return cudaErrorInvalidValue;  // TMA's coordinates
 
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
