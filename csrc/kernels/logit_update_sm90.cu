@@ -28,10 +28,10 @@
 //          beyond the matrix are zeros and take part. Row tiles fastest, so E is read from memory once.
 //
 // Epilogue per warp, without barriers: its 16 rows x 128 columns of a half pass through shared memory, then
-//          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction, four
-//          rows in flight while four are applied. Accumulators of a row lie 8 banks from the next row's:
-//          writing and reading them is free of conflicts. Rows that are not aligned, and the last columns,
-//          are moved element by element, 32 consecutive ones per instruction.
+//          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction; as
+//          soon as a row has been applied, the fourth one after it is loaded. Rows of accumulators start 8
+//          banks apart: writing and reading them is free of conflicts. Where rows are not aligned or V is
+//          not a multiple of 4, other kernels move 32 single consecutive elements per instruction.
 //
 // What lost: see docs/kernels/logit_update.md.
 #include <atomic>
@@ -362,10 +362,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// The most CTAs that a device holds at once: clusters stay within a group of processors, so it may be fewer
-// than there are processors, and a cluster that had to wait for another to end would double the time.
-template <typename KernelFunction>
-cudaError_t resident_clusters(KernelFunction kernel, const cudaLaunchConfig_t& config, int* clusters) {
+// The most clusters that a device holds at once: they stay within a group of processors, so it may be fewer
+// than there are processors for, and one that had to wait for another to end would double the time. The same
+// for all kernels here, as a CTA of each fills a processor.
+cudaError_t resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int* clusters) {
   constexpr int kDevices = 64, kSizes = 5;
   static std::atomic<int> known[kDevices][kSizes];  // 0: not asked yet
   int device = 0;
@@ -385,7 +385,7 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{kM} * plan.cluster_m);
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
-  if (tiles > INT32_MAX) return cudaErrorInvalidValue;
+  if (std::max({tiles, p.n, p.vocab, p.dim}) > INT32_MAX) return cudaErrorInvalidValue;  // TMA's coordinates
 
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
@@ -410,7 +410,7 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   config.attrs = &attribute;
   config.numAttrs = 1;
   int resident = 0;
-  error = resident_clusters(kernel, config, &resident);
+  error = resident_clusters(reinterpret_cast<const void*>(kernel), config, &resident);
   if (error != cudaSuccess) return error;
   config.gridDim = static_cast<unsigned>(std::min(plan.grid, resident * cluster));
   const Schedule schedule{plan.cluster_m, plan.cluster_n, static_cast<uint32_t>(rows),

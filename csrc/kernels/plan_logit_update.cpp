@@ -1,5 +1,6 @@
 // Launch plan of the logit update: gradient, Adam and SGD.
 #include <algorithm>
+#include <iterator>
 #include <stdexcept>
 #include <vector>
 
