@@ -1,0 +1,522 @@
+// Vocabulary pass on Hopper: the row stays in the shared memory of a cluster. The formulas are those of
+// vocab_pass.cu; this kernel reads z from device memory once, with or without a draw.
+#include <cuda_runtime.h>
+
+#include "detail/cluster.cuh"
+#include "detail/draw.cuh"
+#include "detail/row_slice.cuh"
+#include "vocab_pass.cuh"
+
+namespace entrgi {
+namespace {
+
+constexpr int kThreads = 256, kBlocksPerSm = 4;
+constexpr int kBins = 1024;       // of the threshold search
+constexpr int kCandidates = 1024;  // ids that the search handles in one CTA
+constexpr int kLanesPerSample = 4, kSamples = kThreads / kLanesPerSample;
+
+#ifdef ENTRGI_HOPPER
+
+// Sums over the ids of a slice; see detail/softmax_state.cuh.
+struct Sums {
+  float sum, weighted, sum_tau, weighted_tau;
+  uint64_t mass;         // integer masses of the ids that may be drawn
+  uint32_t allowed_key;  // their maximum
+  uint32_t argmax;       // first id of the maximum over all ids
+};
+
+__device__ __forceinline__ Sums merge(Sums a, const Sums& b) {
+  a.sum += b.sum;
+  a.weighted += b.weighted;
+  a.sum_tau += b.sum_tau;
+  a.weighted_tau += b.weighted_tau;
+  a.mass += b.mass;
+  a.allowed_key = max(a.allowed_key, b.allowed_key);
+  a.argmax = min(a.argmax, b.argmax);
+  return a;
+}
+
+// What a sweep found above the guessed threshold.
+struct Found {
+  uint64_t mass;
+  uint32_t count;
+  uint32_t unused;
+};
+
+struct Candidate {
+  float z;
+  int id;
+};
+
+using Cluster = Group<kThreads, 48>;
+static_assert(sizeof(Sums) <= 48 && sizeof(DrawState) <= 48);
+
+struct Shared {
+  Cluster::Mailbox mailbox;
+  uint64_t landed[kChunks];  // barriers
+};
+
+struct DrawShared : Shared {
+  union {
+    SearchShared<kBins> search;
+    Candidate list[kCandidates];  // of this CTA
+  };
+  float sample_max[kSamples], sample_sum[kSamples];
+  float guess[kSamples / 32];
+  int listed;  // candidates of this CTA
+  int pooled;  // of the row, in the CTA of rank 0
+  int offset;
+};
+
+// Keys of fp32 maxima; NaN above all numbers.
+__device__ __forceinline__ uint32_t max_key(float z) {
+  return z == z ? ordered_key<float>(z + 0.f) : UINT32_MAX;
+}
+__device__ __forceinline__ bool is_finite_key(uint32_t key) {
+  return key > ordered_key<float>(-CUDART_INF_F) && key < ordered_key<float>(CUDART_INF_F);
+}
+
+// Logits below this count as this. Their exponentials are 0 either way, and z - max stays finite where z = -inf.
+template <typename T>
+__device__ __forceinline__ float floor_below(float max) {
+  if (std::is_same_v<T, __half>) return -65504.f;
+  return max > -1e29f ? -1e30f : std::is_same_v<T, float> ? -FLT_MAX : -3.3895314e38f;
+}
+
+// round(e 2^40) summed up without a 64-bit conversion. Adding 12 rounds e to a multiple of 2^-20 in the low
+// bits of the sum; what that took off, plus 12 * 2^-20, is a multiple of 2^-40 in the same way. Both parities
+// are those of the integer, so ties round as __float2ull_rn(e 2^40) does. 4,095 addends fit.
+struct MassSum {
+  uint32_t high = 0, low = 0;
+  static constexpr float kHigh = 12.f, kLow = 12.f * 0x1p-20f;
+
+  __device__ __forceinline__ void add(float e) {
+    const float rounded = __fadd_rn(e, kHigh);
+    const float rest = __fadd_rn(e, -__fadd_rn(rounded, -kHigh));
+    high += __float_as_uint(rounded);
+    low += __float_as_uint(__fadd_rn(rest, kLow));
+  }
+  __device__ __forceinline__ uint64_t total(uint32_t addends) const {
+    const int64_t rest = static_cast<int32_t>(low - addends * __float_as_uint(kLow));
+    return (static_cast<uint64_t>(high - addends * __float_as_uint(kHigh)) << 20) + rest;
+  }
+};
+
+template <typename T>
+__device__ uint32_t largest_of(const RowSlice<T>& slice) {
+  uint32_t largest = Packed<T>::both(-CUDART_INF_F);
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    largest = Packed<T>::max_or_nan(largest, unit_max<T>(slice.units[unit]));
+  }
+  return largest;
+}
+
+// The same while the slice lands.
+template <typename T>
+__device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* landed) {
+  uint32_t largest = Packed<T>::both(-CUDART_INF_F);
+  for (int c = 0; c * slice.chunk < slice.count; ++c) {
+    landed[c].wait(0);
+    const int end = min((c + 1) * slice.chunk, slice.count);
+    for (int unit = c * slice.chunk + threadIdx.x; unit < end; unit += kThreads) {
+      largest = Packed<T>::max_or_nan(largest, unit_max<T>(slice.units[unit]));
+    }
+  }
+  return largest;
+}
+
+// One sweep over the slice with the final maximum. Units are added up on their own first: thousands of equal
+// small terms that join a large one in turn would all round the same way.
+template <typename T, bool kTempered, bool kMass>
+__device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
+  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
+  const uint32_t floor = Packed<T>::both(floor_below<T>(max));
+  Sums s{};
+  MassSum mass;
+  uint32_t addends = 0;
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    uint4 raw = slice.units[unit];
+    raw = {Packed<T>::max(raw.x, floor), Packed<T>::max(raw.y, floor), Packed<T>::max(raw.z, floor),
+           Packed<T>::max(raw.w, floor)};
+    float z[kPerUnit];
+    slice.spread(raw, z);
+    float sum = 0.f, weighted = 0.f, sum_tau = 0.f, weighted_tau = 0.f;
+#pragma unroll
+    for (int i = 0; i < kPerUnit; ++i) {
+      const float d = z[i] - max;
+      const float e = exp2_approx(d * kLog2e);
+      sum += e;
+      weighted += d * e;
+      const float e_tau = kTempered ? exp2_approx(d * scale) : e;
+      if (kTempered) {
+        sum_tau += e_tau;
+        weighted_tau += d * e_tau;
+      }
+      if (kMass) mass.add(e_tau);
+    }
+    s.sum += sum;
+    s.weighted += weighted;
+    s.sum_tau += kTempered ? sum_tau : sum;
+    s.weighted_tau += kTempered ? weighted_tau : weighted;
+    addends += kPerUnit;
+  }
+  s.mass = mass.total(addends);
+  return s;
+}
+
+// The first id of the row's maximum in this thread's units; few threads have one.
+template <typename T>
+__device__ uint32_t first_id_of(const RowSlice<T>& slice, float max) {
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    float z[RowSlice<T>::kPerUnit];
+    slice.load(unit, z);
+#pragma unroll
+    for (int i = 0; i < RowSlice<T>::kPerUnit; ++i) {
+      if (z[i] == max) return slice.id(unit) + i;
+    }
+  }
+  return UINT32_MAX;
+}
+
+// Makes forbidden ids -inf in the slice; returns the mass that they had.
+template <typename T>
+__device__ uint64_t mask(const RowSlice<T>& slice, const bool* forbidden, int vocab, const RowScores& scores) {
+  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
+  uint64_t masked = 0;
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    const int first = slice.id(unit);
+    uint32_t out = 0;  // bits of forbidden elements
+    if (first >= 0 && first + kPerUnit <= vocab && reinterpret_cast<uintptr_t>(forbidden + first) % kPerUnit == 0) {
+#pragma unroll
+      for (int word = 0; word < kPerUnit / 4; ++word) {
+        const uint32_t flags = __ldg(reinterpret_cast<const uint32_t*>(forbidden + first) + word);
+        // Bytes of 0 and 1 to four bits.
+        out |= (flags * 0x01020408u >> 24) << (4 * word);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPerUnit; ++i) {
+        if (first + i >= 0 && first + i < vocab && forbidden[first + i]) out |= 1u << i;
+      }
+    }
+    T* elements = reinterpret_cast<T*>(slice.units + unit);
+    for (; out != 0; out &= out - 1) {
+      const int i = __ffs(out) - 1;
+      const float z = to_float(elements[i]);
+      if (z > -CUDART_INF_F) masked += scores.mass(z);
+      elements[i] = from_float<T>(-CUDART_INF_F);
+    }
+  }
+  return masked;
+}
+
+// The slice as the threshold search sees it: all CTAs of the cluster search together.
+template <typename T>
+struct ClusterRow {
+  const RowSlice<T>& slice;
+  const Cluster& cluster;
+
+  template <typename F>
+  __device__ __forceinline__ void for_each(int low, int high, F f) const {
+    constexpr int kPerUnit = RowSlice<T>::kPerUnit;
+    for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+      if (slice.id(unit) > high || slice.id(unit) + kPerUnit <= low) continue;
+      float z[kPerUnit];
+      slice.load(unit, z);
+#pragma unroll
+      for (int i = 0; i < kPerUnit; ++i) f(z[i], slice.id(unit) + i);
+    }
+  }
+  __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
+    uint64_t sum = 0;
+    for (int cta = 0; cta < cluster.size; ++cta) {
+      sum += static_cast<uint64_t>(cluster.in_cta(high, cta)[bin]) << 32 | cluster.in_cta(low, cta)[bin];
+    }
+    return sum;
+  }
+  __device__ __forceinline__ void sync() const { cluster.sync(); }
+};
+
+// All candidates of a row, in one CTA.
+struct PoolRow {
+  const Candidate* pool;
+  int count;
+
+  template <typename F>
+  __device__ __forceinline__ void for_each(int, int, F f) const {
+    for (int i = threadIdx.x; i < count; i += kThreads) f(pool[i].z, pool[i].id);
+  }
+  __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
+    return static_cast<uint64_t>(high[bin]) << 32 | low[bin];
+  }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+};
+
+// A logit below which the search need not look, or -inf: the largest maximum of a sample (the ids of four
+// threads) such that
+//   by count  as many samples as each CTA has to find reach it
+//   by mass   the samples all below it, as a sample of all ids below it, have less mass than may be left out
+// The first is certain, the second a guess that is checked.
+__device__ float guess_threshold(DrawShared& shared, float row_max, float thread_max, float thread_mass,
+                                 float spare_mass, int wanted) {
+#pragma unroll
+  for (int delta = 1; delta < kLanesPerSample; delta *= 2) {
+    thread_max = fmaxf(thread_max, __shfl_xor_sync(~0u, thread_max, delta));
+    thread_mass += __shfl_xor_sync(~0u, thread_mass, delta);
+  }
+  if (threadIdx.x % kLanesPerSample == 0) {
+    shared.sample_max[threadIdx.x / kLanesPerSample] = thread_max;
+    shared.sample_sum[threadIdx.x / kLanesPerSample] = thread_mass;
+  }
+  __syncthreads();
+  if (threadIdx.x < kSamples) {
+    const float mine = shared.sample_max[threadIdx.x];
+    float tail = 0.f, all = 0.f;
+    int below = 0;
+#pragma unroll 8
+    for (int i = 0; i < kSamples; ++i) {
+      all += shared.sample_sum[i];
+      if (shared.sample_max[i] < mine) {
+        tail += shared.sample_sum[i];
+        ++below;
+      }
+    }
+    const bool enough = kSamples - below >= wanted || (below > 0 && tail * kSamples <= spare_mass * below);
+    const float usable = all <= spare_mass ? row_max : enough ? mine : -CUDART_INF_F;
+    const uint32_t best = __reduce_max_sync(~0u, ordered_key<float>(usable));
+    if (threadIdx.x % 32 == 0) shared.guess[threadIdx.x / 32] = from_ordered_key<float>(best);
+  }
+  __syncthreads();
+  float guess = shared.guess[0];
+#pragma unroll
+  for (int i = 1; i < kSamples / 32; ++i) guess = fmaxf(guess, shared.guess[i]);
+  return guess;
+}
+
+// Lists the ids of this slice from `guess` up, as far as there is room.
+template <typename T>
+__device__ Found list_candidates(const RowSlice<T>& slice, float guess, const RowScores& scores, DrawShared& shared) {
+  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
+  Found found{};
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    const uint4 raw = slice.units[unit];
+    if (Packed<T>::largest_or_nan(unit_max<T>(raw)) < guess) continue;
+    float z[kPerUnit];
+    slice.spread(raw, z);
+#pragma unroll
+    for (int i = 0; i < kPerUnit; ++i) {
+      if (z[i] < guess) continue;
+      found.mass += scores.mass(z[i]);
+      ++found.count;
+      const int place = atomicAdd(&shared.listed, 1);
+      if (place < kCandidates) shared.list[place] = {z[i], slice.id(unit) + i};
+    }
+  }
+  return found;
+}
+
+struct Filters {
+  bool by_mass, by_count;
+  uint64_t mass_limit, count_limit;  // of the threshold search
+};
+
+// Both thresholds of a row, wherever it lies.
+template <typename T, typename Row>
+__device__ void search(const Row& row, const RowScores& scores, int vocab, const Filters& filters, DrawShared& shared,
+                       DrawRule& rule) {
+  // Two calls, one copy of the code.
+#pragma unroll 1
+  for (int by_mass = 0; by_mass < 2; ++by_mass) {
+    if (!(by_mass ? filters.by_mass : filters.by_count)) continue;
+    const Threshold found =
+        ThresholdSearch<T, Row, kThreads, kBins>{row, scores, vocab, shared.search, by_mass != 0}.run(
+            by_mass ? filters.mass_limit : filters.count_limit, 0);
+    if (by_mass) {
+      rule.nucleus = found;
+    } else {
+      rule.smallest_key = found.key;
+    }
+    __syncthreads();  // the next search writes what this one read
+  }
+}
+
+// The draw of a row that holds its allowed ids alone. `mass` is the thread's, `total` the row's.
+template <typename T>
+__device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t n, const RowSlice<T>& slice, float max,
+                     float thread_max, uint64_t mass, uint64_t total, Cluster cluster, DrawShared& shared) {
+  const int vocab = static_cast<int>(p.vocab);
+  const RowScores scores{max, scales.scale, scales.bins_per_logit(kBins)};
+  DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
+  const Filters filters{p.top_p < 1.0, p.top_k != 0 && p.top_k < p.vocab, mass_limit(p.top_p, total),
+                        static_cast<uint64_t>(p.top_k - 1)};
+  DrawState state = empty_draw();
+
+  bool pooled = false;
+  if (filters.by_mass || filters.by_count) {
+    // Half of what the filter leaves out is spare.
+    const float share = static_cast<float>(0.5 * (1 - p.top_p)) / static_cast<float>(cluster.size);
+    const float spare = filters.by_mass ? share * __ull2float_rn(total) : -1.f;
+    const int wanted = filters.by_count && p.top_k <= kCandidates
+                           ? (static_cast<int>(p.top_k) + cluster.size - 1) / cluster.size
+                           : INT_MAX;
+    float guess = guess_threshold(shared, max, thread_max, __ull2float_rn(mass), spare, wanted);
+    guess = cluster.reduce(guess, CUDART_INF_F, [](float a, float b) { return fminf(a, b); });
+    if (guess > -CUDART_INF_F) {
+      Found found = list_candidates(slice, guess, scores, shared);
+      found = cluster.reduce(found, Found{}, [](Found a, const Found& b) {
+        return Found{a.mass + b.mass, a.count + b.count, 0};
+      });
+      pooled = found.count <= kCandidates && ((filters.by_mass && found.mass > filters.mass_limit) ||
+                                              (filters.by_count && found.count > filters.count_limit));
+      if (pooled) {
+        // The row is read no more: the pool takes the place of the slice of rank 0.
+        Candidate* pool = reinterpret_cast<Candidate*>(slice.units);
+        if (threadIdx.x == 0) shared.offset = atomicAdd(cluster.in_cta(&shared.pooled, 0), shared.listed);
+        __syncthreads();
+        for (int i = threadIdx.x; i < shared.listed; i += kThreads) {
+          cluster.in_cta(pool, 0)[shared.offset + i] = shared.list[i];
+        }
+        cluster.sync();
+        if (cluster.rank != 0) return;
+        cluster.size = 1;
+        const PoolRow row{pool, static_cast<int>(found.count)};
+        search<T>(row, scores, vocab, filters, shared, rule);
+        row.for_each(0, vocab, [&](float z, int id) {
+          if (rule.keeps<T>(z, id)) rule.add(state, z, id);
+        });
+      }
+    }
+  }
+  if (!pooled) {
+    const ClusterRow<T> row{slice, cluster};
+    search<T>(row, scores, vocab, filters, shared, rule);
+    for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+      const T* elements = reinterpret_cast<const T*>(slice.units + unit);
+#pragma unroll 1
+      for (int i = 0; i < RowSlice<T>::kPerUnit; ++i) {
+        const float z = to_float(elements[i]);
+        if (rule.keeps<T>(z, slice.id(unit) + i)) rule.add(state, z, slice.id(unit) + i);
+      }
+    }
+  }
+  state = cluster.reduce(state, empty_draw(), [](const DrawState& a, const DrawState& b) { return merge(a, b); });
+  if (cluster.rank == 0 && threadIdx.x == 0) write_draw(p, n, state);
+}
+
+template <typename T, bool kDraw>
+__device__ Sums sums_of(const RowSlice<T>& slice, float max, const Scales& scales, bool by_mass) {
+  const bool tempered = scales.tau != 1.f;
+  if (kDraw && by_mass) {
+    return tempered ? add_up<T, true, true>(slice, max, scales.scale) : add_up<T, false, true>(slice, max, scales.scale);
+  }
+  return tempered ? add_up<T, true, false>(slice, max, scales.scale) : add_up<T, false, false>(slice, max, scales.scale);
+}
+#endif
+
+template <typename T, bool kDraw>
+__global__ void __launch_bounds__(kThreads, kDraw ? 3 : kBlocksPerSm)
+    vocab_pass_sm90_kernel(const SampleTokensParams p, const Scales scales, int cluster_size) {
+#ifdef ENTRGI_HOPPER
+  extern __shared__ uint4 memory[];
+  __shared__ std::conditional_t<kDraw, DrawShared, Shared> shared;
+  const int64_t n = blockIdx.x / cluster_size;
+  const int vocab = static_cast<int>(p.vocab);
+  const auto larger = [](uint32_t a, uint32_t b) { return max(a, b); };
+  Cluster cluster{shared.mailbox, cluster_size, static_cast<int>(blockIdx.x) % cluster_size};
+
+  Barrier* landed = reinterpret_cast<Barrier*>(shared.landed);
+  const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
+  const RowSlice<T> slice = begin_slice<T, kThreads>(logits, vocab, cluster.rank, cluster.size, memory, landed);
+  if constexpr (kDraw) {
+    if (threadIdx.x == 0) shared.listed = shared.pooled = 0;
+  }
+  cluster.sync();
+
+  float thread_max = Packed<T>::largest_or_nan(largest_as_it_lands(slice, landed));
+  const uint32_t row_key = cluster.reduce(max_key(thread_max), 0u, larger);
+  const bool writes = cluster.rank == 0 && threadIdx.x == 0;
+  if (!is_finite_key(row_key)) {
+    if (writes) {
+      refuse_statistics(p, n);
+      if constexpr (kDraw) refuse_draw(p, n, 1);
+    }
+    return;
+  }
+
+  const float row_max = from_ordered_key<float>(row_key);
+  Sums mine = sums_of<T, kDraw>(slice, row_max, scales, kDraw && p.top_p < 1.0);
+  mine.argmax = thread_max == row_max ? first_id_of(slice, row_max) : UINT32_MAX;
+  if constexpr (kDraw) {
+    if (p.forbidden != nullptr) {
+      mine.mass -= mask(slice, p.forbidden, vocab, {row_max, scales.scale, 0.f});
+      thread_max = Packed<T>::largest_or_nan(largest_of(slice));
+    }
+    mine.allowed_key = max_key(thread_max);
+  }
+  const Sums sums = cluster.reduce(mine, Sums{.argmax = UINT32_MAX},
+                                   [](const Sums& a, const Sums& b) { return merge(a, b); });
+  if (writes) {
+    write_statistics(p, scales, n, row_max, sums.sum, sums.weighted, sums.sum_tau, sums.weighted_tau,
+                     static_cast<int>(sums.argmax));
+  }
+  if constexpr (kDraw) {
+    if (!is_finite_key(sums.allowed_key)) {
+      if (writes) refuse_draw(p, n, 2);
+      return;
+    }
+    const float allowed_max = from_ordered_key<float>(sums.allowed_key);
+    uint64_t mass = mine.mass, total = sums.mass;
+    if (allowed_max != row_max) {  // the masses are of another maximum
+      mass = sums_of<T, kDraw>(slice, allowed_max, scales, true).mass;
+      total = cluster.reduce(mass, uint64_t{0}, [](uint64_t a, uint64_t b) { return a + b; });
+    }
+    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, total, cluster, shared);
+  }
+#endif
+}
+
+template <typename T, bool kDraw>
+cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
+  const auto kernel = vocab_pass_sm90_kernel<T, kDraw>;
+  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(plan.shared_bytes));
+      error != cudaSuccess) {
+    return error;
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster_n), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(plan.grid);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, p, Scales(p.temperature), plan.cluster_n);
+}
+
+}  // namespace
+
+template <bool kDraw>
+cudaError_t vocab_pass_sm90(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
+  if (plan.threads != kThreads || plan.cluster_n < 1 || plan.cluster_n > 8 || plan.grid != p.n * plan.cluster_n ||
+      p.vocab < 1) {
+    return cudaErrorInvalidValue;
+  }
+  if (p.n == 0) return cudaSuccess;
+  switch (p.logits_dtype) {
+    case DType::kBFloat16:
+      return launch<__nv_bfloat16, kDraw>(p, plan, stream);
+    case DType::kFloat16:
+      return launch<__half, kDraw>(p, plan, stream);
+    case DType::kFloat32:
+      return launch<float, kDraw>(p, plan, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template cudaError_t vocab_pass_sm90<false>(const SampleTokensParams&, const Plan&, cudaStream_t);
+template cudaError_t vocab_pass_sm90<true>(const SampleTokensParams&, const Plan&, cudaStream_t);
+
+}  // namespace entrgi
