@@ -76,13 +76,6 @@ __device__ __forceinline__ bool is_finite_key(uint32_t key) {
   return key > ordered_key<float>(-CUDART_INF_F) && key < ordered_key<float>(CUDART_INF_F);
 }
 
-// Logits below this count as this. Their exponentials are 0 either way, and z - max stays finite where z = -inf.
-template <typename T>
-__device__ __forceinline__ float floor_below(float max) {
-  if (std::is_same_v<T, __half>) return -65504.f;
-  return max > -1e29f ? -1e30f : std::is_same_v<T, float> ? -FLT_MAX : -3.3895314e38f;
-}
-
 // round(e 2^40) summed up without a 64-bit conversion. Adding 12 rounds e to a multiple of 2^-20 in the low
 // bits of the sum; what that took off, plus 12 * 2^-20, is a multiple of 2^-40 in the same way. Both parities
 // are those of the integer, so ties round as __float2ull_rn(e 2^40) does. 4,095 addends fit.
@@ -130,20 +123,16 @@ __device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* lande
 template <typename T, bool kTempered, bool kMass>
 __device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
-  const uint32_t floor = Packed<T>::both(floor_below<T>(max));
   Sums s{};
   MassSum mass;
   uint32_t addends = 0;
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-    uint4 raw = slice.units[unit];
-    raw = {Packed<T>::max(raw.x, floor), Packed<T>::max(raw.y, floor), Packed<T>::max(raw.z, floor),
-           Packed<T>::max(raw.w, floor)};
     float z[kPerUnit];
-    slice.spread(raw, z);
+    slice.load(unit, z);
     float sum = 0.f, weighted = 0.f, sum_tau = 0.f, weighted_tau = 0.f;
 #pragma unroll
     for (int i = 0; i < kPerUnit; ++i) {
-      const float d = z[i] - max;
+      const float d = shifted(z[i], max);
       const float e = exp2_approx(d * kLog2e);
       sum += e;
       weighted += d * e;

@@ -28,6 +28,7 @@ class RawKernels:
         self.environment = environment
         self.process = None
         self.plan: dict = {}  # of the last launch
+        self.overrides: dict = {}  # fields of PlanOverrides for every launch, such as {"kernel": "vocab_pass"}
         self.absent: dict[str, int] = {}
 
     @contextlib.contextmanager
@@ -59,6 +60,7 @@ class RawKernels:
         ``arguments["new"]`` is given to the device as unwritten memory.
         """
         new = arguments.pop("new", ())
+        arguments = arguments | self.overrides
         buffers = {}
         for name, tensor in {**reads, **writes}.items():
             if tensor is None:

@@ -26,7 +26,6 @@ struct Packed {
   static __device__ __forceinline__ Pair of(uint32_t word) { return *reinterpret_cast<const Pair*>(&word); }
   static __device__ __forceinline__ uint32_t word(Pair pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
 
-  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) { return word(__hmax2(of(a), of(b))); }
   static __device__ __forceinline__ uint32_t max_or_nan(uint32_t a, uint32_t b) {
     return word(__hmax2_nan(of(a), of(b)));
   }
@@ -40,9 +39,6 @@ struct Packed {
 };
 template <>
 struct Packed<float> {
-  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {
-    return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
-  }
   static __device__ __forceinline__ uint32_t max_or_nan(uint32_t a, uint32_t b) {
     float larger;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(__uint_as_float(a)), "f"(__uint_as_float(b)));
