@@ -131,18 +131,14 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
     __syncthreads();  // the next search writes what this one read
   }
 
-  DrawState state = read_survivors(RowVectors<T>(row.row, 0, vocab), p.forbidden, rule);
-#pragma unroll 1
-  for (int delta = 16; delta > 0; delta /= 2) {
-    const auto down = [&](auto x) { return __shfl_down_sync(~0u, x, delta); };
-    state = merge(state, {down(state.sum), down(state.weighted), down(state.best), down(state.token_score),
-                          down(state.token), down(state.first), down(state.second)});
-  }
+  const DrawState state =
+      merge_across_warp(read_survivors(RowVectors<T>(row.row, 0, vocab), p.forbidden, rule));
   if (threadIdx.x % 32 == 0) warp_states[threadIdx.x / 32] = state;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kThreads / 32; ++warp) state = merge(state, warp_states[warp]);
-  write_draw(p, n, state);
+  DrawState all = empty_draw();
+  for (int warp = 0; warp < kThreads / 32; ++warp) all = merge(all, warp_states[warp]);
+  write_draw(p, n, all);
 }
 
 template <typename T>

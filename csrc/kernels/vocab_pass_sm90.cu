@@ -36,12 +36,34 @@ __device__ __forceinline__ Sums merge(Sums a, const Sums& b) {
   return a;
 }
 
+// All lanes' together: what every warp needs to know, and what the CTA that writes needs besides.
+__device__ __forceinline__ void gather_allowed(Sums& s) {
+  s.mass = sum_across_warp(s.mass);
+  s.allowed_key = __reduce_max_sync(~0u, s.allowed_key);
+}
+__device__ __forceinline__ void gather_statistics(Sums& s) {
+  s.sum = sum_across_warp(s.sum);
+  s.weighted = sum_across_warp(s.weighted);
+  s.sum_tau = sum_across_warp(s.sum_tau);
+  s.weighted_tau = sum_across_warp(s.weighted_tau);
+  s.argmax = __reduce_min_sync(~0u, s.argmax);
+}
+
+// A key of an fp32 number; the largest counts.
+struct Largest {
+  uint32_t key;
+};
+__device__ __forceinline__ Largest merge(const Largest& a, const Largest& b) { return {max(a.key, b.key)}; }
+
 // What a sweep found above the guessed threshold.
 struct Found {
   uint64_t mass;
   uint32_t count;
-  uint32_t unused;
 };
+__device__ __forceinline__ Found merge(const Found& a, const Found& b) { return {a.mass + b.mass, a.count + b.count}; }
+__device__ __forceinline__ Found gather(const Found& a) {
+  return {sum_across_warp(a.mass), __reduce_add_sync(~0u, a.count)};
+}
 
 struct Candidate {
   float z;
@@ -97,7 +119,7 @@ struct MassSum {
 
 template <typename T>
 __device__ uint32_t largest_of(const RowSlice<T>& slice) {
-  uint32_t largest = Packed<T>::both(-CUDART_INF_F);
+  uint32_t largest = Packed<T>::all(-CUDART_INF_F);
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
     largest = Packed<T>::max_or_nan(largest, unit_max<T>(slice.units[unit]));
   }
@@ -107,7 +129,7 @@ __device__ uint32_t largest_of(const RowSlice<T>& slice) {
 // The same while the slice lands.
 template <typename T>
 __device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* landed) {
-  uint32_t largest = Packed<T>::both(-CUDART_INF_F);
+  uint32_t largest = Packed<T>::all(-CUDART_INF_F);
   for (int c = 0; c * slice.chunk < slice.count; ++c) {
     landed[c].wait(0);
     const int end = min((c + 1) * slice.chunk, slice.count);
@@ -118,21 +140,22 @@ __device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* lande
   return largest;
 }
 
-// One sweep over the slice with the final maximum. Units are added up on their own first: thousands of equal
+// One sweep over the slice with the final maximum. -inf spoils the weighted sums unless kInfinities. Units are added up on their own first: thousands of equal
 // small terms that join a large one in turn would all round the same way.
-template <typename T, bool kTempered, bool kMass>
+template <typename T, bool kTempered, bool kMass, bool kInfinities>
 __device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   Sums s{};
   MassSum mass;
   uint32_t addends = 0;
+#pragma unroll 1
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
     float z[kPerUnit];
     slice.load(unit, z);
     float sum = 0.f, weighted = 0.f, sum_tau = 0.f, weighted_tau = 0.f;
 #pragma unroll
     for (int i = 0; i < kPerUnit; ++i) {
-      const float d = shifted(z[i], max);
+      const float d = kInfinities ? shifted(z[i], max) : z[i] - max;
       const float e = exp2_approx(d * kLog2e);
       sum += e;
       weighted += d * e;
@@ -207,17 +230,14 @@ struct ClusterRow {
 
   template <typename F>
   __device__ __forceinline__ void for_each(int low, int high, F f) const {
-    constexpr int kPerUnit = RowSlice<T>::kPerUnit;
     for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-      if (slice.id(unit) > high || slice.id(unit) + kPerUnit <= low) continue;
-      float z[kPerUnit];
-      slice.load(unit, z);
-#pragma unroll
-      for (int i = 0; i < kPerUnit; ++i) f(z[i], slice.id(unit) + i);
+      if (slice.id(unit) > high || slice.id(unit) + RowSlice<T>::kPerUnit <= low) continue;
+      slice.for_each(unit, f);
     }
   }
   __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
     uint64_t sum = 0;
+#pragma unroll 1
     for (int cta = 0; cta < cluster.size; ++cta) {
       sum += static_cast<uint64_t>(cluster.in_cta(high, cta)[bin]) << 32 | cluster.in_cta(low, cta)[bin];
     }
@@ -285,21 +305,16 @@ __device__ float guess_threshold(DrawShared& shared, float row_max, float thread
 // Lists the ids of this slice from `guess` up, as far as there is room.
 template <typename T>
 __device__ Found list_candidates(const RowSlice<T>& slice, float guess, const RowScores& scores, DrawShared& shared) {
-  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   Found found{};
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-    const uint4 raw = slice.units[unit];
-    if (Packed<T>::largest_or_nan(unit_max<T>(raw)) < guess) continue;
-    float z[kPerUnit];
-    slice.spread(raw, z);
-#pragma unroll
-    for (int i = 0; i < kPerUnit; ++i) {
-      if (z[i] < guess) continue;
-      found.mass += scores.mass(z[i]);
+    if (Packed<T>::largest_or_nan(unit_max<T>(slice.units[unit])) < guess) continue;
+    slice.for_each(unit, [&](float z, int id) {
+      if (z < guess) return;
+      found.mass += scores.mass(z);
       ++found.count;
       const int place = atomicAdd(&shared.listed, 1);
-      if (place < kCandidates) shared.list[place] = {z[i], slice.id(unit) + i};
-    }
+      if (place < kCandidates) shared.list[place] = {z, id};
+    });
   }
   return found;
 }
@@ -339,6 +354,9 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
   const Filters filters{p.top_p < 1.0, p.top_k != 0 && p.top_k < p.vocab, mass_limit(p.top_p, total),
                         static_cast<uint64_t>(p.top_k - 1)};
   DrawState state = empty_draw();
+  const auto add_survivor = [&](float z, int id) {
+    if (rule.keeps<T>(z, id)) rule.add(state, z, id);
+  };
 
   bool pooled = false;
   if (filters.by_mass || filters.by_count) {
@@ -349,12 +367,12 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
                            ? (static_cast<int>(p.top_k) + cluster.size - 1) / cluster.size
                            : INT_MAX;
     float guess = guess_threshold(shared, max, thread_max, __ull2float_rn(mass), spare, wanted);
-    guess = cluster.reduce(guess, CUDART_INF_F, [](float a, float b) { return fminf(a, b); });
+    // The smallest guess of all CTAs, as the largest of the negated keys.
+    const Largest lowest = cluster.exchange(Largest{~ordered_key<float>(guess)}, Largest{0});
+    guess = from_ordered_key<float>(~__reduce_max_sync(~0u, lowest.key));
     if (guess > -CUDART_INF_F) {
       Found found = list_candidates(slice, guess, scores, shared);
-      found = cluster.reduce(found, Found{}, [](Found a, const Found& b) {
-        return Found{a.mass + b.mass, a.count + b.count, 0};
-      });
+      found = gather(cluster.exchange(gather(found), Found{}));
       pooled = found.count <= kCandidates && ((filters.by_mass && found.mass > filters.mass_limit) ||
                                               (filters.by_count && found.count > filters.count_limit));
       if (pooled) {
@@ -370,47 +388,58 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
         cluster.size = 1;
         const PoolRow row{pool, static_cast<int>(found.count)};
         search<T>(row, scores, vocab, filters, shared, rule);
-        row.for_each(0, vocab, [&](float z, int id) {
-          if (rule.keeps<T>(z, id)) rule.add(state, z, id);
-        });
+        row.for_each(0, vocab, add_survivor);
       }
     }
   }
   if (!pooled) {
     const ClusterRow<T> row{slice, cluster};
     search<T>(row, scores, vocab, filters, shared, rule);
-    for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-      const T* elements = reinterpret_cast<const T*>(slice.units + unit);
-#pragma unroll 1
-      for (int i = 0; i < RowSlice<T>::kPerUnit; ++i) {
-        const float z = to_float(elements[i]);
-        if (rule.keeps<T>(z, slice.id(unit) + i)) rule.add(state, z, slice.id(unit) + i);
-      }
-    }
+    row.for_each(0, vocab, add_survivor);
   }
-  state = cluster.reduce(state, empty_draw(), [](const DrawState& a, const DrawState& b) { return merge(a, b); });
-  if (cluster.rank == 0 && threadIdx.x == 0) write_draw(p, n, state);
+  state = cluster.exchange(merge_across_warp(state), empty_draw());
+  if (cluster.rank == 0 && threadIdx.x < 32) {
+    state = merge_across_warp(state);
+    if (threadIdx.x == 0) write_draw(p, n, state);
+  }
+}
+
+// Few rows have -inf: the threads that met one start anew.
+template <typename T, bool kTempered, bool kMass>
+__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
+  const Sums s = add_up<T, kTempered, kMass, false>(slice, max, scale);
+  return s.weighted == s.weighted ? s : add_up<T, kTempered, kMass, true>(slice, max, scale);
 }
 
 template <typename T, bool kDraw>
-__device__ Sums sums_of(const RowSlice<T>& slice, float max, const Scales& scales, bool by_mass) {
+__device__ Sums add_up(const RowSlice<T>& slice, float max, const Scales& scales, bool by_mass) {
   const bool tempered = scales.tau != 1.f;
   if (kDraw && by_mass) {
     return tempered ? add_up<T, true, true>(slice, max, scales.scale) : add_up<T, false, true>(slice, max, scales.scale);
   }
   return tempered ? add_up<T, true, false>(slice, max, scales.scale) : add_up<T, false, false>(slice, max, scales.scale);
 }
+
+// Masses alone, for a row whose maximum is forbidden.
+template <typename T>
+__device__ uint64_t add_up_masses(const RowSlice<T>& slice, const RowScores& scores) {
+  uint64_t sum = 0;
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
+    slice.for_each(unit, [&](float z, int) { sum += z > -CUDART_INF_F ? scores.mass(z) : 0; });
+  }
+  return sum;
+}
 #endif
 
 template <typename T, bool kDraw>
-__global__ void __launch_bounds__(kThreads, kDraw ? 3 : kBlocksPerSm)
-    vocab_pass_sm90_kernel(const SampleTokensParams p, const Scales scales, int cluster_size) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    vocab_pass_sm90_kernel(const __grid_constant__ SampleTokensParams p, const __grid_constant__ Scales scales, int cluster_size) {
 #ifdef ENTRGI_HOPPER
   extern __shared__ uint4 memory[];
   __shared__ std::conditional_t<kDraw, DrawShared, Shared> shared;
   const int64_t n = blockIdx.x / cluster_size;
   const int vocab = static_cast<int>(p.vocab);
-  const auto larger = [](uint32_t a, uint32_t b) { return max(a, b); };
   Cluster cluster{shared.mailbox, cluster_size, static_cast<int>(blockIdx.x) % cluster_size};
 
   Barrier* landed = reinterpret_cast<Barrier*>(shared.landed);
@@ -422,7 +451,8 @@ __global__ void __launch_bounds__(kThreads, kDraw ? 3 : kBlocksPerSm)
   cluster.sync();
 
   float thread_max = Packed<T>::largest_or_nan(largest_as_it_lands(slice, landed));
-  const uint32_t row_key = cluster.reduce(max_key(thread_max), 0u, larger);
+  const Largest largest = cluster.exchange(Largest{__reduce_max_sync(~0u, max_key(thread_max))}, Largest{0});
+  const uint32_t row_key = __reduce_max_sync(~0u, largest.key);
   const bool writes = cluster.rank == 0 && threadIdx.x == 0;
   if (!is_finite_key(row_key)) {
     if (writes) {
@@ -433,33 +463,39 @@ __global__ void __launch_bounds__(kThreads, kDraw ? 3 : kBlocksPerSm)
   }
 
   const float row_max = from_ordered_key<float>(row_key);
-  Sums mine = sums_of<T, kDraw>(slice, row_max, scales, kDraw && p.top_p < 1.0);
+  Sums mine = add_up<T, kDraw>(slice, row_max, scales, kDraw && p.top_p < 1.0);
   mine.argmax = thread_max == row_max ? first_id_of(slice, row_max) : UINT32_MAX;
+  uint64_t mass = mine.mass;
   if constexpr (kDraw) {
     if (p.forbidden != nullptr) {
-      mine.mass -= mask(slice, p.forbidden, vocab, {row_max, scales.scale, 0.f});
+      mass -= mask(slice, p.forbidden, vocab, {row_max, scales.scale, 0.f});
       thread_max = Packed<T>::largest_or_nan(largest_of(slice));
     }
+    mine.mass = mass;
     mine.allowed_key = max_key(thread_max);
+    gather_allowed(mine);
   }
-  const Sums sums = cluster.reduce(mine, Sums{.argmax = UINT32_MAX},
-                                   [](const Sums& a, const Sums& b) { return merge(a, b); });
-  if (writes) {
-    write_statistics(p, scales, n, row_max, sums.sum, sums.weighted, sums.sum_tau, sums.weighted_tau,
-                     static_cast<int>(sums.argmax));
+  gather_statistics(mine);
+  Sums sums = cluster.exchange(mine, Sums{.argmax = UINT32_MAX});
+  if (cluster.rank == 0 && threadIdx.x < 32) {
+    gather_statistics(sums);
+    if (threadIdx.x == 0) {
+      write_statistics(p, scales, n, row_max, sums.sum, sums.weighted, sums.sum_tau, sums.weighted_tau,
+                       static_cast<int>(sums.argmax));
+    }
   }
   if constexpr (kDraw) {
+    gather_allowed(sums);
     if (!is_finite_key(sums.allowed_key)) {
       if (writes) refuse_draw(p, n, 2);
       return;
     }
     const float allowed_max = from_ordered_key<float>(sums.allowed_key);
-    uint64_t mass = mine.mass, total = sums.mass;
-    if (allowed_max != row_max) {  // the masses are of another maximum
-      mass = sums_of<T, kDraw>(slice, allowed_max, scales, true).mass;
-      total = cluster.reduce(mass, uint64_t{0}, [](uint64_t a, uint64_t b) { return a + b; });
+    if (allowed_max != row_max && p.top_p < 1.0) {  // the masses were relative to another maximum
+      mass = add_up_masses(slice, {allowed_max, scales.scale, 0.f});
+      sums.mass = gather(cluster.exchange(gather({mass, 0}), Found{})).mass;
     }
-    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, total, cluster, shared);
+    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, sums.mass, cluster, shared);
   }
 #endif
 }

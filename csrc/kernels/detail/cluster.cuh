@@ -1,4 +1,4 @@
-// What the CTAs of a cluster tell each other: a reduction over all warps whose result every warp has.
+// How the warps of a cluster tell each other what they found.
 #pragma once
 
 #include "hopper.cuh"
@@ -9,20 +9,19 @@ namespace entrgi {
 
 constexpr int kMaxCluster = 8;
 
-// The value that `merge` makes of all lanes', in every lane: the same tree in each, so the same bits.
-template <typename Record, typename Merge>
-__device__ __forceinline__ Record reduce_across_warp(Record mine, Merge merge) {
-  constexpr int kWords = sizeof(Record) / 4;
-#pragma unroll 1
-  for (int delta = 16; delta > 0; delta /= 2) {
-    Record other;
-    const uint32_t* from = reinterpret_cast<const uint32_t*>(&mine);
-    uint32_t* to = reinterpret_cast<uint32_t*>(&other);
+__device__ __forceinline__ float sum_across_warp(float x) {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) to[i] = __shfl_xor_sync(~0u, from[i], delta);
-    mine = merge(mine, other);
-  }
-  return mine;
+  for (int delta = 16; delta > 0; delta /= 2) x += __shfl_xor_sync(~0u, x, delta);
+  return x;
+}
+
+__device__ __forceinline__ uint64_t sum_across_warp(uint64_t x) {
+  constexpr int kPiece = 22;  // bits: three pieces, and 32 of each add up in 32 bits
+  constexpr uint32_t kMask = (1u << kPiece) - 1;
+  const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(x) & kMask);
+  const uint32_t middle = __reduce_add_sync(~0u, static_cast<uint32_t>(x >> kPiece) & kMask);
+  const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(x >> 2 * kPiece));
+  return low + (static_cast<uint64_t>(middle) << kPiece) + (static_cast<uint64_t>(high) << 2 * kPiece);
 }
 
 // The CTAs that work on a row: a whole cluster, or one CTA of it alone. `kBytes` is the largest record.
@@ -52,19 +51,20 @@ struct Group {
   }
 
   // Each warp writes its record to every CTA, so that nobody reads another's memory: after the barrier a CTA
-  // may exit. Two sets of slots in turn: whoever writes a set again has passed the barrier after its reading.
-  template <typename Record, typename Merge>
-  __device__ Record reduce(Record mine, const Record& empty, Merge merge) {
-    static_assert(sizeof(Record) <= kBytes && sizeof(Record) % 4 == 0 && kBytes % 16 == 0);
+  // may exit. What a lane gets back is merged from its share of all warps' records, in a fixed order; the rest
+  // is up to the caller. Two sets of slots in turn: whoever writes a set again has passed the barrier after
+  // its reading.
+  template <typename Record>
+  __device__ __forceinline__ Record exchange(const Record& mine, const Record& empty) {
+    static_assert(sizeof(Record) <= kBytes);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Record* slots = reinterpret_cast<Record*>(mailbox.slots[turn]);
     turn ^= 1;
-    mine = reduce_across_warp(mine, merge);
     if (lane < size) *in_cta(slots + rank * kWarps + warp, lane) = mine;
     sync();
-    mine = empty;
-    for (int i = lane; i < size * kWarps; i += 32) mine = merge(mine, slots[i]);
-    return reduce_across_warp(mine, merge);
+    Record all = empty;
+    for (int i = lane; i < size * kWarps; i += 32) all = merge(all, slots[i]);
+    return all;
   }
 };
 

@@ -38,6 +38,17 @@ __device__ __forceinline__ DrawState merge(DrawState a, const DrawState& b) {
   return a;
 }
 
+// All lanes' states, in every lane.
+__device__ __forceinline__ DrawState merge_across_warp(DrawState state) {
+#pragma unroll 1
+  for (int delta = 16; delta > 0; delta /= 2) {
+    const auto other = [&](auto x) { return __shfl_xor_sync(~0u, x, delta); };
+    state = merge(state, {other(state.sum), other(state.weighted), other(state.best), other(state.token_score),
+                          other(state.token), other(state.first), other(state.second)});
+  }
+  return state;
+}
+
 // What decides whether an id is kept, and its score.
 struct DrawRule {
   float max;  // over allowed ids

@@ -23,29 +23,35 @@ constexpr int kChunks = 4;
 template <typename T>
 struct Packed {
   using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  static __device__ __forceinline__ Pair of(uint32_t word) { return *reinterpret_cast<const Pair*>(&word); }
+  static constexpr int kCount = 2;
+
+  static __device__ __forceinline__ Pair pair(uint32_t word) { return *reinterpret_cast<const Pair*>(&word); }
   static __device__ __forceinline__ uint32_t word(Pair pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
 
   static __device__ __forceinline__ uint32_t max_or_nan(uint32_t a, uint32_t b) {
-    return word(__hmax2_nan(of(a), of(b)));
+    return word(__hmax2_nan(pair(a), pair(b)));
   }
   static __device__ __forceinline__ float largest_or_nan(uint32_t a) {
-    return to_float(__hmax_nan(of(a).x, of(a).y));
+    return to_float(__hmax_nan(pair(a).x, pair(a).y));
   }
-  static __device__ __forceinline__ uint32_t both(float z) {
-    const T value = from_float<T>(z);
-    return word(Pair{value, value});
+  static __device__ __forceinline__ uint32_t all(float z) { return word({from_float<T>(z), from_float<T>(z)}); }
+  static __device__ __forceinline__ float get(uint32_t a, int i) {
+    if (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(i == 0 ? a << 16 : a & 0xffff0000u);
+    return to_float(i == 0 ? pair(a).x : pair(a).y);
   }
 };
 template <>
 struct Packed<float> {
+  static constexpr int kCount = 1;
+
   static __device__ __forceinline__ uint32_t max_or_nan(uint32_t a, uint32_t b) {
     float larger;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(__uint_as_float(a)), "f"(__uint_as_float(b)));
     return __float_as_uint(larger);
   }
   static __device__ __forceinline__ float largest_or_nan(uint32_t a) { return __uint_as_float(a); }
-  static __device__ __forceinline__ uint32_t both(float z) { return __float_as_uint(z); }
+  static __device__ __forceinline__ uint32_t all(float z) { return __float_as_uint(z); }
+  static __device__ __forceinline__ float get(uint32_t a, int) { return __uint_as_float(a); }
 };
 
 template <typename T>
@@ -65,12 +71,20 @@ struct RowSlice {
 
   __device__ __forceinline__ int id(int unit) const { return first_id + unit * kPerUnit; }
 
-  __device__ __forceinline__ void load(int unit, float (&z)[kPerUnit]) const { spread(units[unit], z); }
-
-  static __device__ __forceinline__ void spread(const uint4& unit, float (&z)[kPerUnit]) {
-    const T* elements = reinterpret_cast<const T*>(&unit);
+  __device__ __forceinline__ void load(int unit, float (&z)[kPerUnit]) const {
+    constexpr int kCount = Packed<T>::kCount;
+    const uint4 raw = units[unit];
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-    for (int i = 0; i < kPerUnit; ++i) z[i] = to_float(elements[i]);
+    for (int i = 0; i < kPerUnit; ++i) z[i] = Packed<T>::get(words[i / kCount], i % kCount);
+  }
+
+  // f(z, id) for one element after the other, for work that would not fit eight times into registers.
+  template <typename F>
+  __device__ __forceinline__ void for_each(int unit, F f) const {
+    const T* elements = reinterpret_cast<const T*>(units + unit);
+#pragma unroll 1
+    for (int i = 0; i < kPerUnit; ++i) f(to_float(elements[i]), id(unit) + i);
   }
 };
 
