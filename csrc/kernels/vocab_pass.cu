@@ -77,8 +77,8 @@ struct GlobalRow {
     }
   }
 
-  __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
-    return static_cast<uint64_t>(high[bin]) << 32 | low[bin];
+  __device__ __forceinline__ uint64_t weight(const uint32_t* low, int high) const {
+    return static_cast<uint64_t>(low[high]) << 32 | low[0];
   }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
@@ -113,7 +113,7 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
                      SearchShared<kBins>& search) {
   __shared__ DrawState warp_states[kThreads / 32];
   const int vocab = static_cast<int>(p.vocab);
-  const RowScores scores{max, scales.scale, scales.bins_per_logit(kBins)};
+  const RowScores scores{max, scales.scale, scales.bins_per_logit};
   const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden};
   DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
   // Two calls, one copy of the code.

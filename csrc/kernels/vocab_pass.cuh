@@ -10,16 +10,15 @@
 namespace entrgi {
 
 struct Scales {
-  float tau, inverse;  // 1 / tau
-  float scale;         // log2(e) / tau
+  float tau, inverse;    // 1 / tau
+  float scale;           // log2(e) / tau
+  float bins_per_logit;  // of the threshold search's first level: 32 / tau
 
   explicit Scales(double temperature)
-      : tau(static_cast<float>(temperature)), inverse(bounded(1 / temperature)), scale(bounded(M_LOG2E / temperature)) {}
-
-  // Of the threshold search's first level, which reaches 32 tau below the maximum.
-  __device__ __forceinline__ float bins_per_logit(int bins) const {
-    return fminf(static_cast<float>(bins / 32) * inverse, FLT_MAX);
-  }
+      : tau(static_cast<float>(temperature)),
+        inverse(bounded(1 / temperature)),
+        scale(bounded(M_LOG2E / temperature)),
+        bins_per_logit(bounded(32 / temperature)) {}
 
  private:
   static float bounded(double x) { return static_cast<float>(std::min<double>(x, FLT_MAX)); }

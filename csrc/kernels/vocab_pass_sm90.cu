@@ -11,9 +11,14 @@ namespace entrgi {
 namespace {
 
 constexpr int kThreads = 256, kBlocksPerSm = 4;
-constexpr int kBins = 1024;       // of the threshold search
-constexpr int kCandidates = 1024;  // ids that the search handles in one CTA
-constexpr int kLanesPerSample = 4, kSamples = kThreads / kLanesPerSample;
+constexpr int kBins = 512;       // of the threshold search: more would cost registers
+constexpr int kListed = 1024;     // candidates of one CTA
+constexpr int kSamples = 64;      // threads whose ids are the sample
+
+struct Candidate {
+  float z;
+  int id;
+};
 
 #ifdef ENTRGI_HOPPER
 
@@ -65,11 +70,6 @@ __device__ __forceinline__ Found gather(const Found& a) {
   return {sum_across_warp(a.mass), __reduce_add_sync(~0u, a.count)};
 }
 
-struct Candidate {
-  float z;
-  int id;
-};
-
 using Cluster = Group<kThreads, 48>;
 static_assert(sizeof(Sums) <= 48 && sizeof(DrawState) <= 48);
 
@@ -81,9 +81,9 @@ struct Shared {
 struct DrawShared : Shared {
   union {
     SearchShared<kBins> search;
-    Candidate list[kCandidates];  // of this CTA
+    Candidate list[kListed];  // of this CTA
   };
-  float sample_max[kSamples], sample_sum[kSamples];
+  float sample_max[kSamples], sample_mass[kSamples];
   float guess[kSamples / 32];
   int listed;  // candidates of this CTA
   int pooled;  // of the row, in the CTA of rank 0
@@ -222,77 +222,68 @@ __device__ uint64_t mask(const RowSlice<T>& slice, const bool* forbidden, int vo
   return masked;
 }
 
-// The slice as the threshold search sees it: all CTAs of the cluster search together.
+// Where the candidates of a row lie once it is read no more: in place of the slice of rank 0.
 template <typename T>
-struct ClusterRow {
+__device__ __forceinline__ Candidate* pool_of(const RowSlice<T>& slice) {
+  return reinterpret_cast<Candidate*>(slice.units);
+}
+
+// What is left to search: all of a row, by the whole cluster, or its candidates, by one CTA.
+template <typename T>
+struct SearchRow {
   const RowSlice<T>& slice;
   const Cluster& cluster;
+  int pooled;  // candidates, in place of the slice, or -1
 
   template <typename F>
   __device__ __forceinline__ void for_each(int low, int high, F f) const {
-    for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-      if (slice.id(unit) > high || slice.id(unit) + RowSlice<T>::kPerUnit <= low) continue;
-      slice.for_each(unit, f);
+    const int begin = pooled >= 0 ? 0 : max(low - slice.first_id, 0);
+    const int end = pooled >= 0 ? pooled : min(high + 1 - slice.first_id, slice.count * slice.kPerUnit);
+#pragma unroll 1
+    for (int i = begin + threadIdx.x; i < end; i += kThreads) {
+      // One call: f is large.
+      const Candidate c = pooled >= 0 ? pool_of(slice)[i] : Candidate{slice.get(0, i), slice.first_id + i};
+      f(c.z, c.id);
     }
   }
-  __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
+  __device__ __forceinline__ uint64_t weight(const uint32_t* low, int high) const {
     uint64_t sum = 0;
 #pragma unroll 1
     for (int cta = 0; cta < cluster.size; ++cta) {
-      sum += static_cast<uint64_t>(cluster.in_cta(high, cta)[bin]) << 32 | cluster.in_cta(low, cta)[bin];
+      const uint32_t* words = cluster.in_cta(low, cta);
+      sum += static_cast<uint64_t>(words[high]) << 32 | words[0];
     }
     return sum;
   }
   __device__ __forceinline__ void sync() const { cluster.sync(); }
 };
 
-// All candidates of a row, in one CTA.
-struct PoolRow {
-  const Candidate* pool;
-  int count;
-
-  template <typename F>
-  __device__ __forceinline__ void for_each(int, int, F f) const {
-    for (int i = threadIdx.x; i < count; i += kThreads) f(pool[i].z, pool[i].id);
-  }
-  __device__ __forceinline__ uint64_t weight(const uint32_t* low, const uint32_t* high, int bin) const {
-    return static_cast<uint64_t>(high[bin]) << 32 | low[bin];
-  }
-  __device__ __forceinline__ void sync() const { __syncthreads(); }
-};
-
-// A logit below which the search need not look, or -inf: the largest maximum of a sample (the ids of four
-// threads) such that
+// A logit below which the search need not look, or -inf: the largest maximum of a sample (the ids of one
+// thread in four) such that
 //   by count  as many samples as each CTA has to find reach it
 //   by mass   the samples all below it, as a sample of all ids below it, have less mass than may be left out
 // The first is certain, the second a guess that is checked.
-__device__ float guess_threshold(DrawShared& shared, float row_max, float thread_max, float thread_mass,
-                                 float spare_mass, int wanted) {
-#pragma unroll
-  for (int delta = 1; delta < kLanesPerSample; delta *= 2) {
-    thread_max = fmaxf(thread_max, __shfl_xor_sync(~0u, thread_max, delta));
-    thread_mass += __shfl_xor_sync(~0u, thread_mass, delta);
-  }
-  if (threadIdx.x % kLanesPerSample == 0) {
-    shared.sample_max[threadIdx.x / kLanesPerSample] = thread_max;
-    shared.sample_sum[threadIdx.x / kLanesPerSample] = thread_mass;
+__device__ float guess_threshold(DrawShared& shared, float thread_max, uint64_t thread_mass, float spare_mass,
+                                 int wanted) {
+  constexpr int kStride = kThreads / kSamples;
+  if (threadIdx.x % kStride == 0) {
+    shared.sample_max[threadIdx.x / kStride] = thread_max;
+    shared.sample_mass[threadIdx.x / kStride] = __ull2float_rn(thread_mass);
   }
   __syncthreads();
   if (threadIdx.x < kSamples) {
     const float mine = shared.sample_max[threadIdx.x];
-    float tail = 0.f, all = 0.f;
+    float tail = 0.f;
     int below = 0;
 #pragma unroll 8
     for (int i = 0; i < kSamples; ++i) {
-      all += shared.sample_sum[i];
       if (shared.sample_max[i] < mine) {
-        tail += shared.sample_sum[i];
+        tail += shared.sample_mass[i];
         ++below;
       }
     }
-    const bool enough = kSamples - below >= wanted || (below > 0 && tail * kSamples <= spare_mass * below);
-    const float usable = all <= spare_mass ? row_max : enough ? mine : -CUDART_INF_F;
-    const uint32_t best = __reduce_max_sync(~0u, ordered_key<float>(usable));
+    const bool enough = kSamples - below >= wanted || (below > 0 && tail * kThreads <= spare_mass * below);
+    const uint32_t best = __reduce_max_sync(~0u, ordered_key<float>(enough ? mine : -CUDART_INF_F));
     if (threadIdx.x % 32 == 0) shared.guess[threadIdx.x / 32] = from_ordered_key<float>(best);
   }
   __syncthreads();
@@ -302,102 +293,94 @@ __device__ float guess_threshold(DrawShared& shared, float row_max, float thread
   return guess;
 }
 
-// Lists the ids of this slice from `guess` up, as far as there is room.
+// Lists the ids of this slice from `guess` up. A count of kTooMany or more: they did not fit.
+constexpr uint32_t kTooMany = 1u << 20;  // 2,048 threads may add it
 template <typename T>
 __device__ Found list_candidates(const RowSlice<T>& slice, float guess, const RowScores& scores, DrawShared& shared) {
+  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   Found found{};
+  bool full = false;
+#pragma unroll 1
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
     if (Packed<T>::largest_or_nan(unit_max<T>(slice.units[unit])) < guess) continue;
-    slice.for_each(unit, [&](float z, int id) {
-      if (z < guess) return;
+    float z[kPerUnit];
+    slice.load(unit, z);
+    uint32_t reached = 0;
+#pragma unroll
+    for (int i = 0; i < kPerUnit; ++i) reached |= z[i] >= guess ? 1u << i : 0;
+    found.count += __popc(reached);
+    for (; reached != 0; reached &= reached - 1) {
+      const int i = __ffs(reached) - 1;
+      const float z = slice.get(unit, i);
       found.mass += scores.mass(z);
-      ++found.count;
       const int place = atomicAdd(&shared.listed, 1);
-      if (place < kCandidates) shared.list[place] = {z, id};
-    });
-  }
-  return found;
-}
-
-struct Filters {
-  bool by_mass, by_count;
-  uint64_t mass_limit, count_limit;  // of the threshold search
-};
-
-// Both thresholds of a row, wherever it lies.
-template <typename T, typename Row>
-__device__ void search(const Row& row, const RowScores& scores, int vocab, const Filters& filters, DrawShared& shared,
-                       DrawRule& rule) {
-  // Two calls, one copy of the code.
-#pragma unroll 1
-  for (int by_mass = 0; by_mass < 2; ++by_mass) {
-    if (!(by_mass ? filters.by_mass : filters.by_count)) continue;
-    const Threshold found =
-        ThresholdSearch<T, Row, kThreads, kBins>{row, scores, vocab, shared.search, by_mass != 0}.run(
-            by_mass ? filters.mass_limit : filters.count_limit, 0);
-    if (by_mass) {
-      rule.nucleus = found;
-    } else {
-      rule.smallest_key = found.key;
+      full |= place >= kListed;
+      if (place < kListed) shared.list[place] = {z, slice.id(unit) + i};
     }
-    __syncthreads();  // the next search writes what this one read
   }
+  found.count += full ? kTooMany : 0;
+  return found;
 }
 
 // The draw of a row that holds its allowed ids alone. `mass` is the thread's, `total` the row's.
 template <typename T>
 __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t n, const RowSlice<T>& slice, float max,
-                     float thread_max, uint64_t mass, uint64_t total, Cluster cluster, DrawShared& shared) {
+                     float thread_max, uint64_t mass, uint64_t total, Cluster cluster, DrawShared& shared, uint32_t room) {
   const int vocab = static_cast<int>(p.vocab);
-  const RowScores scores{max, scales.scale, scales.bins_per_logit(kBins)};
-  DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
-  const Filters filters{p.top_p < 1.0, p.top_k != 0 && p.top_k < p.vocab, mass_limit(p.top_p, total),
-                        static_cast<uint64_t>(p.top_k - 1)};
-  DrawState state = empty_draw();
-  const auto add_survivor = [&](float z, int id) {
-    if (rule.keeps<T>(z, id)) rule.add(state, z, id);
-  };
+  const RowScores scores{max, scales.scale, scales.bins_per_logit};
+  DrawRule rule{max, scales.tau, {}, 0, {}};
+  const bool by_mass = p.top_p < 1.0, by_count = p.top_k != 0 && p.top_k < p.vocab;
+  const uint64_t limit = mass_limit(p.top_p, total);
+  SearchRow<T> row{slice, cluster, -1};
 
-  bool pooled = false;
-  if (filters.by_mass || filters.by_count) {
+  if (by_mass || by_count) {
     // Half of what the filter leaves out is spare.
     const float share = static_cast<float>(0.5 * (1 - p.top_p)) / static_cast<float>(cluster.size);
-    const float spare = filters.by_mass ? share * __ull2float_rn(total) : -1.f;
-    const int wanted = filters.by_count && p.top_k <= kCandidates
+    const float spare = by_mass ? share * __ull2float_rn(total) : -1.f;
+    const int wanted = by_count && p.top_k <= kSamples * cluster.size
                            ? (static_cast<int>(p.top_k) + cluster.size - 1) / cluster.size
                            : INT_MAX;
-    float guess = guess_threshold(shared, max, thread_max, __ull2float_rn(mass), spare, wanted);
+    float guess = guess_threshold(shared, thread_max, mass, spare, wanted);
     // The smallest guess of all CTAs, as the largest of the negated keys.
-    const Largest lowest = cluster.exchange(Largest{~ordered_key<float>(guess)}, Largest{0});
+    const Largest lowest = cluster.exchange(0, Largest{~ordered_key<float>(guess)}, Largest{0});
     guess = from_ordered_key<float>(~__reduce_max_sync(~0u, lowest.key));
+    Found found{};
     if (guess > -CUDART_INF_F) {
-      Found found = list_candidates(slice, guess, scores, shared);
-      found = gather(cluster.exchange(gather(found), Found{}));
-      pooled = found.count <= kCandidates && ((filters.by_mass && found.mass > filters.mass_limit) ||
-                                              (filters.by_count && found.count > filters.count_limit));
-      if (pooled) {
-        // The row is read no more: the pool takes the place of the slice of rank 0.
-        Candidate* pool = reinterpret_cast<Candidate*>(slice.units);
-        if (threadIdx.x == 0) shared.offset = atomicAdd(cluster.in_cta(&shared.pooled, 0), shared.listed);
-        __syncthreads();
-        for (int i = threadIdx.x; i < shared.listed; i += kThreads) {
-          cluster.in_cta(pool, 0)[shared.offset + i] = shared.list[i];
-        }
-        cluster.sync();
-        if (cluster.rank != 0) return;
-        cluster.size = 1;
-        const PoolRow row{pool, static_cast<int>(found.count)};
-        search<T>(row, scores, vocab, filters, shared, rule);
-        row.for_each(0, vocab, add_survivor);
+      found = gather(cluster.exchange(1, gather(list_candidates(slice, guess, scores, shared)), found));
+    }
+    if (found.count <= room && ((by_mass && found.mass > limit) || (by_count && found.count >= p.top_k))) {
+      if (threadIdx.x == 0) shared.offset = atomicAdd(cluster.in_cta(&shared.pooled, 0), shared.listed);
+      __syncthreads();
+      for (int i = threadIdx.x; i < shared.listed; i += kThreads) {
+        cluster.in_cta(pool_of(slice), 0)[shared.offset + i] = shared.list[i];
       }
+      cluster.sync();
+      if (cluster.rank != 0) return;
+      cluster.size = 1;
+      row.pooled = static_cast<int>(found.count);
+    }
+    // Two searches, one copy of the code.
+#pragma unroll 1
+    for (int mass_next = 0; mass_next < 2; ++mass_next) {
+      if (mass_next ? p.top_p >= 1.0 : p.top_k == 0 || p.top_k >= p.vocab) continue;
+      using Search = ThresholdSearch<T, SearchRow<T>, kThreads, kBins>;
+      const Threshold threshold = Search{row, scores, vocab, shared.search, mass_next != 0}.run(
+          mass_next ? mass_limit(p.top_p, total) : static_cast<uint64_t>(p.top_k - 1), p.top_p);
+      if (mass_next) {
+        rule.nucleus = threshold;
+      } else {
+        rule.smallest_key = threshold.key;
+      }
+      __syncthreads();  // the next search writes what this one read
     }
   }
-  if (!pooled) {
-    const ClusterRow<T> row{slice, cluster};
-    search<T>(row, scores, vocab, filters, shared, rule);
-    row.for_each(0, vocab, add_survivor);
-  }
-  state = cluster.exchange(merge_across_warp(state), empty_draw());
+
+  rule.key = load_row_key(p.keys + 4 * n);
+  DrawState state = empty_draw();
+  row.for_each(0, vocab - 1, [&](float z, int id) {
+    if (rule.keeps<T>(z, id)) rule.add(state, z, id);
+  });
+  state = cluster.exchange(0, merge_across_warp(state), empty_draw());
   if (cluster.rank == 0 && threadIdx.x < 32) {
     state = merge_across_warp(state);
     if (threadIdx.x == 0) write_draw(p, n, state);
@@ -434,7 +417,7 @@ __device__ uint64_t add_up_masses(const RowSlice<T>& slice, const RowScores& sco
 
 template <typename T, bool kDraw>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    vocab_pass_sm90_kernel(const __grid_constant__ SampleTokensParams p, const __grid_constant__ Scales scales, int cluster_size) {
+    vocab_pass_sm90_kernel(const __grid_constant__ SampleTokensParams p, const __grid_constant__ Scales scales, int cluster_size, uint32_t room) {
 #ifdef ENTRGI_HOPPER
   extern __shared__ uint4 memory[];
   __shared__ std::conditional_t<kDraw, DrawShared, Shared> shared;
@@ -451,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   cluster.sync();
 
   float thread_max = Packed<T>::largest_or_nan(largest_as_it_lands(slice, landed));
-  const Largest largest = cluster.exchange(Largest{__reduce_max_sync(~0u, max_key(thread_max))}, Largest{0});
+  const Largest largest = cluster.exchange(0, Largest{__reduce_max_sync(~0u, max_key(thread_max))}, Largest{0});
   const uint32_t row_key = __reduce_max_sync(~0u, largest.key);
   const bool writes = cluster.rank == 0 && threadIdx.x == 0;
   if (!is_finite_key(row_key)) {
@@ -476,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     gather_allowed(mine);
   }
   gather_statistics(mine);
-  Sums sums = cluster.exchange(mine, Sums{.argmax = UINT32_MAX});
+  Sums sums = cluster.exchange(1, mine, Sums{.argmax = UINT32_MAX});
   if (cluster.rank == 0 && threadIdx.x < 32) {
     gather_statistics(sums);
     if (threadIdx.x == 0) {
@@ -493,9 +476,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     const float allowed_max = from_ordered_key<float>(sums.allowed_key);
     if (allowed_max != row_max && p.top_p < 1.0) {  // the masses were relative to another maximum
       mass = add_up_masses(slice, {allowed_max, scales.scale, 0.f});
-      sums.mass = gather(cluster.exchange(gather({mass, 0}), Found{})).mass;
+      sums.mass = gather(cluster.exchange(0, gather({mass, 0}), Found{})).mass;
+      cluster.sync();  // the same slots come next
     }
-    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, sums.mass, cluster, shared);
+    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, sums.mass, cluster, shared, room);
   }
 #endif
 }
@@ -518,7 +502,8 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p, Scales(p.temperature), plan.cluster_n);
+  return cudaLaunchKernelEx(&config, kernel, p, Scales(p.temperature), plan.cluster_n,
+                            static_cast<uint32_t>(plan.shared_bytes / sizeof(Candidate)));
 }
 
 }  // namespace

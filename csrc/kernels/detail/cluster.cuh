@@ -34,7 +34,6 @@ struct Group {
 
   Mailbox& mailbox;
   int size, rank;
-  int turn = 0;
 
   __device__ __forceinline__ void sync() const {
     if (size == 1) {
@@ -45,6 +44,7 @@ struct Group {
     }
   }
 
+  // The address of what lies here, in another CTA.
   template <typename U>
   __device__ __forceinline__ U* in_cta(U* here, int other) const {
     return size == 1 ? here : static_cast<U*>(__cluster_map_shared_rank(here, other));
@@ -52,14 +52,13 @@ struct Group {
 
   // Each warp writes its record to every CTA, so that nobody reads another's memory: after the barrier a CTA
   // may exit. What a lane gets back is merged from its share of all warps' records, in a fixed order; the rest
-  // is up to the caller. Two sets of slots in turn: whoever writes a set again has passed the barrier after
-  // its reading.
+  // is up to the caller. There are two sets of slots: between two exchanges through the same set there must
+  // be another barrier of the group, which whoever still reads the first has not passed.
   template <typename Record>
-  __device__ __forceinline__ Record exchange(const Record& mine, const Record& empty) {
+  __device__ __forceinline__ Record exchange(int set, const Record& mine, const Record& empty) {
     static_assert(sizeof(Record) <= kBytes);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Record* slots = reinterpret_cast<Record*>(mailbox.slots[turn]);
-    turn ^= 1;
+    Record* slots = reinterpret_cast<Record*>(mailbox.slots[set]);
     if (lane < size) *in_cta(slots + rank * kWarps + warp, lane) = mine;
     sync();
     Record all = empty;

@@ -79,12 +79,15 @@ struct RowSlice {
     for (int i = 0; i < kPerUnit; ++i) z[i] = Packed<T>::get(words[i / kCount], i % kCount);
   }
 
+  __device__ __forceinline__ float get(int unit, int i) const {
+    return to_float(reinterpret_cast<const T*>(units + unit)[i]);
+  }
+
   // f(z, id) for one element after the other, for work that would not fit eight times into registers.
   template <typename F>
   __device__ __forceinline__ void for_each(int unit, F f) const {
-    const T* elements = reinterpret_cast<const T*>(units + unit);
 #pragma unroll 1
-    for (int i = 0; i < kPerUnit; ++i) f(to_float(elements[i]), id(unit) + i);
+    for (int i = 0; i < kPerUnit; ++i) f(get(unit, i), id(unit) + i);
   }
 };
 

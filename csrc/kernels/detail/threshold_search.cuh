@@ -10,8 +10,8 @@
 //          ids up to and including the crossing one, so ties at the boundary are settled by id at no cost.
 //   top-k: weight = 1, limit = k - 1. Kept are all ids whose z is not below that of the crossing one.
 //
-// A histogram narrows the candidates to one bin per read of the row: first by distance from the maximum, up to
-// 32 tau (equal bins of the key's leading digits would put most ids of a real row in a few bins, and their
+// A histogram narrows the candidates to one bin per read of the row: first by distance from the maximum, in
+// steps of tau / 32 (equal bins of the key's leading digits would put most ids of a real row in a few bins, and their
 // atomics in a queue), then by digits of the ordered key, then, among exact ties only, by id. Sixteen-bit
 // logits need two reads, fp32 three or four, ties one or two more; the second read by id touches a small part
 // of the row. Weights are integers, so the sums depend on no order of addition and the atomics do no harm.
@@ -20,7 +20,7 @@
 //
 //   row.for_each(low, high, f)   calls f(z, id) for the ids of [low, high], and perhaps for others; by all
 //                                threads, each id once; -inf may be left out
-//   row.weight(low, high, bin)   64-bit sum in a bin, over all CTAs that hold a part of the row
+//   row.weight(low, high)        the sum low[0] + 2^32 low[high] of all CTAs that hold a part of the row
 //   row.sync()                   a barrier for all of them; each arrives at the same threshold
 #pragma once
 
@@ -32,7 +32,8 @@ constexpr float kMassUnit = 0x1p40f;
 
 template <int kBins>
 struct SearchShared {
-  uint32_t low[kBins], high[kBins];  // 64-bit sums in two words: native atomics, the carry added by hand
+  // 64-bit sums in two words, low ones first: native atomics, the carry added by hand.
+  uint32_t words[2 * kBins];
   uint64_t warp_sum[32];
   uint64_t ahead, crossing_weight;
   int bin;
@@ -104,13 +105,13 @@ struct ThresholdSearch {
 
   __device__ __forceinline__ void add(int bin, uint64_t weight) {
     const uint32_t low = static_cast<uint32_t>(weight);
-    const uint32_t before = atomicAdd(&shared.low[bin], low);
+    const uint32_t before = atomicAdd(&shared.words[bin], low);
     const uint32_t high = static_cast<uint32_t>(weight >> 32) + (before + low < before ? 1u : 0u);
-    if (high != 0) atomicAdd(&shared.high[bin], high);
+    if (high != 0) atomicAdd(&shared.words[kBins + bin], high);
   }
 
   __device__ void histogram(const Level& level) {
-    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) shared.low[bin] = shared.high[bin] = 0;
+    for (int i = threadIdx.x; i < 2 * kBins; i += kThreads) shared.words[i] = 0;
     __syncthreads();
     const bool by_id = level.digit == Digit::kId;
     row.for_each(by_id ? level.id_low : 0, by_id ? level.id_high : vocab - 1, [&](float z, int id) {
@@ -136,7 +137,7 @@ struct ThresholdSearch {
     uint64_t sum = 0;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      own[i] = row.weight(shared.low, shared.high, threadIdx.x * kPerThread + i);
+      own[i] = row.weight(&shared.words[threadIdx.x * kPerThread + i], kBins);
       sum += own[i];
     }
     uint64_t inclusive = sum;
