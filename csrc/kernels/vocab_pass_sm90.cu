@@ -11,10 +11,6 @@ namespace entrgi {
 namespace {
 
 constexpr int kThreads = 256, kBlocksPerSm = 4;
-constexpr int kBins = 512;       // of the threshold search: more would cost registers
-constexpr int kListed = 1024;     // candidates of one CTA
-constexpr int kSamples = 64;      // threads whose ids are the sample
-
 struct Candidate {
   float z;
   int id;
@@ -22,10 +18,14 @@ struct Candidate {
 
 #ifdef ENTRGI_HOPPER
 
+constexpr int kBins = 512;       // of the threshold search: more would cost registers
+constexpr int kListed = 1024;     // candidates of one CTA
+constexpr int kSamples = 64;      // threads whose ids are the sample
+
 // Sums over the ids of a slice; see detail/softmax_state.cuh.
 struct Sums {
   float sum, weighted, sum_tau, weighted_tau;
-  uint64_t mass;         // integer masses of the ids that may be drawn
+  float allowed;         // sum_tau over the ids that may be drawn
   uint32_t allowed_key;  // their maximum
   uint32_t argmax;       // first id of the maximum over all ids
 };
@@ -35,7 +35,7 @@ __device__ __forceinline__ Sums merge(Sums a, const Sums& b) {
   a.weighted += b.weighted;
   a.sum_tau += b.sum_tau;
   a.weighted_tau += b.weighted_tau;
-  a.mass += b.mass;
+  a.allowed += b.allowed;
   a.allowed_key = max(a.allowed_key, b.allowed_key);
   a.argmax = min(a.argmax, b.argmax);
   return a;
@@ -43,7 +43,7 @@ __device__ __forceinline__ Sums merge(Sums a, const Sums& b) {
 
 // All lanes' together: what every warp needs to know, and what the CTA that writes needs besides.
 __device__ __forceinline__ void gather_allowed(Sums& s) {
-  s.mass = sum_across_warp(s.mass);
+  s.allowed = sum_across_warp(s.allowed);
   s.allowed_key = __reduce_max_sync(~0u, s.allowed_key);
 }
 __device__ __forceinline__ void gather_statistics(Sums& s) {
@@ -88,6 +88,7 @@ struct DrawShared : Shared {
   int listed;  // candidates of this CTA
   int pooled;  // of the row, in the CTA of rank 0
   int offset;
+  uint64_t limit, limit_bound;  // of the search by mass, and what it is at most
 };
 
 // Keys of fp32 maxima; NaN above all numbers.
@@ -97,25 +98,6 @@ __device__ __forceinline__ uint32_t max_key(float z) {
 __device__ __forceinline__ bool is_finite_key(uint32_t key) {
   return key > ordered_key<float>(-CUDART_INF_F) && key < ordered_key<float>(CUDART_INF_F);
 }
-
-// round(e 2^40) summed up without a 64-bit conversion. Adding 12 rounds e to a multiple of 2^-20 in the low
-// bits of the sum; what that took off, plus 12 * 2^-20, is a multiple of 2^-40 in the same way. Both parities
-// are those of the integer, so ties round as __float2ull_rn(e 2^40) does. 4,095 addends fit.
-struct MassSum {
-  uint32_t high = 0, low = 0;
-  static constexpr float kHigh = 12.f, kLow = 12.f * 0x1p-20f;
-
-  __device__ __forceinline__ void add(float e) {
-    const float rounded = __fadd_rn(e, kHigh);
-    const float rest = __fadd_rn(e, -__fadd_rn(rounded, -kHigh));
-    high += __float_as_uint(rounded);
-    low += __float_as_uint(__fadd_rn(rest, kLow));
-  }
-  __device__ __forceinline__ uint64_t total(uint32_t addends) const {
-    const int64_t rest = static_cast<int32_t>(low - addends * __float_as_uint(kLow));
-    return (static_cast<uint64_t>(high - addends * __float_as_uint(kHigh)) << 20) + rest;
-  }
-};
 
 template <typename T>
 __device__ uint32_t largest_of(const RowSlice<T>& slice) {
@@ -142,12 +124,10 @@ __device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* lande
 
 // One sweep over the slice with the final maximum. -inf spoils the weighted sums unless kInfinities. Units are added up on their own first: thousands of equal
 // small terms that join a large one in turn would all round the same way.
-template <typename T, bool kTempered, bool kMass, bool kInfinities>
+template <typename T, bool kTempered, bool kInfinities>
 __device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   Sums s{};
-  MassSum mass;
-  uint32_t addends = 0;
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
     float z[kPerUnit];
@@ -164,16 +144,31 @@ __device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
         sum_tau += e_tau;
         weighted_tau += d * e_tau;
       }
-      if (kMass) mass.add(e_tau);
     }
     s.sum += sum;
     s.weighted += weighted;
     s.sum_tau += kTempered ? sum_tau : sum;
     s.weighted_tau += kTempered ? weighted_tau : weighted;
-    addends += kPerUnit;
   }
-  s.mass = mass.total(addends);
   return s;
+}
+
+// Few rows have -inf: the threads that met one start anew.
+template <typename T, bool kTempered>
+__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
+  const Sums s = add_up<T, kTempered, false>(slice, max, scale);
+  return s.weighted == s.weighted ? s : add_up<T, kTempered, true>(slice, max, scale);
+}
+
+template <typename T>
+__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, const Scales& scales) {
+  return scales.tau == 1.f ? add_up<T, false>(slice, max, scales.scale) : add_up<T, true>(slice, max, scales.scale);
+}
+
+// sum_tau alone, where that of the first sweep does not count: after forbidden ids left, or for another maximum.
+template <typename T>
+__device__ float add_up_again(RowSlice<T> slice, float max, float scale) {
+  return add_up<T, true, true>(slice, max, scale).sum_tau;
 }
 
 // The first id of the row's maximum in this thread's units; few threads have one.
@@ -190,36 +185,47 @@ __device__ uint32_t first_id_of(const RowSlice<T>& slice, float max) {
   return UINT32_MAX;
 }
 
-// Makes forbidden ids -inf in the slice; returns the mass that they had.
+// Makes forbidden ids -inf in the slice; returns whether this thread had any.
 template <typename T>
-__device__ uint64_t mask(const RowSlice<T>& slice, const bool* forbidden, int vocab, const RowScores& scores) {
+__device__ bool mask(const RowSlice<T>& slice, const bool* forbidden, int vocab) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
-  uint64_t masked = 0;
+  bool any = false;
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
     const int first = slice.id(unit);
     uint32_t out = 0;  // bits of forbidden elements
     if (first >= 0 && first + kPerUnit <= vocab && reinterpret_cast<uintptr_t>(forbidden + first) % kPerUnit == 0) {
-#pragma unroll
-      for (int word = 0; word < kPerUnit / 4; ++word) {
-        const uint32_t flags = __ldg(reinterpret_cast<const uint32_t*>(forbidden + first) + word);
-        // Bytes of 0 and 1 to four bits.
-        out |= (flags * 0x01020408u >> 24) << (4 * word);
-      }
+      using Flags = std::conditional_t<kPerUnit == 8, uint64_t, uint32_t>;
+      const Flags flags = __ldg(reinterpret_cast<const Flags*>(forbidden + first));
+      if (flags == 0) continue;
+      // Bytes of 0 and 1 to bits, four at a time.
+      out = static_cast<uint32_t>(flags) * 0x01020408u >> 24;
+      if (kPerUnit == 8) out |= (static_cast<uint32_t>(static_cast<uint64_t>(flags) >> 32) * 0x01020408u >> 24) << 4;
     } else {
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < kPerUnit; ++i) {
         if (first + i >= 0 && first + i < vocab && forbidden[first + i]) out |= 1u << i;
       }
     }
-    T* elements = reinterpret_cast<T*>(slice.units + unit);
-    for (; out != 0; out &= out - 1) {
-      const int i = __ffs(out) - 1;
-      const float z = to_float(elements[i]);
-      if (z > -CUDART_INF_F) masked += scores.mass(z);
-      elements[i] = from_float<T>(-CUDART_INF_F);
-    }
+    any |= out != 0;
+    for (; out != 0; out &= out - 1) slice.set(unit, __ffs(out) - 1, -CUDART_INF_F);
   }
-  return masked;
+  return any;
+}
+
+// The integer mass of a row's allowed ids, from device memory, by one CTA.
+template <typename T>
+__device__ __noinline__ uint64_t mass_of_row(const T* row, const bool* forbidden, int vocab, RowScores scores) {
+  const RowVectors<T> vectors(row, 0, vocab);
+  uint64_t sum = 0;
+#pragma unroll 1
+  for (int vector = threadIdx.x; vector < vectors.count; vector += kThreads) {
+    float z[kVector];
+    vectors.load(vector, z);
+    vectors.mask(vector, forbidden, z);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum += z[i] > -CUDART_INF_F ? scores.mass(z[i]) : 0;
+  }
+  return sum;
 }
 
 // Where the candidates of a row lie once it is read no more: in place of the slice of rank 0.
@@ -263,12 +269,12 @@ struct SearchRow {
 //   by count  as many samples as each CTA has to find reach it
 //   by mass   the samples all below it, as a sample of all ids below it, have less mass than may be left out
 // The first is certain, the second a guess that is checked.
-__device__ float guess_threshold(DrawShared& shared, float thread_max, uint64_t thread_mass, float spare_mass,
+__device__ float guess_threshold(DrawShared& shared, float thread_max, float thread_mass, float spare_mass,
                                  int wanted) {
   constexpr int kStride = kThreads / kSamples;
   if (threadIdx.x % kStride == 0) {
     shared.sample_max[threadIdx.x / kStride] = thread_max;
-    shared.sample_mass[threadIdx.x / kStride] = __ull2float_rn(thread_mass);
+    shared.sample_mass[threadIdx.x / kStride] = thread_mass;
   }
   __syncthreads();
   if (threadIdx.x < kSamples) {
@@ -296,9 +302,10 @@ __device__ float guess_threshold(DrawShared& shared, float thread_max, uint64_t 
 // Lists the ids of this slice from `guess` up. A count of kTooMany or more: they did not fit.
 constexpr uint32_t kTooMany = 1u << 20;  // 2,048 threads may add it
 template <typename T>
-__device__ Found list_candidates(const RowSlice<T>& slice, float guess, const RowScores& scores, DrawShared& shared) {
+__device__ Found list_candidates(const RowSlice<T>& slice, float thread_max, float guess, const RowScores& scores, DrawShared& shared) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   Found found{};
+  if (thread_max < guess) return found;
   bool full = false;
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
@@ -322,34 +329,53 @@ __device__ Found list_candidates(const RowSlice<T>& slice, float guess, const Ro
   return found;
 }
 
-// The draw of a row that holds its allowed ids alone. `mass` is the thread's, `total` the row's.
+// Bounds of the integer total of masses whose sum in fp32 is `sum`: each of its roundings, one after the other
+// for a thread and in trees after that, errs by at most 2^-24 of it, each mass by half a unit.
+struct MassBounds {
+  uint64_t low, high;
+
+  __device__ MassBounds(float sum, int vocab, int units_per_thread) {
+    const double mass = static_cast<double>(sum) * kMassUnit, error = mass * (32 + units_per_thread) * 0x1p-24 + vocab;
+    low = __double2ull_rd(fmax(mass - error, 0.));
+    high = __double2ull_ru(mass + error);
+  }
+};
+
+// The draw of a row that holds its allowed ids alone. `thread_mass` sums up e^((z - max) / tau) over the thread's
+// ids, `row_mass` over the row's.
 template <typename T>
 __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t n, const RowSlice<T>& slice, float max,
-                     float thread_max, uint64_t mass, uint64_t total, Cluster cluster, DrawShared& shared, uint32_t room) {
+                     float thread_max, float thread_mass, float row_mass, Cluster cluster, DrawShared& shared,
+                     uint32_t room) {
+  using Search = ThresholdSearch<T, SearchRow<T>, kThreads, kBins>;
   const int vocab = static_cast<int>(p.vocab);
   const RowScores scores{max, scales.scale, scales.bins_per_logit};
   DrawRule rule{max, scales.tau, {}, 0, {}};
   const bool by_mass = p.top_p < 1.0, by_count = p.top_k != 0 && p.top_k < p.vocab;
-  const uint64_t limit = mass_limit(p.top_p, total);
   SearchRow<T> row{slice, cluster, -1};
 
   if (by_mass || by_count) {
     // Half of what the filter leaves out is spare.
     const float share = static_cast<float>(0.5 * (1 - p.top_p)) / static_cast<float>(cluster.size);
-    const float spare = by_mass ? share * __ull2float_rn(total) : -1.f;
     const int wanted = by_count && p.top_k <= kSamples * cluster.size
                            ? (static_cast<int>(p.top_k) + cluster.size - 1) / cluster.size
                            : INT_MAX;
-    float guess = guess_threshold(shared, thread_max, mass, spare, wanted);
+    float guess = guess_threshold(shared, thread_max, thread_mass, by_mass ? share * row_mass : -1.f, wanted);
     // The smallest guess of all CTAs, as the largest of the negated keys.
     const Largest lowest = cluster.exchange(0, Largest{~ordered_key<float>(guess)}, Largest{0});
     guess = from_ordered_key<float>(~__reduce_max_sync(~0u, lowest.key));
     Found found{};
     if (guess > -CUDART_INF_F) {
-      found = gather(cluster.exchange(1, gather(list_candidates(slice, guess, scores, shared)), found));
+      found = gather(cluster.exchange(1, gather(list_candidates(slice, thread_max, guess, scores, shared)), found));
     }
-    if (found.count <= room && ((by_mass && found.mass > limit) || (by_count && found.count >= p.top_k))) {
-      if (threadIdx.x == 0) shared.offset = atomicAdd(cluster.in_cta(&shared.pooled, 0), shared.listed);
+    const MassBounds total(row_mass, vocab, (slice.count + kThreads - 1) / kThreads);
+    const uint64_t limit_bound = mass_limit(p.top_p, total.high);
+    if (found.count <= room && ((by_mass && found.mass > limit_bound) || (by_count && found.count >= p.top_k))) {
+      if (threadIdx.x == 0) {
+        shared.offset = atomicAdd(cluster.in_cta(&shared.pooled, 0), shared.listed);
+        shared.limit = mass_limit(p.top_p, total.low);
+        shared.limit_bound = limit_bound;
+      }
       __syncthreads();
       for (int i = threadIdx.x; i < shared.listed; i += kThreads) {
         cluster.in_cta(pool_of(slice), 0)[shared.offset + i] = shared.list[i];
@@ -358,20 +384,29 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
       if (cluster.rank != 0) return;
       cluster.size = 1;
       row.pooled = static_cast<int>(found.count);
+    } else {
+      if (threadIdx.x == 0) shared.limit = Search::kShareOfTotal;
+      __syncthreads();
     }
-    // Two searches, one copy of the code.
+    // By count, by mass, and once more if the limit is not known exactly enough; one copy of the code.
 #pragma unroll 1
-    for (int mass_next = 0; mass_next < 2; ++mass_next) {
-      if (mass_next ? p.top_p >= 1.0 : p.top_k == 0 || p.top_k >= p.vocab) continue;
-      using Search = ThresholdSearch<T, SearchRow<T>, kThreads, kBins>;
-      const Threshold threshold = Search{row, scores, vocab, shared.search, mass_next != 0}.run(
-          mass_next ? mass_limit(p.top_p, total) : static_cast<uint64_t>(p.top_k - 1), p.top_p);
-      if (mass_next) {
-        rule.nucleus = threshold;
-      } else {
-        rule.smallest_key = threshold.key;
-      }
+    for (int turn = by_count ? 0 : 1; turn < (by_mass ? 3 : 1); ++turn) {
+      const Threshold threshold = Search{row, scores, vocab, shared.search, turn > 0}.run(
+          turn > 0 ? shared.limit : static_cast<uint64_t>(p.top_k - 1), p.top_p);
+      const bool decided =
+          row.pooled < 0 || threshold.key == 0 || shared.limit_bound < shared.search.ahead + shared.search.crossing_weight;
       __syncthreads();  // the next search writes what this one read
+      if (turn == 0) {
+        rule.smallest_key = threshold.key;
+        continue;
+      }
+      rule.nucleus = threshold;
+      if (decided || turn == 2) break;
+      const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
+      const uint64_t mass = sum_across_warp(mass_of_row(logits, p.forbidden, vocab, scores));
+      const Found exact = gather(cluster.exchange(1, Found{mass, 0}, Found{}));
+      if (threadIdx.x == 0) shared.limit = mass_limit(p.top_p, exact.mass);
+      __syncthreads();
     }
   }
 
@@ -387,32 +422,6 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
   }
 }
 
-// Few rows have -inf: the threads that met one start anew.
-template <typename T, bool kTempered, bool kMass>
-__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
-  const Sums s = add_up<T, kTempered, kMass, false>(slice, max, scale);
-  return s.weighted == s.weighted ? s : add_up<T, kTempered, kMass, true>(slice, max, scale);
-}
-
-template <typename T, bool kDraw>
-__device__ Sums add_up(const RowSlice<T>& slice, float max, const Scales& scales, bool by_mass) {
-  const bool tempered = scales.tau != 1.f;
-  if (kDraw && by_mass) {
-    return tempered ? add_up<T, true, true>(slice, max, scales.scale) : add_up<T, false, true>(slice, max, scales.scale);
-  }
-  return tempered ? add_up<T, true, false>(slice, max, scales.scale) : add_up<T, false, false>(slice, max, scales.scale);
-}
-
-// Masses alone, for a row whose maximum is forbidden.
-template <typename T>
-__device__ uint64_t add_up_masses(const RowSlice<T>& slice, const RowScores& scores) {
-  uint64_t sum = 0;
-#pragma unroll 1
-  for (int unit = threadIdx.x; unit < slice.count; unit += kThreads) {
-    slice.for_each(unit, [&](float z, int) { sum += z > -CUDART_INF_F ? scores.mass(z) : 0; });
-  }
-  return sum;
-}
 #endif
 
 template <typename T, bool kDraw>
@@ -446,15 +455,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
 
   const float row_max = from_ordered_key<float>(row_key);
-  Sums mine = add_up<T, kDraw>(slice, row_max, scales, kDraw && p.top_p < 1.0);
+  Sums mine = add_up(slice, row_max, scales);
   mine.argmax = thread_max == row_max ? first_id_of(slice, row_max) : UINT32_MAX;
-  uint64_t mass = mine.mass;
+  float thread_mass = mine.sum_tau;
   if constexpr (kDraw) {
-    if (p.forbidden != nullptr) {
-      mass -= mask(slice, p.forbidden, vocab, {row_max, scales.scale, 0.f});
+    if (p.forbidden != nullptr && mask(slice, p.forbidden, vocab)) {
       thread_max = Packed<T>::largest_or_nan(largest_of(slice));
+      thread_mass = add_up_again(slice, row_max, scales.scale);
     }
-    mine.mass = mass;
+    mine.allowed = thread_mass;
     mine.allowed_key = max_key(thread_max);
     gather_allowed(mine);
   }
@@ -474,12 +483,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       return;
     }
     const float allowed_max = from_ordered_key<float>(sums.allowed_key);
-    if (allowed_max != row_max && p.top_p < 1.0) {  // the masses were relative to another maximum
-      mass = add_up_masses(slice, {allowed_max, scales.scale, 0.f});
-      sums.mass = gather(cluster.exchange(0, gather({mass, 0}), Found{})).mass;
+    if (allowed_max != row_max) {
+      thread_mass = add_up_again(slice, allowed_max, scales.scale);
+      const Sums again = cluster.exchange(0, Sums{.allowed = sum_across_warp(thread_mass)}, Sums{});
+      sums.allowed = sum_across_warp(again.allowed);
       cluster.sync();  // the same slots come next
     }
-    draw<T>(p, scales, n, slice, allowed_max, thread_max, mass, sums.mass, cluster, shared, room);
+    draw<T>(p, scales, n, slice, allowed_max, thread_max, thread_mass, sums.allowed, cluster, shared, room);
   }
 #endif
 }

@@ -83,11 +83,8 @@ struct RowSlice {
     return to_float(reinterpret_cast<const T*>(units + unit)[i]);
   }
 
-  // f(z, id) for one element after the other, for work that would not fit eight times into registers.
-  template <typename F>
-  __device__ __forceinline__ void for_each(int unit, F f) const {
-#pragma unroll 1
-    for (int i = 0; i < kPerUnit; ++i) f(get(unit, i), id(unit) + i);
+  __device__ __forceinline__ void set(int unit, int i, float z) const {
+    reinterpret_cast<T*>(units + unit)[i] = from_float<T>(z);
   }
 };
 
