@@ -12,9 +12,9 @@ namespace {
 constexpr int kVocabThreads = 512;
 constexpr int64_t kMinVocabSplit = kVocabThreads * 8;
 
-// vocab_pass_sm90. A cluster holds a row. Slices of up to 40 KB let four CTAs share an SM, so that the copies of
-// one row run under the arithmetic of others; longer rows get longer slices before they get another kernel.
-// The size of the cluster depends on V alone: no result depends on how many rows are in a batch.
+// vocab_pass_sm90. A cluster holds a row. Slices of up to 40 KB let four CTAs share an SM, so that the copies
+// of one row run under the arithmetic of others; longer rows get longer slices before they get another
+// kernel. The size of the cluster depends on V alone: no result depends on how many rows are in a batch.
 constexpr int kClusterThreads = 256;
 constexpr int kMaxCluster = 8;
 constexpr int64_t kSliceBytes = 40 * 1024;
@@ -69,9 +69,11 @@ Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrid
   const int size = overrides.cluster_n > 0 ? overrides.cluster_n : cluster_for(s);
   const bool fits = device.arch == 90 && slice_bytes(s, size) <= kMaxSliceBytes;
   if (!overrides.kernel.empty() && overrides.kernel != split && !(fits && overrides.kernel == cluster)) {
-    throw std::invalid_argument(message("kernel", fits ? "one of " + cluster + ", " + split : split, overrides.kernel));
+    throw std::invalid_argument(
+        message("kernel", fits ? "one of " + cluster + ", " + split : split, overrides.kernel));
   }
-  const bool by_cluster = fits && (overrides.kernel.empty() ? overrides.splits == 0 : overrides.kernel == cluster);
+  const bool by_cluster =
+      fits && (overrides.kernel.empty() ? overrides.splits == 0 : overrides.kernel == cluster);
   if (by_cluster) {
     if (size > kMaxCluster || (size & (size - 1)) != 0) {
       throw std::invalid_argument(message("cluster_n", "1, 2, 4 or 8", std::to_string(size)));
@@ -84,8 +86,21 @@ Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrid
   return plan_split(s, device, overrides.splits);
 }
 
-Requests vocab_pass_requests(Op, const Shape&, const Plan&) {
-  return {};
+// Statistics: all of it. Draws: what every draw does, whatever the row holds: the statistics, the row's key
+// in each thread that may draw and, by vocab_pass, one more read in which survivors are met. Not covered are
+// the reads of a threshold search (vocab_pass: two to five of the row; vocab_pass_sm90: none) and
+// `forbidden`.
+Requests vocab_pass_requests(Op op, const Shape& s, const Plan& plan) {
+  const bool draw = op == Op::kSampleTokens;
+  const int64_t logits = s.n * s.vocab * size_of(s.logits);
+  const int64_t keys = draw ? s.n * plan.threads * 4 * 8 : 0;
+  const int64_t results = s.n * (draw ? 6 * 4 + 2 * 8 : 3 * 4 + 8);
+  if (plan.kernel == Kernel::kVocabPassSm90) {
+    // Units of 16 bytes that lie in one row alone go by bulk copies; at most two to a row do not.
+    return {keys, logits, results, 0};
+  }
+  const int64_t states = plan.splits > 1 ? s.n * plan.splits * kPartialStateBytes : 0;
+  return {(draw ? 2 : 1) * logits + states + keys, 0, results + states, 0};
 }
 
 }  // namespace entrgi

@@ -1,6 +1,8 @@
 // What the kernels of the vocabulary pass share: scales, statistics from sums, launchers.
 #pragma once
 
+#include <math_constants.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -26,9 +28,9 @@ struct Scales {
 
 // Writes a row's statistics from its sums (detail/softmax_state.cuh). The logarithm of a peaked row's
 // probabilities is exact: log_softmax in detail/numeric.cuh rounds the same product.
-__device__ __forceinline__ void write_statistics(const LogitStatisticsParams& p, const Scales& scales, int64_t n,
-                                                 float max, float sum, float weighted, float sum_tau,
-                                                 float weighted_tau, int argmax) {
+__device__ __forceinline__ void write_statistics(const LogitStatisticsParams& p, const Scales& scales,
+                                                 int64_t n, float max, float sum, float weighted,
+                                                 float sum_tau, float weighted_tau, int argmax) {
   p.logsumexp[n] = log_softmax(max, scales.inverse, -logf(sum_tau));
   p.entropy[n] = logf(sum) - weighted / sum;
   p.tempered_entropy[n] = logf(sum_tau) - weighted_tau / sum_tau * scales.inverse;

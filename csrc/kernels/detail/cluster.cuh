@@ -3,11 +3,12 @@
 
 #include "hopper.cuh"
 
-#ifdef ENTRGI_HOPPER
-
 namespace entrgi {
 
+constexpr int kClusterThreads = 256;  // of each CTA
 constexpr int kMaxCluster = 8;
+
+#ifdef ENTRGI_HOPPER
 
 __device__ __forceinline__ float sum_across_warp(float x) {
 #pragma unroll
@@ -24,10 +25,10 @@ __device__ __forceinline__ uint64_t sum_across_warp(uint64_t x) {
   return low + (static_cast<uint64_t>(middle) << kPiece) + (static_cast<uint64_t>(high) << 2 * kPiece);
 }
 
-// The CTAs that work on a row: a whole cluster, or one CTA of it alone. `kBytes` is the largest record.
-template <int kThreads, int kBytes>
-struct Group {
-  static constexpr int kWarps = kThreads / 32;
+// The CTAs that work on a row: a whole cluster, or one CTA of it alone.
+struct Cluster {
+  static constexpr int kWarps = kClusterThreads / 32;
+  static constexpr int kBytes = 48;  // of the largest record
   struct Mailbox {
     alignas(16) unsigned char slots[2][kMaxCluster * kWarps * kBytes];
   };
@@ -51,9 +52,9 @@ struct Group {
   }
 
   // Each warp writes its record to every CTA, so that nobody reads another's memory: after the barrier a CTA
-  // may exit. What a lane gets back is merged from its share of all warps' records, in a fixed order; the rest
-  // is up to the caller. There are two sets of slots: between two exchanges through the same set there must
-  // be another barrier of the group, which whoever still reads the first has not passed.
+  // may exit. What a lane gets back is merged from its share of all warps' records, in a fixed order; the
+  // rest is up to the caller. There are two sets of slots: between two exchanges through the same set there
+  // must be another barrier of the group, which whoever still reads the first has not passed.
   template <typename Record>
   __device__ __forceinline__ Record exchange(int set, const Record& mine, const Record& empty) {
     static_assert(sizeof(Record) <= kBytes);
@@ -66,6 +67,6 @@ struct Group {
     return all;
   }
 };
+#endif
 
 }  // namespace entrgi
-#endif

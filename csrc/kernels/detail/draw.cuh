@@ -1,6 +1,6 @@
-// The draw among the ids that survive the filters: the largest score + Gumbel noise, and what the kept ids sum
-// up to. Its sums are integers (units of 2^-40), its maxima have one winner (ties go to the lowest id), so the
-// order in which survivors are met changes no bit: kernels, splits and clusters agree.
+// The draw among the ids that survive the filters: the largest score + Gumbel noise, and what the kept ids
+// sum up to. Its sums are integers (units of 2^-40), its maxima have one winner (ties go to the lowest id),
+// so the order in which survivors are met changes no bit: kernels, splits and clusters agree.
 #pragma once
 
 #include <climits>
@@ -12,12 +12,12 @@
 namespace entrgi {
 
 struct DrawState {
-  uint64_t sum;           // of e^score over the kept ids
-  int64_t weighted;       // of score e^score
-  float best;             // score + noise of the best id so far
-  float token_score;      // its score
-  int token;              // its id
-  float first, second;    // the two largest scores
+  uint64_t sum;         // of e^score over the kept ids
+  int64_t weighted;     // of score e^score
+  float best;           // score + noise of the best id so far
+  float token_score;    // its score
+  int token;            // its id
+  float first, second;  // the two largest scores
 };
 
 __device__ __forceinline__ DrawState empty_draw() {
@@ -43,8 +43,9 @@ __device__ __forceinline__ DrawState merge_across_warp(DrawState state) {
 #pragma unroll 1
   for (int delta = 16; delta > 0; delta /= 2) {
     const auto other = [&](auto x) { return __shfl_xor_sync(~0u, x, delta); };
-    state = merge(state, {other(state.sum), other(state.weighted), other(state.best), other(state.token_score),
-                          other(state.token), other(state.first), other(state.second)});
+    state =
+        merge(state, {other(state.sum), other(state.weighted), other(state.best), other(state.token_score),
+                      other(state.token), other(state.first), other(state.second)});
   }
   return state;
 }

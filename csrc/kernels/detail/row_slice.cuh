@@ -4,12 +4,12 @@
 //   unit            0                 1                     last
 //
 // Units lie on 16-byte boundaries of device memory; a row that starts or ends inside one is padded with -inf
-// (x), which changes nothing here. Whole units arrive by bulk copies, a few chunks to a slice, each on its own
-// barrier; the elements of the first and the last unit by ordinary loads. Rows of any alignment so lie in
+// (x), which changes nothing here. Whole units arrive by bulk copies, a few chunks to a slice, each on its
+// own barrier; the elements of the first and the last unit by ordinary loads. Rows of any alignment so lie in
 // shared memory as vectors without edges.
 #pragma once
 
-#include "hopper.cuh"
+#include "cluster.cuh"
 #include "numeric.cuh"
 
 #ifdef ENTRGI_HOPPER
@@ -26,7 +26,9 @@ struct Packed {
   static constexpr int kCount = 2;
 
   static __device__ __forceinline__ Pair pair(uint32_t word) { return *reinterpret_cast<const Pair*>(&word); }
-  static __device__ __forceinline__ uint32_t word(Pair pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
+  static __device__ __forceinline__ uint32_t word(Pair pair) {
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
 
   static __device__ __forceinline__ uint32_t max_or_nan(uint32_t a, uint32_t b) {
     return word(__hmax2_nan(pair(a), pair(b)));
@@ -34,7 +36,9 @@ struct Packed {
   static __device__ __forceinline__ float largest_or_nan(uint32_t a) {
     return to_float(__hmax_nan(pair(a).x, pair(a).y));
   }
-  static __device__ __forceinline__ uint32_t all(float z) { return word({from_float<T>(z), from_float<T>(z)}); }
+  static __device__ __forceinline__ uint32_t all(float z) {
+    return word({from_float<T>(z), from_float<T>(z)});
+  }
   static __device__ __forceinline__ float get(uint32_t a, int i) {
     if (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(i == 0 ? a << 16 : a & 0xffff0000u);
     return to_float(i == 0 ? pair(a).x : pair(a).y);
@@ -90,14 +94,16 @@ struct RowSlice {
 
 // The slice of CTA `rank` of `size`; begins its copies. Chunk c may be read once landed[c] has completed its
 // first phase; the caller's barrier has to follow before anyone waits or reads.
-template <typename T, int kThreads>
-__device__ RowSlice<T> begin_slice(const T* row, int vocab, int rank, int size, uint4* memory, Barrier* landed) {
+template <typename T>
+__device__ RowSlice<T> begin_slice(const T* row, int vocab, int rank, int size, uint4* memory,
+                                   Barrier* landed) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
   const int lead = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
   const T* base = row - lead;
   const int units = (lead + vocab + kPerUnit - 1) / kPerUnit, share = (units + size - 1) / size;
   const int first = min(rank * share, units), last = min(first + share, units), count = last - first;
-  const int chunk = ((count + kChunks - 1) / kChunks + kThreads - 1) / kThreads * kThreads;
+  const int chunk =
+      ((count + kChunks - 1) / kChunks + kClusterThreads - 1) / kClusterThreads * kClusterThreads;
   // Units without padding.
   const int whole_begin = lead > 0 ? 1 : 0, whole_end = (lead + vocab) / kPerUnit;
 
@@ -111,7 +117,8 @@ __device__ RowSlice<T> begin_slice(const T* row, int vocab, int rank, int size, 
         const int bytes = (end - begin) * 16;
         landed[c].arrive_and_expect_tx(bytes);
         cute::SM90_BULK_COPY_G2S::copy(base + static_cast<int64_t>(begin) * kPerUnit,
-                                       reinterpret_cast<uint64_t*>(&landed[c]), memory + (begin - first), bytes);
+                                       reinterpret_cast<uint64_t*>(&landed[c]), memory + (begin - first),
+                                       bytes);
       } else {
         landed[c].arrive();
       }

@@ -11,10 +11,11 @@
 //   top-k: weight = 1, limit = k - 1. Kept are all ids whose z is not below that of the crossing one.
 //
 // A histogram narrows the candidates to one bin per read of the row: first by distance from the maximum, in
-// steps of tau / 32 (equal bins of the key's leading digits would put most ids of a real row in a few bins, and their
-// atomics in a queue), then by digits of the ordered key, then, among exact ties only, by id. Sixteen-bit
-// logits need two reads, fp32 three or four, ties one or two more; the second read by id touches a small part
-// of the row. Weights are integers, so the sums depend on no order of addition and the atomics do no harm.
+// steps of tau / 32 (equal bins of the key's leading digits would put most ids of a real row in a few bins,
+// and their atomics in a queue), then by digits of the ordered key, then, among exact ties only, by id.
+// Sixteen-bit logits need two reads, fp32 three or four, ties one or two more; the second read by id touches
+// a small part of the row. Weights are integers, so the sums depend on no order of addition and the atomics
+// do no harm.
 //
 // Where the row lies is a parameter:
 //
@@ -51,15 +52,17 @@ struct Threshold {
 };
 
 struct RowScores {
-  float max;            // over allowed ids
-  float scale;          // log2(e) / tau
+  float max;             // over allowed ids
+  float scale;           // log2(e) / tau
   float bins_per_logit;  // of the first level
 
   __device__ __forceinline__ uint64_t mass(float z) const {
     return __float2ull_rn(exp2_approx((z - max) * scale) * kMassUnit);
   }
   // Monotone in z: subtraction, product and truncation round monotonically.
-  __device__ __forceinline__ int linear_bin(float z) const { return __float2int_rz((max - z) * bins_per_logit); }
+  __device__ __forceinline__ int linear_bin(float z) const {
+    return __float2int_rz((max - z) * bins_per_logit);
+  }
 };
 
 // Largest integer whose value as a double is <= top_p * total: integer comparisons then decide as the
@@ -192,8 +195,9 @@ struct ThresholdSearch {
     level.key_high = shared.key_high;
   }
 
-  // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal. Called
-  // by all threads, while nothing else is in `shared`; what was read of it is past at the next barrier.
+  // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
+  // Called by all threads, while nothing else is in `shared`; what was read of it is past at the next
+  // barrier.
   static constexpr uint64_t kShareOfTotal = ~0ull;
   __device__ Threshold run(uint64_t limit, double top_p) {
     Level level;
