@@ -21,29 +21,16 @@
 //
 // Considered: x e^x sums (cancel catastrophically at large offsets); digits of the key as the first histogram
 // level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
-#include <algorithm>
-#include <cmath>
-
-#include "detail/philox.cuh"
+#include "detail/draw.cuh"
 #include "detail/softmax_state.cuh"
-#include "detail/threshold_search.cuh"
-#include "kernels.h"
+#include "vocab_pass.cuh"
 
 namespace entrgi {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int kUnroll = 2;
-
-struct Scales {
-  float tau, inverse;  // 1 / tau
-  float scale;         // log2(e) / tau
-};
-
-Scales scales_of(double temperature) {
-  const auto bounded = [](double x) { return static_cast<float>(std::min<double>(x, FLT_MAX)); };
-  return {static_cast<float>(temperature), bounded(1 / temperature), bounded(M_LOG2E / temperature)};
-}
+constexpr int kBins = 2048;
 
 template <typename T>
 __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidden, float scale) {
@@ -72,43 +59,42 @@ __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidde
   return state;
 }
 
-// What the drawing read leaves behind.
-struct DrawState {
-  float best, token_score;  // perturbed and plain score of the best id so far
-  int token;
-  float sum, weighted;  // of e^score and score e^score over the kept ids
-  float first, second;  // the two largest plain scores
+// A row in device memory (or, the second time, in L2), read by one CTA.
+template <typename T>
+struct GlobalRow {
+  const T* row;
+  const bool* forbidden;
+
+  template <typename F>
+  __device__ __forceinline__ void for_each(int low, int high, F f) const {
+    const RowVectors<T> vectors(row, low, high + 1);
+    for (int vector = threadIdx.x; vector < vectors.count; vector += kThreads) {
+      float z[kVector];
+      vectors.load(vector, z);
+      vectors.mask(vector, forbidden, z);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) f(z[i], vectors.first_id(vector) + i);
+    }
+  }
+
+  __device__ __forceinline__ uint64_t weight(const uint32_t* low, int high) const {
+    return static_cast<uint64_t>(low[high]) << 32 | low[0];
+  }
+
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
 };
 
-__device__ __forceinline__ DrawState merge(DrawState a, const DrawState& b) {
-  if (b.best > a.best ||
-      (b.best == a.best && static_cast<uint32_t>(b.token) < static_cast<uint32_t>(a.token))) {
-    a.best = b.best;
-    a.token = b.token;
-    a.token_score = b.token_score;
-  }
-  a.sum += b.sum;
-  a.weighted += b.weighted;
-  a.second = fmaxf(fminf(a.first, b.first), fmaxf(a.second, b.second));
-  a.first = fmaxf(a.first, b.first);
-  return a;
-}
-
 template <typename T>
-__device__ DrawState read_survivors(const RowScores<T>& scores, float tau, const Threshold& nucleus,
-                                    uint32_t smallest_key, const RowKey& key) {
-  DrawState state{-CUDART_INF_F, 0.f, -1, 0.f, 0.f, -CUDART_INF_F, -CUDART_INF_F};
-  const RowVectors<T> row(scores.row, 0, scores.vocab);
+__device__ DrawState read_survivors(const RowVectors<T>& row, const bool* forbidden, const DrawRule& rule) {
+  DrawState state = empty_draw();
   for (int vector = threadIdx.x; vector < row.count; vector += kThreads) {
     float z[kVector];
     row.load(vector, z);
-    row.mask(vector, scores.forbidden, z);
+    row.mask(vector, forbidden, z);
     uint32_t kept = 0;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      const uint32_t k = ordered_key<T>(z[i] + 0.f);
-      const bool in_nucleus = k > nucleus.key || (k == nucleus.key && row.first_id(vector) + i <= nucleus.id);
-      if (z[i] > -CUDART_INF_F && in_nucleus && k >= smallest_key) kept |= 1u << i;
+      if (rule.keeps<T>(z[i], row.first_id(vector) + i)) kept |= 1u << i;
     }
     while (kept != 0) {  // survivors are few: no unrolling over the eight
       const int i = __ffs(kept) - 1;
@@ -116,18 +102,7 @@ __device__ DrawState read_survivors(const RowScores<T>& scores, float tau, const
       float value = z[0];
 #pragma unroll
       for (int j = 1; j < kVector; ++j) value = i == j ? z[j] : value;
-      const int id = row.first_id(vector) + i;
-      const float score = (value - scores.max) / tau, weight = expf(score);
-      const float perturbed = score + gumbel(key, id);
-      if (perturbed > state.best) {
-        state.best = perturbed;
-        state.token = id;
-        state.token_score = score;
-      }
-      state.sum += weight;
-      if (weight > 0) state.weighted += score * weight;
-      state.second = fmaxf(state.second, fminf(state.first, score));
-      state.first = fmaxf(state.first, score);
+      rule.add(state, value, row.first_id(vector) + i);
     }
   }
   return state;
@@ -135,52 +110,35 @@ __device__ DrawState read_survivors(const RowScores<T>& scores, float tau, const
 
 template <typename T>
 __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t n, float max,
-                     SearchShared& search) {
+                     SearchShared<kBins>& search) {
   __shared__ DrawState warp_states[kThreads / 32];
-  const RowScores<T> scores{static_cast<const T*>(p.logits) + n * p.logits_stride,
-                            static_cast<int>(p.vocab),
-                            p.forbidden,
-                            max,
-                            scales.scale,
-                            fminf(64.f * scales.inverse, FLT_MAX)};
-  Threshold nucleus;
-  uint32_t smallest_key = 0;
+  const int vocab = static_cast<int>(p.vocab);
+  const RowScores scores{max, scales.scale, scales.bins_per_logit};
+  const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden};
+  DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
   // Two calls, one copy of the code.
 #pragma unroll 1
   for (int by_mass = 0; by_mass < 2; ++by_mass) {
     if (by_mass ? p.top_p >= 1.0 : p.top_k == 0 || p.top_k >= p.vocab) continue;
-    const Threshold found =
-        ThresholdSearch<T, kThreads>{scores, search, by_mass != 0}.run(p.top_p, p.top_k - 1);
+    using Search = ThresholdSearch<T, GlobalRow<T>, kThreads, kBins>;
+    const uint64_t limit = by_mass ? Search::kShareOfTotal : p.top_k - 1;
+    const Threshold found = Search{row, scores, vocab, search, by_mass != 0}.run(limit, p.top_p);
     if (by_mass) {
-      nucleus = found;
+      rule.nucleus = found;
     } else {
-      smallest_key = found.key;
+      rule.smallest_key = found.key;
     }
     __syncthreads();  // the next search writes what this one read
   }
 
-  DrawState state = read_survivors(scores, scales.tau, nucleus, smallest_key, load_row_key(p.keys + 4 * n));
-#pragma unroll 1
-  for (int delta = 16; delta > 0; delta /= 2) {
-    const auto down = [&](auto x) { return __shfl_down_sync(~0u, x, delta); };
-    state = merge(state, {down(state.best), down(state.token_score), down(state.token), down(state.sum),
-                          down(state.weighted), down(state.first), down(state.second)});
-  }
+  const DrawState state =
+      merge_across_warp(read_survivors(RowVectors<T>(row.row, 0, vocab), p.forbidden, rule));
   if (threadIdx.x % 32 == 0) warp_states[threadIdx.x / 32] = state;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kThreads / 32; ++warp) state = merge(state, warp_states[warp]);
-  p.token[n] = state.token;
-  p.probability[n] = expf(state.token_score) / state.sum;
-  p.margin[n] =
-      (1.f - expf(state.second)) / state.sum;  // the largest score is 0, or -inf where there is none
-  p.filtered_entropy[n] = logf(state.sum) - state.weighted / state.sum;
-}
-
-__device__ void refuse(const SampleTokensParams& p, int64_t n, int flag) {
-  p.token[n] = -1;
-  p.probability[n] = p.margin[n] = p.filtered_entropy[n] = CUDART_NAN_F;
-  if (p.error_flag != nullptr) atomicOr(p.error_flag, flag);
+  DrawState all = empty_draw();
+  for (int warp = 0; warp < kThreads / 32; ++warp) all = merge(all, warp_states[warp]);
+  write_draw(p, n, all);
 }
 
 template <typename T>
@@ -200,7 +158,7 @@ template <typename T, bool kDraw>
 __global__ void __launch_bounds__(kThreads, 2)
     row_kernel(const SampleTokensParams p, const Scales scales, int splits) {
   __shared__ SoftmaxState shared[kThreads / 32];
-  __shared__ SearchShared search;
+  __shared__ SearchShared<kBins> search;
   const int64_t n = blockIdx.x;
   const bool* forbidden = kDraw ? p.forbidden : nullptr;
   SoftmaxState state = empty_state();
@@ -215,23 +173,24 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const bool bad = state.bad || !(state.max > -CUDART_INF_F);
   const float allowed_max = forbidden == nullptr ? state.max : state.allowed_max;
+  const bool drawn = kDraw && !bad && allowed_max > -CUDART_INF_F;
   if (threadIdx.x == 0) {
-    p.logsumexp[n] = bad ? CUDART_NAN_F : log_softmax(state.max, scales.inverse, -logf(state.sum_tau));
-    p.entropy[n] = bad ? CUDART_NAN_F : logf(state.sum) - state.weighted / state.sum;
-    p.tempered_entropy[n] =
-        bad ? CUDART_NAN_F : logf(state.sum_tau) - state.weighted_tau / state.sum_tau * scales.inverse;
-    p.argmax[n] = bad ? -1 : state.argmax;
-    if (kDraw && bad) refuse(p, n, 1);
-    if (kDraw && !bad && allowed_max == -CUDART_INF_F) refuse(p, n, 2);
+    if (bad) {
+      refuse_statistics(p, n);
+    } else {
+      write_statistics(p, scales, n, state.max, state.sum, state.weighted, state.sum_tau, state.weighted_tau,
+                       state.argmax);
+    }
+    if (kDraw && !drawn) refuse_draw(p, n, bad ? 1 : 2);
   }
   if constexpr (kDraw) {
-    if (!bad && allowed_max > -CUDART_INF_F) draw<T>(p, scales, n, allowed_max, search);
+    if (drawn) draw<T>(p, scales, n, allowed_max, search);
   }
 }
 
 template <typename T, bool kDraw>
 cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
-  const Scales scales = scales_of(p.temperature);
+  const Scales scales(p.temperature);
   const int splits = static_cast<int>(plan.splits);
   if (splits > 1) {
     partial_kernel<T><<<static_cast<unsigned>(p.n * splits), kThreads, 0, stream>>>(
@@ -246,6 +205,7 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
 template <bool kDraw>
 cudaError_t dispatch(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
   static_assert(sizeof(SoftmaxState) == kPartialStateBytes);
+  if (plan.kernel == Kernel::kVocabPassSm90) return vocab_pass_sm90<kDraw>(p, plan, stream);
   if (plan.kernel != Kernel::kVocabPass || plan.threads != kThreads || plan.splits < 1 ||
       plan.splits > kThreads || p.vocab < 1) {
     return cudaErrorInvalidValue;

@@ -28,6 +28,7 @@ class RawKernels:
         self.environment = environment
         self.process = None
         self.plan: dict = {}  # of the last launch
+        self.overrides: dict = {}  # fields of PlanOverrides for every launch, such as {"kernel": "vocab_pass"}
         self.absent: dict[str, int] = {}
         self.overrides: dict = {}  # of the plan of every launch: kernel, splits, block_m, ...
 
@@ -64,6 +65,7 @@ class RawKernels:
         """
         arguments |= self.overrides
         new = arguments.pop("new", ())
+        arguments = arguments | self.overrides
         buffers = {}
         for name, tensor in {**reads, **writes}.items():
             if tensor is None:

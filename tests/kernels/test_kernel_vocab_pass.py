@@ -8,6 +8,24 @@ from cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
 pytestmark = pytest.mark.simulator
 
+CLUSTER = {"kernel": "vocab_pass_sm90", "cluster_n": 8}
+
+
+@pytest.fixture(params=["chosen", "vocab_pass", "cluster"], autouse=True)
+def variant(kernels, request):
+    """The kernel that the plan chooses, the one that runs everywhere, and rows cut into eight slices."""
+    if request.param != "chosen":
+        require_hopper(kernels)
+        kernels.overrides = CLUSTER if request.param == "cluster" else {"kernel": "vocab_pass"}
+    yield request.param
+    kernels.overrides = {}
+
+
+def require_hopper(kernels):
+    kernels.logit_statistics(torch.zeros(1, 1), 1.0)
+    if kernels.plan["kernel"] != "vocab_pass_sm90":
+        pytest.skip("needs code for sm_90a")
+
 
 def logits(n, vocab, dtype, scale=3.0):
     generator = torch.Generator().manual_seed(n * 10_007 + vocab)
@@ -194,7 +212,7 @@ def test_draws_do_not_depend_on_splits_or_row_order(kernels, dtype):
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     for splits in (2, 7, 300):
         parts = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=splits)
-        assert kernels.plan["splits"] > 1
+        assert kernels.plan["splits"] > 1 or kernels.overrides == CLUSTER
         assert all(torch.equal(a, b) for a, b in zip(whole[3:], parts[3:], strict=True))
         repeated = kernels.sample_tokens(z, keys, 0.7, top_p=0.95, top_k=60, splits=splits)
         assert all(torch.equal(a, b) for a, b in zip(parts, repeated, strict=True))
@@ -214,31 +232,128 @@ def test_split_statistics(kernels, reference, dtype, splits):
     check_statistics(reference, kernels.logit_statistics(z, 0.7, splits=splits), z, 0.7)
 
 
+def sampled(kernels, z, keys, tau, overrides, **options):
+    before, kernels.overrides = kernels.overrides, overrides
+    try:
+        return kernels.sample_tokens(z, keys, tau, **options)
+    finally:
+        kernels.overrides = before
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("present", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_statistics_backward(kernels, reference, dtype, present):
-    tau = 0.7
-    z = logits(4, 2333, dtype)
-    z[1, ::3] = -math.inf
-    grads = [torch.randn(4) if here else None for here in present]
-    statistics = reference.logit_statistics(z, tau)
-    saved = [statistics.logsumexp, reference.logit_statistics(z, 1.0).logsumexp, *statistics[1:3]]
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 20}, {"top_p": 0.5, "top_k": 300}, {}])
+def test_draws_do_not_depend_on_the_kernel(kernels, variant, dtype, options):
+    """Integer sums and maxima with one winner: bit for bit the same from any cluster, and from vocab_pass."""
+    if variant != "cluster":
+        pytest.skip("compares all kernels at once")
+    z, keys = logits(4, 5003, dtype), row_keys(4)
+    forbidden = torch.rand(5003, generator=torch.Generator().manual_seed(1)).lt(0.1)
+    for tau in (0.4, 5.0):
+        draws = [
+            sampled(kernels, z, keys, tau, overrides, forbidden=forbidden, **options)[3:]
+            for overrides in ({"kernel": "vocab_pass"}, *(CLUSTER | {"cluster_n": size} for size in (1, 2, 4, 8)))
+        ]
+        for other in draws[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(draws[0], other, strict=True))
 
-    def formula(dtype):
-        x = z.to(dtype).clamp_min(-1e30)
-        lse, unit, entropy, tempered = (value.to(dtype)[:, None] for value in saved)
-        g = [torch.zeros(4, 1, dtype=dtype) if grad is None else grad.to(dtype)[:, None] for grad in grads]
-        log_p, log_q = x - unit, x / tau - lse
-        tempered_part = g[0] - g[2] * (log_q + tempered)
-        return log_q.exp() * tempered_part / tau - g[1] * log_p.exp() * (log_p + entropy)
 
-    got = kernels.logit_statistics_backward(grads, placed(z, 1, 3), *saved, tau)
-    assert got.dtype == dtype
-    assert_as_good_as(got, formula(torch.float32).to(dtype), formula(torch.float64), ulps=1)
-    assert (got[1, ::3] == 0).all()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 2, 15, 16, 17, 63, 64, 65, 129])
+def test_rows_shorter_than_a_cluster(kernels, reference, dtype, vocab):
+    """CTAs without ids, and slices that end anywhere in a row of any alignment."""
+    z, keys = logits(9, vocab, dtype), row_keys(9)
+    got = kernels.sample_tokens(placed(z, 3, 1), keys, 0.7, top_p=0.8, top_k=3)
+    check_statistics(reference, got, z, 0.7)
+    check_draw(reference, got, z, keys, 0.7, top_p=0.8, top_k=3)
 
-    x = z.double().clamp_min(-1e6).requires_grad_()  # PyTorch's own gradient is NaN at -inf
-    values = reference.logit_statistics(x, tau)[:3]
-    total = sum((g.double() * v).sum() for g, v in zip(grads, values, strict=True) if g is not None)
-    (truth,) = torch.autograd.grad(total, x)
-    assert error(got, truth) <= max(1e-5, torch.finfo(dtype).eps) * truth.abs().max()
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_matters_lies_in_one_slice(kernels, reference, dtype):
+    """Maximum, bad values, ties and the only allowed ids at every boundary between eight slices."""
+    vocab = 8 * 64
+    places = [0, 63, 64, 127, 128, 255, 256, 448, 511]
+    z = logits(4 * len(places), vocab, dtype).clamp(max=4)
+    for i, place in enumerate(places):
+        z[4 * i, place] = 9.0
+        z[4 * i + 1, place] = (math.nan, math.inf)[i % 2]
+        z[4 * i + 2, :] = -math.inf
+        z[4 * i + 2, place] = 1.0
+        z[4 * i + 3, place:] = 8.0  # ties with all that follow
+    keys = row_keys(len(z))
+    flag = torch.zeros(1, dtype=torch.int32)
+    got = kernels.sample_tokens(z, keys, 0.7, top_p=0.6, error_flag=flag)
+    check_statistics(reference, got, z, 0.7)
+    check_draw(reference, got, z, keys, 0.7, top_p=0.6)
+    assert got[3][0::4].tolist() == places
+    assert (got[3][1::4] == -1).all()
+    assert got[4][2::4].tolist() == places
+    assert got[3][3::4].tolist() == places
+    assert flag.item() == 1
+    for place in places:
+        forbidden = torch.ones(vocab, dtype=torch.bool)
+        forbidden[place] = False
+        finite = z[0::4]
+        got = kernels.sample_tokens(finite, keys[0::4].contiguous(), 0.7, top_p=0.6, forbidden=forbidden)
+        check_statistics(reference, got, finite, 0.7)
+        assert (got[4] == place).all()
+        assert (got[5] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_limits_between_two_ids(kernels, dtype):
+    """top_p times the mass is exactly what lies ahead of an id: it is kept, and fp32 sums cannot tell."""
+    for vocab, top_p in ((512, 0.5), (1000, 0.25), (1024, 0.125)):
+        z = torch.full((2, vocab), 2.5, dtype=dtype)
+        got = kernels.sample_tokens(z, row_keys(2), 1.0, top_p=top_p)
+        assert got[7].exp() == pytest.approx(int(top_p * vocab) + 1, rel=1e-5)
+        forbidden = torch.arange(vocab) % 2 == 0
+        got = kernels.sample_tokens(z, row_keys(2), 1.0, top_p=top_p, forbidden=forbidden)
+        assert got[7].exp() == pytest.approx(int(top_p * vocab / 2) + 1, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_guesses_that_miss(kernels, reference, dtype):
+    """Mass that no sample of threads sees, more candidates than fit, and flat rows."""
+    vocab = 4096
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(5, vocab, generator=generator) - 20
+    z[0, 8::32] = 3.0  # one thread in four
+    z[1, 1024:3072] = 5.0  # all of some slices
+    z[2] = torch.randn(vocab, generator=generator) * 0.01
+    z[3, :2000] = torch.randn(2000, generator=generator)
+    z[4, 4000:] = torch.randn(96, generator=generator) * 3
+    z, keys = z.to(dtype), row_keys(5)
+    for top_p, top_k in ((0.97, None), (0.5, None), (1.0, 1500), (0.9, 40)):
+        got = kernels.sample_tokens(z, keys, 1.0, top_p=top_p, top_k=top_k)
+        truth = reference.sample_tokens(z.double(), keys, 1.0, top_p=top_p, top_k=top_k)
+        kept, expected = got[7].double().exp(), truth.filtered_entropy.exp()
+        assert ((kept - expected).abs() <= 1e-5 * expected + (1 if top_p < 1 else 0)).all()
+
+
+def test_statistics_of_both_operators_agree(kernels):
+    z = logits(3, 3001, torch.bfloat16)
+    statistics = kernels.logit_statistics(z, 0.7)
+    for options in ({}, {"top_p": 0.9}):
+        draws = kernels.sample_tokens(z, row_keys(3), 0.7, **options)
+        assert all(torch.equal(a, b) for a, b in zip(statistics, draws[:4], strict=True))
+
+
+def test_clusters_by_length(kernels, variant):
+    """Just below and above the lengths at which the plan takes a larger cluster."""
+    if variant != "chosen":
+        pytest.skip("the plan's own choice")
+    require_hopper(kernels)
+    for vocab, size in ((20_480, 1), (20_481, 2), (40_960, 2), (40_968, 4), (81_920, 4), (81_928, 8)):
+        z = logits(1, vocab, torch.bfloat16)
+        z[0, vocab - 1] = 30.0
+        got = kernels.sample_tokens(z, row_keys(1), 0.7, top_p=0.9)
+        assert (kernels.plan["kernel"], kernels.plan["cluster"][1]) == ("vocab_pass_sm90", size)
+        assert got[3].item() == got[4].item() == vocab - 1
+
+
+def test_overrides_that_cannot_be(kernels):
+    z = logits(1, 100, torch.float32)
+    with pytest.raises(RuntimeError, match=r"kernel must be .*vocab_pass, got commit"):
+        sampled(kernels, z, row_keys(1), 1.0, {"kernel": "commit"})
+    with pytest.raises(RuntimeError, match=r"cluster_n must be 1"):
+        sampled(kernels, z, row_keys(1), 1.0, {"kernel": "vocab_pass", "cluster_n": 2})

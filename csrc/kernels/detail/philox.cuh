@@ -34,12 +34,17 @@ __device__ __forceinline__ uint64_t philox(const RowKey& key, uint32_t id) {
 }
 
 // -log(-log1p(-u)) with u = (x + 1/2) / 2^64. Near 0 u itself is rounded to fp32 and near 1 its complement,
-// so neither tail is lost; the largest noise, which wins the draws, comes from u near 0.
+// so neither tail is lost; the largest noise, which wins the draws, comes from u near 0. Both halves take the
+// same logarithm: of 1 - u above, and below of its rounded value w, where log1p(-u) = log(w) + (1 - u - w) /
+// w and the division can be left out (w is 1 - u to the last bit, and the correction matters only where w is
+// near 1).
 __device__ __forceinline__ float gumbel(const RowKey& key, uint32_t id) {
   const uint64_t x = philox(key, id);
   const bool upper = x >> 63;
   const float v = (__ull2float_rn(upper ? ~x : x) + 0.5f) * 0x1p-64f;
-  return -logf(upper ? -logf(v) : -log1pf(-v));
+  const float w = upper ? v : 1.f - v;
+  const float correction = upper ? 0.f : (1.f - w) - v;
+  return -logf(-logf(w) - correction);
 }
 
 }  // namespace entrgi

@@ -10,23 +10,31 @@
 //          ids up to and including the crossing one, so ties at the boundary are settled by id at no cost.
 //   top-k: weight = 1, limit = k - 1. Kept are all ids whose z is not below that of the crossing one.
 //
-// A histogram of 2,048 bins narrows the candidates to one bin per read of the row: first by distance from the
-// maximum in steps of tau / 64 (equal bins of the key's leading digits would put most ids of a real row in a
-// few bins, and their atomics in a queue), then by digits of the ordered key, then, among exact ties only, by
-// id. Sixteen-bit logits need two reads, fp32 three or four, ties one or two more; the second read by id
-// touches a 2,048th of the row. Weights are integers, so the sums depend on no order of addition and the
-// atomics do no harm.
+// A histogram narrows the candidates to one bin per read of the row: first by distance from the maximum, in
+// steps of tau / 32 (equal bins of the key's leading digits would put most ids of a real row in a few bins,
+// and their atomics in a queue), then by digits of the ordered key, then, among exact ties only, by id.
+// Sixteen-bit logits need two reads, fp32 three or four, ties one or two more; the second read by id touches
+// a small part of the row. Weights are integers, so the sums depend on no order of addition and the atomics
+// do no harm.
+//
+// Where the row lies is a parameter:
+//
+//   row.for_each(low, high, f)   calls f(z, id) for the ids of [low, high], and perhaps for others; by all
+//                                threads, each id once; -inf may be left out
+//   row.weight(low, high)        the sum low[0] + 2^32 low[high] of all CTAs that hold a part of the row
+//   row.sync()                   a barrier for all of them; each arrives at the same threshold
 #pragma once
 
 #include "row_vectors.cuh"
 
 namespace entrgi {
 
-constexpr int kBins = 2048;
 constexpr float kMassUnit = 0x1p40f;
 
+template <int kBins>
 struct SearchShared {
-  uint32_t low[kBins], high[kBins];  // 64-bit sums in two words: native atomics, the carry added by hand
+  // 64-bit sums in two words, low ones first: native atomics, the carry added by hand.
+  uint32_t words[2 * kBins];
   uint64_t warp_sum[32];
   uint64_t ahead, crossing_weight;
   int bin;
@@ -37,25 +45,37 @@ struct SearchShared {
 struct Threshold {
   uint32_t key = 0;
   int id = INT32_MAX;
+
+  __device__ __forceinline__ bool keeps(uint32_t other, int other_id) const {
+    return other > key || (other == key && other_id <= id);
+  }
 };
 
-template <typename T>
 struct RowScores {
-  const T* row;
-  int vocab;
-  const bool* forbidden;
-  float max;    // over allowed ids
-  float scale;  // log2(e) / tau
-  float bins_per_logit;
+  float max;             // over allowed ids
+  float scale;           // log2(e) / tau
+  float bins_per_logit;  // of the first level
 
   __device__ __forceinline__ uint64_t mass(float z) const {
     return __float2ull_rn(exp2_approx((z - max) * scale) * kMassUnit);
   }
   // Monotone in z: subtraction, product and truncation round monotonically.
   __device__ __forceinline__ int linear_bin(float z) const {
-    return min(__float2int_rz((max - z) * bins_per_logit), kBins - 1);
+    return __float2int_rz((max - z) * bins_per_logit);
   }
 };
+
+// Largest integer whose value as a double is <= top_p * total: integer comparisons then decide as the
+// comparison (double)ahead <= top_p * (double)total does.
+__device__ __forceinline__ uint64_t mass_limit(double top_p, uint64_t total) {
+  const double limit = top_p * __ull2double_rn(total);
+  uint64_t largest = __double2ull_rd(limit);
+  if (limit >= 0x1p53) {  // integers up to half a unit in the last place above round down to the limit
+    const uint64_t half = 1ull << (ilogb(limit) - 53);
+    largest += __ull2double_rn(largest + half) <= limit ? half : half - 1;
+  }
+  return largest < total ? largest : total;
+}
 
 enum class Digit { kLinear, kKey, kId };
 
@@ -67,73 +87,71 @@ struct Level {
   int shift = 0;
 };
 
-// Smallest shift that brings a span of values into the bins.
-__device__ __forceinline__ int shift_for(uint32_t span) {
-  return max(0, 32 - __clz(span) - 11);
-}
-
-template <typename T, int kThreads>
+// T is the logits' type, whose values alone can be a threshold.
+template <typename T, typename Row, int kThreads, int kBins>
 struct ThresholdSearch {
-  const RowScores<T>& scores;
-  SearchShared& shared;
+  static constexpr int kPerThread = kBins / kThreads, kWarps = kThreads / 32;
+  static_assert(kBins % kThreads == 0 && kWarps <= 32);
+
+  const Row& row;
+  const RowScores& scores;
+  int vocab;
+  SearchShared<kBins>& shared;
   bool by_mass;
+
+  // Smallest shift that brings a span of values into the bins.
+  static __device__ __forceinline__ int shift_for(uint32_t span) {
+    return max(0, 32 - __clz(span) - (31 - __clz(kBins)));
+  }
+
+  __device__ __forceinline__ int linear_bin(float z) const { return min(scores.linear_bin(z), kBins - 1); }
 
   __device__ __forceinline__ void add(int bin, uint64_t weight) {
     const uint32_t low = static_cast<uint32_t>(weight);
-    const uint32_t before = atomicAdd(&shared.low[bin], low);
+    const uint32_t before = atomicAdd(&shared.words[bin], low);
     const uint32_t high = static_cast<uint32_t>(weight >> 32) + (before + low < before ? 1u : 0u);
-    if (high != 0) atomicAdd(&shared.high[bin], high);
+    if (high != 0) atomicAdd(&shared.words[kBins + bin], high);
   }
 
   __device__ void histogram(const Level& level) {
-    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) shared.low[bin] = shared.high[bin] = 0;
+    for (int i = threadIdx.x; i < 2 * kBins; i += kThreads) shared.words[i] = 0;
     __syncthreads();
-    const bool all = level.digit != Digit::kId;
-    const RowVectors<T> row(scores.row, all ? 0 : level.id_low, all ? scores.vocab : level.id_high + 1);
-    for (int vector = threadIdx.x; vector < row.count; vector += kThreads) {
-      float z[kVector];
-      row.load(vector, z);
-      row.mask(vector, scores.forbidden, z);
-      const int first = row.first_id(vector);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (z[i] == -CUDART_INF_F) continue;
-        const uint32_t key = ordered_key<T>(z[i] + 0.f);  // + 0: one key for both zeros
-        int bin;
-        if (level.digit == Digit::kLinear) {
-          bin = scores.linear_bin(z[i]);
-        } else {
-          if (key < level.key_low || key > level.key_high) continue;
-          bin = level.digit == Digit::kKey ? (level.key_high - key) >> level.shift
-                                           : (first + i - level.id_low) >> level.shift;
-        }
-        const uint64_t weight = by_mass ? scores.mass(z[i]) : 1;
-        if (weight != 0) add(bin, weight);
+    const bool by_id = level.digit == Digit::kId;
+    row.for_each(by_id ? level.id_low : 0, by_id ? level.id_high : vocab - 1, [&](float z, int id) {
+      if (z == -CUDART_INF_F) return;
+      const uint32_t key = ordered_key<T>(z + 0.f);  // + 0: one key for both zeros
+      int bin;
+      if (level.digit == Digit::kLinear) {
+        bin = linear_bin(z);
+      } else {
+        if (key < level.key_low || key > level.key_high) return;
+        if (by_id && (id < level.id_low || id > level.id_high)) return;
+        bin = by_id ? (id - level.id_low) >> level.shift : (level.key_high - key) >> level.shift;
       }
-    }
-    __syncthreads();
+      const uint64_t weight = by_mass ? scores.mass(z) : 1;
+      if (weight != 0) add(bin, weight);
+    });
+    row.sync();
   }
 
-  __device__ __forceinline__ uint64_t bin_weight(int bin) const {
-    return static_cast<uint64_t>(shared.high[bin]) << 32 | shared.low[bin];
-  }
-
-  // Weight of all bins before this thread's own, and of all bins.
-  __device__ uint64_t prefix(uint64_t* total) {
-    constexpr int kWarps = kThreads / 32, kPerThread = kBins / kThreads;
+  // Weight of all bins before this thread's own, whose weights are left in `own`, and of all bins.
+  __device__ uint64_t prefix(uint64_t (&own)[kPerThread], uint64_t* total) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint64_t own = 0;
+    uint64_t sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) own += bin_weight(threadIdx.x * kPerThread + i);
-    uint64_t inclusive = own;
+    for (int i = 0; i < kPerThread; ++i) {
+      own[i] = row.weight(&shared.words[threadIdx.x * kPerThread + i], kBins);
+      sum += own[i];
+    }
+    uint64_t inclusive = sum;
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
       const uint64_t other = __shfl_up_sync(~0u, inclusive, delta);
       if (lane >= delta) inclusive += other;
     }
     if (lane == 31) shared.warp_sum[warp] = inclusive;
-    __syncthreads();
-    uint64_t before = inclusive - own;
+    row.sync();  // also: no CTA clears its bins while another reads them
+    uint64_t before = inclusive - sum;
     *total = 0;
     for (int w = 0; w < kWarps; ++w) {
       if (w < warp) before += shared.warp_sum[w];
@@ -143,17 +161,15 @@ struct ThresholdSearch {
   }
 
   // Exactly one bin crosses the limit: ahead + total > limit.
-  __device__ void locate(uint64_t before, uint64_t limit) {
-    constexpr int kPerThread = kBins / kThreads;
+  __device__ void locate(const uint64_t (&own)[kPerThread], uint64_t before, uint64_t limit) {
+#pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int bin = threadIdx.x * kPerThread + i;
-      const uint64_t weight = bin_weight(bin);
-      if (before <= limit && limit < before + weight) {
-        shared.bin = bin;
+      if (before <= limit && limit < before + own[i]) {
+        shared.bin = threadIdx.x * kPerThread + i;
         shared.ahead = before;
-        shared.crossing_weight = weight;
+        shared.crossing_weight = own[i];
       }
-      before += weight;
+      before += own[i];
     }
     __syncthreads();
   }
@@ -165,7 +181,7 @@ struct ThresholdSearch {
       uint32_t low = ordered_key<T>(-FLT_MAX), high = ordered_key<T>(scores.max + 0.f);
       while (low < high) {  // smallest key with bin <= shared.bin, or largest with bin >= shared.bin
         const uint32_t middle = want_low ? low + (high - low) / 2 : high - (high - low) / 2;
-        const int bin = scores.linear_bin(from_ordered_key<T>(middle));
+        const int bin = linear_bin(from_ordered_key<T>(middle));
         if (want_low) {
           (bin <= shared.bin ? high : low) = bin <= shared.bin ? middle : middle + 1;
         } else {
@@ -179,31 +195,22 @@ struct ThresholdSearch {
     level.key_high = shared.key_high;
   }
 
-  // Largest integer whose value as a double is <= top_p * total: integer comparisons then decide as the
-  // comparison (double)ahead <= top_p * (double)total does.
-  __device__ uint64_t mass_limit(double top_p, uint64_t total) const {
-    const double limit = top_p * __ull2double_rn(total);
-    uint64_t largest = __double2ull_rd(limit);
-    if (limit >= 0x1p53) {  // integers up to half a unit in the last place above round down to the limit
-      const uint64_t half = 1ull << (ilogb(limit) - 53);
-      largest += __ull2double_rn(largest + half) <= limit ? half : half - 1;
-    }
-    return largest < total ? largest : total;
-  }
-
-  // Called by all threads of the CTA, whose shared memory must not be in use.
-  __device__ Threshold run(double top_p, uint64_t count_limit) {
+  // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
+  // Called by all threads, while nothing else is in `shared`; what was read of it is past at the next
+  // barrier.
+  static constexpr uint64_t kShareOfTotal = ~0ull;
+  __device__ Threshold run(uint64_t limit, double top_p) {
     Level level;
-    uint64_t ahead = 0, limit = count_limit;
+    uint64_t ahead = 0;
     while (true) {
       histogram(level);
-      uint64_t total;
-      const uint64_t before = ahead + prefix(&total);
+      uint64_t own[kPerThread], total;
+      const uint64_t before = ahead + prefix(own, &total);
       if (level.digit == Digit::kLinear) {
-        if (by_mass) limit = mass_limit(top_p, total);
+        if (limit == kShareOfTotal) limit = mass_limit(top_p, total);
         if (limit >= total) return {};
       }
-      locate(before, limit);
+      locate(own, before, limit);
       const int bin = shared.bin;
       ahead = shared.ahead;
       if (level.digit == Digit::kId) {
@@ -225,7 +232,7 @@ struct ThresholdSearch {
           if (!by_mass || ahead + shared.crossing_weight - last <= limit) return {level.key_low};
           level.digit = Digit::kId;
           level.id_low = 0;
-          level.id_high = scores.vocab - 1;
+          level.id_high = vocab - 1;
         }
       }
       if (level.digit == Digit::kId) level.shift = shift_for(level.id_high - level.id_low);
