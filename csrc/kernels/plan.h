@@ -47,9 +47,11 @@ struct Shape {
   bool embedding_aligned = true;
 };
 
-// Whether all rows of a matrix start at 16-byte boundaries.
+// Whether all rows of a matrix start at 16-byte boundaries. One row repeated (stride 0) has no tensor map:
+// no.
 inline bool rows_aligned(const void* base, int64_t stride, DType dtype) {
-  return (reinterpret_cast<uintptr_t>(base) | static_cast<uint64_t>(stride * size_of(dtype))) % 16 == 0;
+  return stride > 0 &&
+         (reinterpret_cast<uintptr_t>(base) | static_cast<uint64_t>(stride * size_of(dtype))) % 16 == 0;
 }
 
 struct Device {
