@@ -46,9 +46,6 @@ DEPENDS_ON_DATA = {("sample_tokens", "vocab_pass")}
 
 # Kernels whose accesses are known not to coalesce.
 KNOWN = {
-    "logit_update_sm80_kernel": "stores four floats one by one",
-    "logit_update_simt_kernel": "likewise",
-    "relaxed_embedding_simt_kernel": "reads tiles of 16 columns",
     "partial_kernel": "reads eight fp32 logits per thread in two loads; see row_kernel",
     "row_kernel": "thread 0 reads the head of a row, so that all vectors lie 16 bytes beside a line",
 }
