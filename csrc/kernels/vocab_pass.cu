@@ -17,7 +17,7 @@
 //
 // The draw follows in the same CTA while the row is in L2: the threshold search (detail/threshold_search.cuh)
 // and one last read in which survivors alone compute Philox. A row of 152k bf16 logits (304 KB) does not fit
-// the shared memory of one SM; holding it in a cluster's is for another kernel.
+// the shared memory of one SM; vocab_pass_sm90.cu holds it in that of a cluster.
 //
 // Considered: x e^x sums (cancel catastrophically at large offsets); digits of the key as the first histogram
 // level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
