@@ -23,7 +23,7 @@ constexpr int64_t kMinSliceBytes = 8 * 1024;    // the pool of candidates takes 
 
 int64_t slice_bytes(const Shape& s, int64_t cluster) {
   const int64_t per_unit = 16 / size_of(s.logits);
-  const int64_t units = ceil_div(s.vocab + (s.logits_aligned ? 0 : per_unit - 1), per_unit);
+  const int64_t units = ceil_div(s.vocab + per_unit - 1, per_unit);  // rows may start anywhere in one
   return std::max(ceil_div(units, cluster) * 16, kMinSliceBytes);
 }
 
@@ -86,6 +86,8 @@ Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrid
   return plan_split(s, device, overrides.splits);
 }
 
+constexpr int64_t kKeyBytes = 28;  // that a thread loads of a row's key, of whose words the low halves count
+
 // Statistics: all of it. Draws: what every draw does, whatever the row holds: the statistics, the row's key
 // in each thread that may draw and, by vocab_pass, one more read in which survivors are met. Not covered are
 // the reads of a threshold search (vocab_pass: two to five of the row; vocab_pass_sm90: none) and
@@ -93,7 +95,7 @@ Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrid
 Requests vocab_pass_requests(Op op, const Shape& s, const Plan& plan) {
   const bool draw = op == Op::kSampleTokens;
   const int64_t logits = s.n * s.vocab * size_of(s.logits);
-  const int64_t keys = draw ? s.n * plan.threads * 4 * 8 : 0;
+  const int64_t keys = draw ? s.n * plan.threads * kKeyBytes : 0;
   const int64_t results = s.n * (draw ? 6 * 4 + 2 * 8 : 3 * 4 + 8);
   if (plan.kernel == Kernel::kVocabPassSm90) {
     // Units of 16 bytes that lie in one row alone go by bulk copies; at most two to a row do not.

@@ -17,7 +17,7 @@
 //
 // The draw follows in the same CTA while the row is in L2: the threshold search (detail/threshold_search.cuh)
 // and one last read in which survivors alone compute Philox. A row of 152k bf16 logits (304 KB) does not fit
-// the shared memory of one SM; holding it in a cluster's is for another kernel.
+// the shared memory of one SM; vocab_pass_sm90.cu holds it in that of a cluster.
 //
 // Considered: x e^x sums (cancel catastrophically at large offsets); digits of the key as the first histogram
 // level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
@@ -32,7 +32,7 @@ constexpr int kThreads = 512;
 constexpr int kUnroll = 2;
 constexpr int kBins = 2048;
 
-template <typename T>
+template <typename T, bool kTempered>
 __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidden, float scale) {
   SoftmaxState state = empty_state();
   for (int vector = threadIdx.x; vector < row.count; vector += kThreads * kUnroll) {
@@ -48,7 +48,7 @@ __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidde
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      absorb(state, z[u], row.first_id(vector + u * kThreads), scale);
+      absorb<kTempered>(state, z[u], row.first_id(vector + u * kThreads), scale);
       if (forbidden != nullptr && vector + u * kThreads < row.count) {
         row.mask(vector + u * kThreads, forbidden, z[u]);
 #pragma unroll
@@ -57,6 +57,13 @@ __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidde
     }
   }
   return state;
+}
+
+template <typename T>
+__device__ __forceinline__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidden,
+                                                  const Scales& scales) {
+  return scales.tau == 1.f ? read_part<T, false>(row, forbidden, scales.scale)
+                           : read_part<T, true>(row, forbidden, scales.scale);
 }
 
 // A row in device memory (or, the second time, in L2), read by one CTA.
@@ -143,14 +150,15 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
-    partial_kernel(const T* logits, int64_t stride, int vocab, const bool* forbidden, float scale, int splits,
-                   SoftmaxState* partial) {
+    partial_kernel(const T* logits, int64_t stride, int vocab, const bool* forbidden, const Scales scales,
+                   int splits, SoftmaxState* partial) {
   __shared__ SoftmaxState shared[kThreads / 32];
   const int64_t n = blockIdx.x / splits;
   const int split = blockIdx.x % splits;
   const int part = (vocab + splits - 1) / splits;
   const RowVectors<T> row(logits + n * stride, min(split * part, vocab), min((split + 1) * part, vocab));
-  const SoftmaxState state = merge_across_block<kThreads>(read_part(row, forbidden, scale), shared, scale);
+  const SoftmaxState state =
+      merge_across_block<kThreads>(read_part(row, forbidden, scales), shared, scales.scale);
   if (threadIdx.x == 0) partial[blockIdx.x] = state;
 }
 
@@ -165,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (splits == 1) {
     const RowVectors<T> row(static_cast<const T*>(p.logits) + n * p.logits_stride, 0,
                             static_cast<int>(p.vocab));
-    state = read_part(row, forbidden, scales.scale);
+    state = read_part(row, forbidden, scales);
   } else if (threadIdx.x < splits) {
     state = static_cast<const SoftmaxState*>(p.workspace)[n * splits + threadIdx.x];
   }
@@ -195,7 +203,7 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
   if (splits > 1) {
     partial_kernel<T><<<static_cast<unsigned>(p.n * splits), kThreads, 0, stream>>>(
         static_cast<const T*>(p.logits), p.logits_stride, static_cast<int>(p.vocab),
-        kDraw ? p.forbidden : nullptr, scales.scale, splits, static_cast<SoftmaxState*>(p.workspace));
+        kDraw ? p.forbidden : nullptr, scales, splits, static_cast<SoftmaxState*>(p.workspace));
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   }
   row_kernel<T, kDraw><<<static_cast<unsigned>(p.n), kThreads, 0, stream>>>(p, scales, splits);

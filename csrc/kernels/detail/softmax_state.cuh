@@ -37,16 +37,20 @@ __device__ __forceinline__ void rescale(SoftmaxState& s, float max, float scale)
   s.max = max;
 }
 
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
+// kTempered: tau is not 1, and a second exponential is needed.
+template <bool kTempered>
 __device__ __forceinline__ void absorb(SoftmaxState& s, const float (&z)[kVector], int first_id,
                                        float scale) {
   float largest = z[0];
-  bool bad = false;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    largest = fmaxf(largest, z[i]);
-    bad |= !(z[i] < CUDART_INF_F);
-  }
-  s.bad |= bad;
+  for (int i = 1; i < kVector; ++i) largest = max_or_nan(largest, z[i]);
+  s.bad |= !(largest < CUDART_INF_F);
   if (largest > s.max) {
     rescale(s, largest, scale);
 #pragma unroll
@@ -60,40 +64,42 @@ __device__ __forceinline__ void absorb(SoftmaxState& s, const float (&z)[kVector
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     const float d = shifted(z[i], s.max);
-    const float e = exp2_approx(d * kLog2e), e_tau = exp2_approx(d * scale);
+    const float e = exp2_approx(d * kLog2e);
     sum += e;
     weighted += d * e;
-    sum_tau += e_tau;
-    weighted_tau += d * e_tau;
+    if (kTempered) {
+      const float e_tau = exp2_approx(d * scale);
+      sum_tau += e_tau;
+      weighted_tau += d * e_tau;
+    }
   }
   s.sum += sum;
   s.weighted += weighted;
-  s.sum_tau += sum_tau;
-  s.weighted_tau += weighted_tau;
+  s.sum_tau += kTempered ? sum_tau : sum;
+  s.weighted_tau += kTempered ? weighted_tau : weighted;
 }
 
-__device__ __forceinline__ SoftmaxState merge(SoftmaxState a, SoftmaxState b, float scale) {
-  if (b.max > a.max ||
-      (b.max == a.max && static_cast<uint32_t>(b.argmax) < static_cast<uint32_t>(a.argmax))) {
-    a.argmax = b.argmax;
-  }
-  const float max = fmaxf(a.max, b.max);
-  rescale(a, max, scale);
-  rescale(b, max, scale);
-  a.sum += b.sum;
-  a.weighted += b.weighted;
-  a.sum_tau += b.sum_tau;
-  a.weighted_tau += b.weighted_tau;
-  a.allowed_max = fmaxf(a.allowed_max, b.allowed_max);
-  a.bad |= b.bad;
-  return a;
-}
-
-// The state of another lane; `shuffle` moves one 32-bit value.
-template <typename Shuffle>
-__device__ __forceinline__ SoftmaxState exchange(const SoftmaxState& s, Shuffle shuffle) {
-  return {shuffle(s.max),          shuffle(s.sum),         shuffle(s.weighted), shuffle(s.sum_tau),
-          shuffle(s.weighted_tau), shuffle(s.allowed_max), shuffle(s.argmax),   shuffle(s.bad)};
+// The merge over a warp, in every lane: the maximum first, so that each state is rescaled once, not at every
+// level of the tree.
+__device__ __forceinline__ SoftmaxState merge_across_warp(SoftmaxState s, float scale) {
+  const auto reduce = [](float x, auto op) {
+#pragma unroll
+    for (int delta = 16; delta > 0; delta /= 2) x = op(x, __shfl_xor_sync(~0u, x, delta));
+    return x;
+  };
+  const auto larger = [](float a, float b) { return fmaxf(a, b); };
+  const auto sum = [](float a, float b) { return a + b; };
+  const float max = reduce(s.max, larger);
+  s.argmax =
+      static_cast<int>(__reduce_min_sync(~0u, s.max == max ? static_cast<uint32_t>(s.argmax) : UINT32_MAX));
+  rescale(s, max, scale);
+  s.sum = reduce(s.sum, sum);
+  s.weighted = reduce(s.weighted, sum);
+  s.sum_tau = reduce(s.sum_tau, sum);
+  s.weighted_tau = reduce(s.weighted_tau, sum);
+  s.allowed_max = reduce(s.allowed_max, larger);
+  s.bad = __any_sync(~0u, s.bad);
+  return s;
 }
 
 // The merge over a CTA, in every thread; each warp does the last part for itself. `shared` has one state per
@@ -101,18 +107,12 @@ __device__ __forceinline__ SoftmaxState exchange(const SoftmaxState& s, Shuffle 
 template <int kThreads>
 __device__ SoftmaxState merge_across_block(SoftmaxState s, SoftmaxState* shared, float scale) {
   constexpr int kWarps = kThreads / 32;
-  static_assert(kWarps <= 32 && (kWarps & (kWarps - 1)) == 0);
+  static_assert(kWarps <= 32);
   const int lane = threadIdx.x % 32;
-  int delta = 16;
-  const auto down = [&](auto x) { return __shfl_down_sync(~0u, x, delta); };
-#pragma unroll 1
-  for (; delta > 0; delta /= 2) s = merge(s, exchange(s, down), scale);
+  s = merge_across_warp(s, scale);
   if (lane == 0) shared[threadIdx.x / 32] = s;
   __syncthreads();
-  s = lane < kWarps ? shared[lane] : empty_state();
-#pragma unroll 1
-  for (delta = kWarps / 2; delta > 0; delta /= 2) s = merge(s, exchange(s, down), scale);
-  return exchange(s, [](auto x) { return __shfl_sync(~0u, x, 0); });
+  return merge_across_warp(lane < kWarps ? shared[lane] : empty_state(), scale);
 }
 
 }  // namespace entrgi
