@@ -84,7 +84,9 @@ def test_tiles_and_splits_cover_the_work(bindings):
 def test_few_rows_fill_the_device(bindings, arch, num_sms):
     where = {"arch": arch, "num_sms": num_sms}
     for n in (1, 8, 32):
-        assert bindings.plan("logit_statistics", n, 152_064, **where)["grid"] >= 32
+        # Hopper: a cluster of eight CTAs holds a row, however few rows there are (docs/kernels/vocab_pass.md).
+        least = 8 * n if arch == 90 else 32
+        assert bindings.plan("logit_statistics", n, 152_064, **where)["grid"] >= least
         assert bindings.plan("relaxed_embedding", n, 152_064, 2048, **where)["grid"] >= 0.9 * num_sms
         assert bindings.plan("adam_step_", n, 152_064, 2048, **where)["grid"] >= 0.9 * num_sms
 
