@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
+
 namespace entrgi {
 namespace {
 
@@ -9,17 +11,18 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 
 // The driver's function, asked for at run time: the library does not link the driver.
 cudaError_t find_encode(Encode* encode) {
-  static Encode found = nullptr;
-  if (found == nullptr) {
+  static std::atomic<Encode> known{nullptr};  // of the process, whichever thread asked first
+  *encode = known.load();
+  if (*encode == nullptr) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult result{};
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
                                                                cudaEnableDefault, &result);
     if (error != cudaSuccess) return error;
     if (result != cudaDriverEntryPointSuccess) return cudaErrorSymbolNotFound;
-    found = reinterpret_cast<Encode>(function);
+    *encode = reinterpret_cast<Encode>(function);
+    known.store(*encode);
   }
-  *encode = found;
   return cudaSuccess;
 }
 
@@ -49,6 +52,7 @@ cudaError_t make_tensor_map(CUtensorMap* map, DType dtype, const void* base, int
   const CUresult result = encode(map, type_of(dtype), 2, const_cast<void*>(base), sizes, strides, box, steps,
                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_ERROR_INVALID_CONTEXT) return cudaErrorDeviceUninitialized;
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
