@@ -1,47 +1,61 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in slices of less than ten minutes, for a machine that may have no network:
+# Everything that needs a GPU, in slices of at most ten minutes, for a machine that may have no network:
 #
 #   tools/on_gpu.sh build      build into the environment of $PYTHON (wheels that it lacks: folder $WHEELS)
-#   tools/on_gpu.sh test       operator, kernel and driver tests on the device
-#   tools/on_gpu.sh sanitize   compute-sanitizer over the kernels' tests; ONLY=memcheck|racecheck|synccheck for one tool
-#   tools/on_gpu.sh bench      operator benchmark; run it again to go on where the time ended
+#   tools/on_gpu.sh test       the tests of PART=ops|kernels|driver on the device; all three where PART is not given
+#   tools/on_gpu.sh sanitize   compute-sanitizer TOOL=memcheck|racecheck|synccheck over the kernels' tests; memcheck if not given
+#   tools/on_gpu.sh bench      operator benchmark; status 3: the time is over, run it again to go on
 #
-# Results (JSON, CSV, logs) go to $OUT, default build/gpu.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3} OUT=${OUT:-build/gpu} WHEELS=${WHEELS:-wheels}
+# $PYTHON is the interpreter of an environment that may be written to (python3 -m venv --system-site-packages). Results
+# (CSV, JSON, logs) go to $OUT, default build/gpu; the benchmark goes on from what it finds there. $COMMIT names the
+# code where git is not at hand.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+PYTHON=${PYTHON:-python3} OUT=${OUT:-build/gpu} WHEELS=${WHEELS:-wheels} LIMIT=${LIMIT:-580}
 export PYTHONPATH="$PWD/python:$PWD${PYTHONPATH:+:$PYTHONPATH}" ENTRGI_TEST_DEVICE=cuda
 mkdir -p "$OUT"
 
 case "${1:-}" in
   build)
-    if [ -d "$WHEELS" ]; then "$PYTHON" -m pip install --no-index --no-deps "$WHEELS"/*.whl; fi
+    if compgen -G "$WHEELS/*.whl" > /dev/null; then
+      "$PYTHON" -m pip install --no-index --no-deps "$WHEELS"/*.whl || exit 1
+    fi
     ENTRGI_CUDA=1 "$PYTHON" -m pip install -v --no-build-isolation --no-deps -e . > "$OUT/build.log" 2>&1 \
       || { tail -n 60 "$OUT/build.log"; exit 1; }
     grep -E 'entrgi: ' "$OUT/build.log"
     "$PYTHON" -m entrgi.cli doctor
     ;;
   test)
-    "$PYTHON" -m pytest tests/ops tests/kernels tests/driver/test_device.py tests/driver/test_guidance.py tests/driver/test_timing.py \
-      --junitxml="$OUT/tests.xml" 2>&1 | tee "$OUT/tests.log" | tail -n 40
+    declare -A files=(
+      [ops]="tests/ops" [kernels]="tests/kernels"
+      [driver]="tests/driver/test_device.py tests/driver/test_guidance.py tests/driver/test_timing.py tests/driver/test_profile.py"
+    )
+    status=0
+    for part in ${PART:-ops kernels driver}; do
+      # shellcheck disable=SC2086
+      timeout "$LIMIT" "$PYTHON" -m pytest ${files[$part]} --junitxml="$OUT/$part.xml" > "$OUT/$part.log" 2>&1 || status=$?
+      echo "== $part: $(tail -n 1 "$OUT/$part.log")"
+      grep -E '^(FAILED|ERROR)' "$OUT/$part.log" | head -n 40
+    done
+    exit "$status"
     ;;
   sanitize)
-    for tool in ${ONLY:-memcheck racecheck synccheck}; do
-      echo "== $tool"
-      ENTRGI_KERNEL_PREFIX="compute-sanitizer --tool $tool --error-exitcode 99" \
-        "$PYTHON" -m pytest tests/kernels -x 2>&1 | tee "$OUT/$tool.log" | tail -n 5
-    done
+    tool=${TOOL:-memcheck}
+    ENTRGI_KERNEL_PREFIX="compute-sanitizer --tool $tool --error-exitcode 99" \
+      timeout "$LIMIT" "$PYTHON" -m pytest tests/kernels -k "not plan and not machine" > "$OUT/$tool.log" 2>&1
+    status=$?
+    tail -n 5 "$OUT/$tool.log"
+    exit "$status"
     ;;
   bench)
-    # Status 3: the time is over, and what was measured is written; the next call goes on from there. Bring "$OUT" back
-    # to benchmarks/results/ where each call starts from a fresh tree.
+    cp "$OUT"/operators_nvidia* benchmarks/results/ 2> /dev/null
     status=0
-    "$PYTHON" benchmarks/operators.py --device cuda --resume --time-budget 540 || status=$?
-    cp benchmarks/results/operators_nvidia* "$OUT"
+    "$PYTHON" benchmarks/operators.py --device cuda --resume --time-budget "$((LIMIT - 40))" ${COMMIT:+--commit "$COMMIT"} || status=$?
+    cp benchmarks/results/operators_nvidia* "$OUT" 2> /dev/null
     exit "$status"
     ;;
   *)
-    sed -n '2,9p' "$0" | cut -c3-
+    sed -n '2,11p' "$0" | cut -c3-
     exit 2
     ;;
 esac
