@@ -25,8 +25,9 @@ def placed(tensor: Tensor, offset: int = 0, pad: int = 0) -> Tensor:
 def row_keys(n: int, iteration: int = 0) -> Tensor:
     """int64 [n, 4] (seed, step, iteration, position); seeds use all 64 bits."""
     keys = torch.empty(n, 4, dtype=torch.long)
-    keys[:, 0] = torch.randint(-(2**63), 2**63 - 1, (n,))
-    keys[:, 1] = torch.randint(0, 200, (n,))
+    generator = torch.Generator().manual_seed(n)
+    keys[:, 0] = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
+    keys[:, 1] = torch.randint(0, 200, (n,), generator=generator)
     keys[:, 2] = iteration
     keys[:, 3] = torch.arange(n) * 7 + 3
     return keys

@@ -13,9 +13,10 @@ pytestmark = pytest.mark.simulator
 @pytest.mark.parametrize("present", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
 def test_statistics_backward(kernels, reference, dtype, present):
     tau = 0.7
-    z = (torch.randn(4, 2333) * 3).to(dtype)
+    generator = torch.Generator().manual_seed(2333)
+    z = (torch.randn(4, 2333, generator=generator) * 3).to(dtype)
     z[1, ::3] = -math.inf
-    grads = [torch.randn(4) if here else None for here in present]
+    grads = [torch.randn(4, generator=generator) if here else None for here in present]
     statistics = reference.logit_statistics(z, tau)
     saved = [statistics.logsumexp, reference.logit_statistics(z, 1.0).logsumexp, *statistics[1:3]]
 
@@ -29,7 +30,7 @@ def test_statistics_backward(kernels, reference, dtype, present):
 
     got = kernels.logit_statistics_backward(grads, placed(z, 1, 3), *saved, tau)
     assert got.dtype == dtype
-    assert_as_good_as(got, formula(torch.float32).to(dtype), formula(torch.float64), ulps=1)
+    assert_as_good_as(got, formula(torch.float32).to(dtype), formula(torch.float64))
     assert (got[1, ::3] == 0).all()
 
     x = z.double().clamp_min(-1e6).requires_grad_()  # PyTorch's own gradient is NaN at -inf
