@@ -149,7 +149,8 @@ struct Requests {
 Requests requests_of(Op op, const Shape& shape, const Plan& plan, int64_t step = 2, bool last = false);
 
 // Scratch layouts shared by the plan and the kernels.
-constexpr int64_t kPartialStateBytes = 32;  // statistics of one split of one row
+constexpr int64_t kPartialStateBytes = 32;      // statistics of one split of one row
+constexpr int64_t kMaxSliceBytes = 208 * 1024;  // of a row in a CTA's 227 KB, beside 15 KB for the search
 constexpr int64_t pitch_of(int64_t dim) {
   return (dim + 3) / 4 * 4;
 }  // of a partial [N, d], in floats

@@ -18,8 +18,7 @@ constexpr int64_t kMinVocabSplit = kVocabThreads * 8;
 constexpr int kClusterThreads = 256;
 constexpr int kMaxCluster = 8;
 constexpr int64_t kSliceBytes = 40 * 1024;
-constexpr int64_t kMaxSliceBytes = 208 * 1024;  // of 227 KB, besides the search's 15 KB
-constexpr int64_t kMinSliceBytes = 8 * 1024;    // the pool of candidates takes the place of a slice
+constexpr int64_t kMinSliceBytes = 8 * 1024;  // the pool of candidates takes the place of a slice
 
 int64_t slice_bytes(const Shape& s, int64_t cluster) {
   const int64_t per_unit = 16 / size_of(s.logits);

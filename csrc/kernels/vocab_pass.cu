@@ -62,8 +62,8 @@ __device__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidde
 template <typename T>
 __device__ __forceinline__ SoftmaxState read_part(const RowVectors<T>& row, const bool* forbidden,
                                                   const Scales& scales) {
-  return scales.tau == 1.f ? read_part<T, false>(row, forbidden, scales.scale)
-                           : read_part<T, true>(row, forbidden, scales.scale);
+  return scales.tempered() ? read_part<T, true>(row, forbidden, scales.scale)
+                           : read_part<T, false>(row, forbidden, scales.scale);
 }
 
 // A row in device memory (or, the second time, in L2), read by one CTA.

@@ -22,6 +22,10 @@ struct Scales {
         scale(bounded(M_LOG2E / temperature)),
         bins_per_logit(bounded(32 / temperature)) {}
 
+  // Whether e^(z / tau) differs from e^z: one exponential less where it does not. Decided by the factor that
+  // the integer masses take, too.
+  __device__ __forceinline__ bool tempered() const { return scale != kLog2e; }
+
  private:
   static float bounded(double x) { return static_cast<float>(std::min<double>(x, FLT_MAX)); }
 };

@@ -6,14 +6,15 @@
 //
 // Tiling   one row per cluster of C CTAs of 256 threads, a slice of it in the shared memory of each
 //
+// clang-format off
 //   z row  |  CTA 0  |  CTA 1  |   ...   | CTA C-1 |     up to 40 KB each: four CTAs to an SM, so that the
 //           chunk 0..3                                   copies of one row run under the arithmetic of others
 //
-//   1  chunks land by bulk copies (detail/row_slice.cuh); packed maximum of what is there    -> maximum of
-//   row 2  both exponentials with the final maximum, sums; forbidden ids become -inf             ->
-//   statistics 3  a threshold is guessed, ids above it are listed and checked to be all that count      ->
-//   candidates 4  one CTA finds the exact thresholds among them and draws (detail/cluster_draw.cuh)     ->
-//   token
+//   1  chunks land by bulk copies (detail/row_slice.cuh); packed maximum of what is there    -> maximum of row
+//   2  both exponentials with the final maximum, sums; forbidden ids become -inf             -> statistics
+//   3  a threshold is guessed, ids above it are listed and checked to be all that count      -> candidates
+//   4  one CTA finds the exact thresholds among them and draws (detail/cluster_draw.cuh)     -> token
+// clang-format on
 //
 // Each arrow is one exchange over distributed shared memory (detail/cluster.cuh). Where a guess fails or too
 // many ids survive, the cluster searches its slices together by histograms (detail/threshold_search.cuh).
@@ -107,8 +108,9 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerSm)
 template <typename T, bool kDraw>
 cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
   const auto kernel = vocab_pass_sm90_kernel<T, kDraw>;
+  // The same for every plan: threads that launch other shapes at this moment share the attribute.
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(plan.shared_bytes));
+                                                     static_cast<int>(kMaxSliceBytes));
       error != cudaSuccess) {
     return error;
   }
@@ -131,7 +133,8 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
 template <bool kDraw>
 cudaError_t vocab_pass_sm90(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kClusterThreads || plan.cluster_n < 1 || plan.cluster_n > kMaxCluster ||
-      plan.grid != p.n * plan.cluster_n || p.vocab < 1) {
+      plan.grid != p.n * plan.cluster_n || plan.grid > INT32_MAX || plan.shared_bytes > kMaxSliceBytes ||
+      p.vocab < 1) {
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;

@@ -30,7 +30,6 @@ class RawKernels:
         self.plan: dict = {}  # of the last launch
         self.overrides: dict = {}  # fields of PlanOverrides for every launch, such as {"kernel": "vocab_pass"}
         self.absent: dict[str, int] = {}
-        self.overrides: dict = {}  # of the plan of every launch: kernel, splits, block_m, ...
 
     @contextlib.contextmanager
     def first_row_absent(self, strides: dict[str, int]):
@@ -63,7 +62,6 @@ class RawKernels:
         ``reads`` and ``writes`` map field names to tensors or None. A dense tensor in ``writes`` whose name is in
         ``arguments["new"]`` is given to the device as unwritten memory.
         """
-        arguments |= self.overrides
         new = arguments.pop("new", ())
         arguments = arguments | self.overrides
         buffers = {}

@@ -330,6 +330,38 @@ def test_guesses_that_miss(kernels, reference, dtype):
         assert ((kept - expected).abs() <= 1e-5 * expected + (1 if top_p < 1 else 0)).all()
 
 
+def test_all_slices_decide_alike(kernels, reference, variant):
+    """The nucleus ends within the bounds of the fp32 sum, and the last slice is shorter than the others.
+
+    One CTA that judged by its own length would leave the others alone in the search.
+    """
+    if variant != "cluster":
+        pytest.skip("slices of a chosen number")
+    vocab = 513 * 8
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.rand(1, vocab, generator=generator) * 0.5 - 25.5).to(torch.bfloat16)
+    z[0, 8] = 0.0
+    peak = 2.0**40 / (z.double().exp() * 2.0**40).round().sum().item()
+    keys = row_keys(1)
+    for step in range(28, 41):
+        top_p = peak / (1 + step * 2.0**-24)
+        got = sampled(kernels, z, keys, 1.0, CLUSTER | {"cluster_n": 2}, top_p=top_p)
+        truth = reference.sample_tokens(z.double(), keys, 1.0, top_p=top_p)
+        assert torch.equal(got[4], truth.token)
+        assert error(got[7], truth.filtered_entropy) <= 1e-6
+
+
+def test_masks_of_any_true_byte(kernels, reference):
+    """A bool made of other memory holds any byte that is not 0."""
+    z = logits(2, 640, torch.bfloat16)
+    marks = torch.zeros(640, dtype=torch.uint8)
+    marks[z[0].float().argsort(descending=True)[:20]] = 255
+    marks[5], marks[639] = 2, 128
+    keys = row_keys(2)
+    got = kernels.sample_tokens(z, keys, 1.0, top_p=0.3, forbidden=marks.view(torch.bool))
+    check_draw(reference, got, z, keys, 1.0, top_p=0.3, forbidden=marks != 0)
+
+
 def test_statistics_of_both_operators_agree(kernels):
     z = logits(3, 3001, torch.bfloat16)
     statistics = kernels.logit_statistics(z, 0.7)

@@ -43,6 +43,13 @@ __device__ __forceinline__ Found gather(const Found& a) {
   return {sum_across_warp(a.mass), __reduce_add_sync(~0u, a.count)};
 }
 
+struct Guess {
+  uint32_t needed, spare;
+};
+__device__ __forceinline__ Guess merge(const Guess& a, const Guess& b) {
+  return {max(a.needed, b.needed), max(a.spare, b.spare)};
+}
+
 struct DrawShared : ClusterShared {
   union {
     SearchShared<kClusterBins> search;
@@ -54,6 +61,7 @@ struct DrawShared : ClusterShared {
   int pooled;  // of the row, in the CTA of rank 0
   int offset;
   uint64_t limit, limit_bound;  // of the search by mass, and what it is at most
+  bool spare;                   // this slice may be left out as a whole, by its sample
 };
 
 // The integer mass of a row's allowed ids, from device memory, by one CTA.
@@ -124,10 +132,11 @@ __device__ float guess_threshold(DrawShared& shared, float thread_max, float thr
   __syncthreads();
   if (threadIdx.x < kSamples) {
     const float mine = shared.sample_max[threadIdx.x];
-    float tail = 0.f;
+    float tail = 0.f, all = 0.f;
     int below = 0;
 #pragma unroll 8
     for (int i = 0; i < kSamples; ++i) {
+      all += shared.sample_mass[i];
       if (shared.sample_max[i] < mine) {
         tail += shared.sample_mass[i];
         ++below;
@@ -137,6 +146,7 @@ __device__ float guess_threshold(DrawShared& shared, float thread_max, float thr
         kSamples - below >= wanted || (below > 0 && tail * kClusterThreads <= spare_mass * below);
     const uint32_t best = __reduce_max_sync(~0u, ordered_key<float>(enough ? mine : -CUDART_INF_F));
     if (threadIdx.x % 32 == 0) shared.guess[threadIdx.x / 32] = from_ordered_key<float>(best);
+    if (threadIdx.x == 0) shared.spare = all * kStride <= spare_mass;
   }
   __syncthreads();
   float guess = shared.guess[0];
@@ -210,14 +220,17 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
                            : INT_MAX;
     float guess = guess_threshold(shared, thread_max, thread_mass, by_mass ? share * row_mass : -1.f, wanted);
     // The smallest guess of all CTAs, as the largest of the negated keys.
-    const Largest lowest = cluster.exchange(0, Largest{~ordered_key<float>(guess)}, Largest{0});
-    guess = from_ordered_key<float>(~__reduce_max_sync(~0u, lowest.key));
+    const uint32_t key = ordered_key<float>(guess);
+    const Guess guesses = cluster.exchange(0, shared.spare ? Guess{0, key} : Guess{~key, 0}, Guess{0, 0});
+    const uint32_t lowest = __reduce_max_sync(~0u, guesses.needed),
+                   spare = __reduce_max_sync(~0u, guesses.spare);
+    guess = from_ordered_key<float>(lowest != 0 ? ~lowest : spare);
     Found found{};
     if (guess > -CUDART_INF_F) {
       found = gather(
           cluster.exchange(1, gather(list_candidates(slice, thread_max, guess, scores, shared)), found));
     }
-    const MassBounds total(row_mass, vocab, (slice.count + kClusterThreads - 1) / kClusterThreads);
+    const MassBounds total(row_mass, vocab, vocab / (slice.kPerUnit * kClusterThreads * cluster.size) + 2);
     const uint64_t limit_bound = mass_limit(p.top_p, total.high);
     if (found.count <= room &&
         ((by_mass && found.mass > limit_bound) || (by_count && found.count >= p.top_k))) {

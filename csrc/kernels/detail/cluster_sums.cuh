@@ -128,8 +128,8 @@ __device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, floa
 
 template <typename T>
 __device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, const Scales& scales) {
-  return scales.tau == 1.f ? add_up<T, false>(slice, max, scales.scale)
-                           : add_up<T, true>(slice, max, scales.scale);
+  return scales.tempered() ? add_up<T, true>(slice, max, scales.scale)
+                           : add_up<T, false>(slice, max, scales.scale);
 }
 
 // sum_tau alone, where that of the first sweep does not count: after forbidden ids left, or for another
@@ -166,10 +166,10 @@ __device__ bool mask(const RowSlice<T>& slice, const bool* forbidden, int vocab)
       using Flags = std::conditional_t<kPerUnit == 8, uint64_t, uint32_t>;
       const Flags flags = __ldg(reinterpret_cast<const Flags*>(forbidden + first));
       if (flags == 0) continue;
-      // Bytes of 0 and 1 to bits, four at a time.
-      out = static_cast<uint32_t>(flags) * 0x01020408u >> 24;
-      if (kPerUnit == 8)
-        out |= (static_cast<uint32_t>(static_cast<uint64_t>(flags) >> 32) * 0x01020408u >> 24) << 4;
+      // Bytes to bits, four at a time; true is whatever is not 0.
+      const auto bits = [](uint32_t bytes) { return __vminu4(bytes, 0x01010101u) * 0x01020408u >> 24; };
+      out = bits(static_cast<uint32_t>(flags));
+      if (kPerUnit == 8) out |= bits(static_cast<uint32_t>(static_cast<uint64_t>(flags) >> 32)) << 4;
     } else {
 #pragma unroll 1
       for (int i = 0; i < kPerUnit; ++i) {
