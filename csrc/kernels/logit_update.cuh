@@ -165,6 +165,55 @@ __device__ __forceinline__ float sqrt_approx(float x) {
   return y;
 }
 
+// Adam's first step ignores what the moments hold, its last one leaves them alone.
+__device__ __forceinline__ bool reads_moments(const LogitUpdateParams& p) {
+  return p.rule == UpdateRule::kAdam && p.step > 1;
+}
+__device__ __forceinline__ bool writes_moments(const LogitUpdateParams& p) {
+  return p.rule == UpdateRule::kAdam && !p.last;
+}
+
+// `product` = G . E_i, `inner` = G . e_soft.
+__device__ __forceinline__ void gradient_of(float (&gradient)[4], const float (&logit)[4],
+                                            const float (&product)[4], float lse, float inner,
+                                            float inverse_tau) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float q = exp2_approx(log_softmax(logit[i], inverse_tau, lse) * kLog2e);
+    // 0 where q is 0, whatever the product is; NaN stays NaN.
+    gradient[i] = q != 0 ? q * (product[i] - inner) * inverse_tau : 0.f;
+  }
+}
+
+__device__ __forceinline__ void ascend(float (&logit)[4], const float (&gradient)[4],
+                                       const UpdateScalars& s) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) logit[i] += s.lr * gradient[i];
+}
+
+// The same by Adam. `mean` and `square` are the new moments; `m` and `v` those there are, if any.
+template <typename Four>
+__device__ __forceinline__ void ascend(float (&logit)[4], float (&mean)[4], float (&square)[4],
+                                       const float (&gradient)[4], bool any_moments, Four& m, Four& v,
+                                       const UpdateScalars& s) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    mean[i] = s.one_minus_beta1 * gradient[i];
+    square[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]);
+  }
+  if (any_moments) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      mean[i] += s.beta1 * m[i];
+      square[i] += s.beta2 * v[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    logit[i] += __fdividef(s.corrected_lr * mean[i], sqrt_approx(square[i] * s.inverse_correction2) + s.eps);
+  }
+}
+
 // Four logits of a row and their moments. Loading and applying are apart so that a thread can have several
 // loads in flight: the stores in between would otherwise order them, as everything happens in place.
 template <typename Z, typename Columns>
@@ -176,55 +225,34 @@ struct FourLogits {
   __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, Columns columns) {
     if (!columns.any()) return;
     columns.load(z, static_cast<const Z*>(p.logits) + n * p.logits_stride);
-    if (p.rule == UpdateRule::kAdam && p.step > 1) {
+    if (reads_moments(p)) {
       columns.load(m, p.exp_avg + n * p.exp_avg_stride);
       columns.load(v, p.exp_avg_sq + n * p.exp_avg_sq_stride);
     }
   }
 
-  // `product` = G . E_i. Each logit belongs to one thread, which makes the update in place safe.
+  // Each logit belongs to one thread, which makes the update in place safe.
   __device__ __forceinline__ void apply(const LogitUpdateParams& p, const UpdateScalars& s,
                                         const UpdateRow& row, Columns columns, const float (&product)[4]) {
     if (!columns.any() || (row.padding && p.rule != UpdateRule::kGradient)) return;
     float logit[4], gradient[4] = {};
     if (!row.padding) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        logit[i] = to_float(z[i]);
-        const float q = exp2_approx(log_softmax(logit[i], s.inverse_tau, row.lse) * kLog2e);
-        // 0 where q is 0, whatever the product is; NaN stays NaN.
-        gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
-      }
+      for (int i = 0; i < 4; ++i) logit[i] = to_float(z[i]);
+      gradient_of(gradient, logit, product, row.lse, row.inner, s.inverse_tau);
     }
     if (p.rule == UpdateRule::kGradient) {
       columns.store(p.gradient + row.n * p.gradient_stride, gradient);
       return;
     }
     if (p.rule == UpdateRule::kSgd) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) logit[i] += s.lr * gradient[i];
+      ascend(logit, gradient, s);
     } else {
       float mean[4], square[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        mean[i] = s.one_minus_beta1 * gradient[i];
-        square[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]);
-      }
-      if (p.step > 1) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          mean[i] += s.beta1 * m[i];
-          square[i] += s.beta2 * v[i];
-        }
-      }
-      if (!p.last) {
+      ascend(logit, mean, square, gradient, reads_moments(p), m, v, s);
+      if (writes_moments(p)) {
         columns.store(p.exp_avg + row.n * p.exp_avg_stride, mean);
         columns.store(p.exp_avg_sq + row.n * p.exp_avg_sq_stride, square);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        logit[i] +=
-            __fdividef(s.corrected_lr * mean[i], sqrt_approx(square[i] * s.inverse_correction2) + s.eps);
       }
     }
     columns.store(static_cast<Z*>(p.logits) + row.n * p.logits_stride, logit);

@@ -228,15 +228,17 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
     other_done ^= 1;
     multiply<T>(accumulator, ring, at, steps, release, ring.turn[1 - consumer]);
     at.advance(steps);  // over the other consumer's tile
-#pragma unroll
+#pragma unroll 1  // one copy of the update: the second half moves to where the first was
     for (int half = 0; half < 2; ++half) {
       const int64_t column =
           first_column(schedule, place, tile, kN) + (kM == 128 ? 0 : half * Shared::kChunkColumns);
-      const int count = static_cast<int>(min(p.n - rows.n(half, 0), int64_t{Shared::kChunkRows}));
-      if (count <= 0 || column >= p.vocab) continue;
+      const int count = static_cast<int>(min(p.n - rows.n(half), int64_t{Shared::kChunkRows}));
+      if (count <= 0 || column >= p.vocab) break;
       const int64_t mine = column + lane * kLaneColumns<Columns>;
       const int left = static_cast<int>(min(p.vocab - mine, int64_t{Shared::kChunkColumns}));
-      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[half], products, lane);
+      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[0], products, lane);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) accumulator[0][i] = accumulator[1][i];
     }
   }
 }
