@@ -72,7 +72,6 @@ struct LaneLogits {
   typename Columns::template Four<float> m{}, v{};
 
   __device__ __forceinline__ void load(bool moments, Columns columns) {
-    if (!columns.any()) return;
     columns.load(z, at.z);
     if (moments) {
       columns.load(m, at.m);
@@ -126,7 +125,6 @@ __device__ __forceinline__ void update_rows(const LogitUpdateParams& p, const Up
       for (int t = 0; t < kTogether; ++t) {
         const RowPointers<Z>& at = logits[start + t].at;
         const Columns columns{0, stored >> (start + t) & 1 ? left : 0};
-        if (!columns.any()) continue;
         if constexpr (kRule == UpdateRule::kGradient || kWrites) columns.store(at.m, updated[t].mean);
         if constexpr (kWrites) columns.store(at.v, updated[t].square);
         if constexpr (kRule != UpdateRule::kGradient) columns.store(at.z, updated[t].logit);
