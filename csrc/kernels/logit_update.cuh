@@ -79,18 +79,16 @@ struct alignas(4 * sizeof(T)) FourBits {
 // One access of 8 or 16 bytes, or none. A predicate, where a branch would keep the instructions around it
 // apart.
 __device__ __forceinline__ void load_streamed_if(bool wanted, uint2& bits, const void* from) {
-  asm volatile(
-      "{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p ld.global.cs.v2.b32 {%0, %1}, [%2];}"
-      : "+r"(bits.x), "+r"(bits.y)
-      : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
-      : "memory");
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p ld.global.cs.v2.b32 {%0, %1}, [%2];}"
+               : "+r"(bits.x), "+r"(bits.y)
+               : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
+               : "memory");
 }
 __device__ __forceinline__ void load_streamed_if(bool wanted, uint4& bits, const void* from) {
-  asm volatile(
-      "{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p ld.global.cs.v4.b32 {%0, %1, %2, %3}, [%4];}"
-      : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)
-      : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
-      : "memory");
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p ld.global.cs.v4.b32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)
+               : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
+               : "memory");
 }
 __device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const uint2& bits) {
   asm volatile("{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p st.global.cs.v2.b32 [%0], {%1, %2};}" ::"l"(
@@ -99,10 +97,11 @@ __device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const u
                : "memory");
 }
 __device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const uint4& bits) {
-  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(
-                   __cvta_generic_to_global(to)),
-               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(int{wanted})
-               : "memory");
+  asm volatile(
+      "{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(
+          __cvta_generic_to_global(to)),
+      "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(int{wanted})
+      : "memory");
 }
 
 // Consecutive columns in aligned rows, all there or none: one access.

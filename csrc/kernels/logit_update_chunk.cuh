@@ -147,7 +147,7 @@ __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const U
                                              const WarpRows<kM>& rows, int half, int count, Columns columns,
                                              const float (&accumulator)[64], float* products, int lane) {
   constexpr int kInFlight = 4;  // rows
-  const uint32_t valid = ~(rows.padding >> rows.lane_of(half));
+  const uint32_t valid = ~(rows.padding >> rows.lane_of(half)) & ((1u << UpdateShared::kChunkRows) - 1);
   const auto start = [&](int i) {
     LaneLogits<Z, Columns> four{RowPointers<Z>(p, rows.n(half) + i, columns.first)};
     four.load(reads_moments(p), Columns{0, valid >> i & 1 ? columns.left : 0});
