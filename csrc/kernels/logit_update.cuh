@@ -76,6 +76,34 @@ struct alignas(4 * sizeof(T)) FourBits {
   __device__ __forceinline__ T& operator[](int i) { return reinterpret_cast<T*>(&bits)[i]; }
 };
 
+// One access of 8 or 16 bytes, or none. A predicate, where a branch would keep the instructions around it
+// apart.
+__device__ __forceinline__ void load_streamed_if(bool wanted, uint2& bits, const void* from) {
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p ld.global.cs.v2.b32 {%0, %1}, [%2];}"
+               : "+r"(bits.x), "+r"(bits.y)
+               : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
+               : "memory");
+}
+__device__ __forceinline__ void load_streamed_if(bool wanted, uint4& bits, const void* from) {
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p ld.global.cs.v4.b32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)
+               : "l"(__cvta_generic_to_global(from)), "r"(int{wanted})
+               : "memory");
+}
+__device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const uint2& bits) {
+  asm volatile("{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p st.global.cs.v2.b32 [%0], {%1, %2};}" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(bits.x), "r"(bits.y), "r"(int{wanted})
+               : "memory");
+}
+__device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const uint4& bits) {
+  asm volatile(
+      "{.reg .pred p;\n setp.ne.b32 p, %5, 0;\n @p st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(
+          __cvta_generic_to_global(to)),
+      "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(int{wanted})
+      : "memory");
+}
+
 // Consecutive columns in aligned rows, all there or none: one access.
 struct VectorColumns {
   template <typename T>
@@ -86,14 +114,14 @@ struct VectorColumns {
   __device__ __forceinline__ bool any() const { return left > 0; }
   template <typename T>
   __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
-    four.bits = __ldcs(&reinterpret_cast<const Four<T>*>(row + first)->bits);
+    load_streamed_if(any(), four.bits, row + first);
   }
   template <typename T>
   __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
     Four<T> four;
 #pragma unroll
     for (int i = 0; i < 4; ++i) four[i] = from_float<T>(x[i]);
-    __stcs(&reinterpret_cast<Four<T>*>(row + first)->bits, four.bits);
+    store_streamed_if(any(), row + first, four.bits);
   }
 };
 
@@ -165,6 +193,55 @@ __device__ __forceinline__ float sqrt_approx(float x) {
   return y;
 }
 
+// Adam's first step ignores what the moments hold, its last one leaves them alone.
+__device__ __forceinline__ bool reads_moments(const LogitUpdateParams& p) {
+  return p.rule == UpdateRule::kAdam && p.step > 1;
+}
+__device__ __forceinline__ bool writes_moments(const LogitUpdateParams& p) {
+  return p.rule == UpdateRule::kAdam && !p.last;
+}
+
+// `product` = G . E_i, `inner` = G . e_soft.
+__device__ __forceinline__ void gradient_of(float (&gradient)[4], const float (&logit)[4],
+                                            const float (&product)[4], float lse, float inner,
+                                            float inverse_tau) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float q = exp2_approx(log_softmax(logit[i], inverse_tau, lse) * kLog2e);
+    // 0 where q is 0, whatever the product is; NaN stays NaN.
+    gradient[i] = q != 0 ? q * (product[i] - inner) * inverse_tau : 0.f;
+  }
+}
+
+__device__ __forceinline__ void ascend(float (&logit)[4], const float (&gradient)[4],
+                                       const UpdateScalars& s) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) logit[i] += s.lr * gradient[i];
+}
+
+// The same by Adam. `mean` and `square` are the new moments; `m` and `v` those there are, if any.
+template <typename Four>
+__device__ __forceinline__ void ascend(float (&logit)[4], float (&mean)[4], float (&square)[4],
+                                       const float (&gradient)[4], bool any_moments, Four& m, Four& v,
+                                       const UpdateScalars& s) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    mean[i] = s.one_minus_beta1 * gradient[i];
+    square[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]);
+  }
+  if (any_moments) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      mean[i] += s.beta1 * m[i];
+      square[i] += s.beta2 * v[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    logit[i] += __fdividef(s.corrected_lr * mean[i], sqrt_approx(square[i] * s.inverse_correction2) + s.eps);
+  }
+}
+
 // Four logits of a row and their moments. Loading and applying are apart so that a thread can have several
 // loads in flight: the stores in between would otherwise order them, as everything happens in place.
 template <typename Z, typename Columns>
@@ -176,55 +253,34 @@ struct FourLogits {
   __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, Columns columns) {
     if (!columns.any()) return;
     columns.load(z, static_cast<const Z*>(p.logits) + n * p.logits_stride);
-    if (p.rule == UpdateRule::kAdam && p.step > 1) {
+    if (reads_moments(p)) {
       columns.load(m, p.exp_avg + n * p.exp_avg_stride);
       columns.load(v, p.exp_avg_sq + n * p.exp_avg_sq_stride);
     }
   }
 
-  // `product` = G . E_i. Each logit belongs to one thread, which makes the update in place safe.
+  // Each logit belongs to one thread, which makes the update in place safe.
   __device__ __forceinline__ void apply(const LogitUpdateParams& p, const UpdateScalars& s,
                                         const UpdateRow& row, Columns columns, const float (&product)[4]) {
     if (!columns.any() || (row.padding && p.rule != UpdateRule::kGradient)) return;
     float logit[4], gradient[4] = {};
     if (!row.padding) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        logit[i] = to_float(z[i]);
-        const float q = exp2_approx(log_softmax(logit[i], s.inverse_tau, row.lse) * kLog2e);
-        // 0 where q is 0, whatever the product is; NaN stays NaN.
-        gradient[i] = q != 0 ? q * (product[i] - row.inner) * s.inverse_tau : 0.f;
-      }
+      for (int i = 0; i < 4; ++i) logit[i] = to_float(z[i]);
+      gradient_of(gradient, logit, product, row.lse, row.inner, s.inverse_tau);
     }
     if (p.rule == UpdateRule::kGradient) {
       columns.store(p.gradient + row.n * p.gradient_stride, gradient);
       return;
     }
     if (p.rule == UpdateRule::kSgd) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) logit[i] += s.lr * gradient[i];
+      ascend(logit, gradient, s);
     } else {
       float mean[4], square[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        mean[i] = s.one_minus_beta1 * gradient[i];
-        square[i] = s.one_minus_beta2 * (gradient[i] * gradient[i]);
-      }
-      if (p.step > 1) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          mean[i] += s.beta1 * m[i];
-          square[i] += s.beta2 * v[i];
-        }
-      }
-      if (!p.last) {
+      ascend(logit, mean, square, gradient, reads_moments(p), m, v, s);
+      if (writes_moments(p)) {
         columns.store(p.exp_avg + row.n * p.exp_avg_stride, mean);
         columns.store(p.exp_avg_sq + row.n * p.exp_avg_sq_stride, square);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        logit[i] +=
-            __fdividef(s.corrected_lr * mean[i], sqrt_approx(square[i] * s.inverse_correction2) + s.eps);
       }
     }
     columns.store(static_cast<Z*>(p.logits) + row.n * p.logits_stride, logit);

@@ -20,18 +20,19 @@
 //            M 128 x N 128   4 stages of 32 KB   N > 64
 //            M 64  x N 256   3 stages of 40 KB   N <= 64: E's bytes bind, and G is read half as often
 //
-//          A consumer holds a tile as two halves of 64 x 128 (wgmma m64n128k16, both operands in shared
-//          memory under the 128-byte swizzle, K contiguous): two of rows or two of columns.
+//          A consumer holds a tile as two halves of 64 x 128, two of rows (two wgmma m64n128k16) or two of
+//          columns (one m64n256k16); both operands in shared memory under the 128-byte swizzle, K contiguous.
 //
 //          Clusters of up to 2 x 2 CTAs on neighbouring tiles: CTAs of one row of tiles share G, those of one
 //          column share E. Each loads its part of what it shares and multicasts it. Tiles of a cluster
 //          beyond the matrix are zeros and take part. Row tiles fastest, so E is read from memory once.
 //
 // Epilogue per warp, without barriers: its 16 rows x 128 columns of a half pass through shared memory, then
-//          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction; as
-//          soon as a row has been applied, the fourth one after it is loaded. Rows of accumulators start 8
-//          banks apart: writing and reading them is free of conflicts. Where rows are not aligned or V is
-//          not a multiple of 4, other kernels move 32 single consecutive elements per instruction.
+//          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction, four
+//          rows in flight. Two rows are applied at a time, without branches: rule and moments are template
+//          arguments of that loop, padding is predicates. Rows of accumulators start 8 banks apart: writing
+//          and reading them is free of conflicts. Where rows are not aligned or V is not a multiple of 4,
+//          other kernels move 32 single consecutive elements per instruction.
 //
 // What lost: see docs/kernels/logit_update.md.
 #include <atomic>
@@ -60,11 +61,15 @@ struct Schedule {
 };
 
 #ifdef ENTRGI_HOPPER
+constexpr auto kMajorK = cute::SM90::GMMA::Major::K;
 template <typename T>
-using Product = std::conditional_t<
-    std::is_same_v<T, __half>,
-    cute::SM90::GMMA::MMA_64x128x16_F32F16F16_SS<cute::SM90::GMMA::Major::K, cute::SM90::GMMA::Major::K>,
-    cute::SM90::GMMA::MMA_64x128x16_F32BF16BF16_SS<cute::SM90::GMMA::Major::K, cute::SM90::GMMA::Major::K>>;
+using Product = std::conditional_t<std::is_same_v<T, __half>,
+                                   cute::SM90::GMMA::MMA_64x128x16_F32F16F16_SS<kMajorK, kMajorK>,
+                                   cute::SM90::GMMA::MMA_64x128x16_F32BF16BF16_SS<kMajorK, kMajorK>>;
+template <typename T>
+using WideProduct = std::conditional_t<std::is_same_v<T, __half>,
+                                       cute::SM90::GMMA::MMA_64x256x16_F32F16F16_SS<kMajorK, kMajorK>,
+                                       cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kMajorK, kMajorK>>;
 
 // A stage of the ring and the parity of its barriers' phase.
 template <int kStages>
@@ -172,7 +177,6 @@ template <typename T, int kM, int kN, int kStages>
 __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kM, kN, kStages>& ring,
                                          Position<kStages>& at, int steps, const Release& release,
                                          const Barrier& done) {
-  constexpr int kRowsApart = kM == 128 ? 64 : 0, kColumnsApart = kM == 128 ? 0 : Shared::kChunkColumns;
   uint32_t previous = 0;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
@@ -183,10 +187,16 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
     cute::warpgroup_arrive();
 #pragma unroll
     for (int k = 0; k < Shared::kStep; k += 16) {
+      const bool accumulate = step > 0 || k > 0;
+      if constexpr (kM == 128) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        wgmma<Product<T>>(accumulator[h], a + (h * kRowsApart * kSwizzleBytes + k * 2) / 16,
-                          b + (h * kColumnsApart * kSwizzleBytes + k * 2) / 16, step > 0 || k > 0);
+        for (int h = 0; h < 2; ++h) {
+          wgmma<Product<T>>(accumulator[h], a + (h * 64 * kSwizzleBytes + k * 2) / 16, b + k * 2 / 16,
+                            accumulate);
+        }
+      } else {  // its first 64 accumulators are those of the first 128 columns
+        wgmma<WideProduct<T>>(reinterpret_cast<float (&)[128]>(accumulator), a + k * 2 / 16, b + k * 2 / 16,
+                              accumulate);
       }
     }
     cute::warpgroup_commit_batch();
@@ -208,11 +218,10 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
 template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
 __device__ __forceinline__ void consume(const LogitUpdateParams& p, const UpdateScalars& scalars,
                                         const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
-                                        const Place& place, int consumer) {
+                                        int consumer) {
   const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
   const int steps = static_cast<int>((p.dim + Shared::kStep - 1) / Shared::kStep);
   const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
-  const Release release(schedule, place, lane);
   float* products =
       reinterpret_cast<float*>(ring.stages + ring.kChunks + (consumer * 4 + warp) * Shared::kChunkBytes);
   Position<kStages> at;
@@ -220,6 +229,8 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
   uint32_t other_done = consumer == 0;  // parity; before its first tile, consumer 0 waits for nothing
   for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * clusters; tile < schedule.tiles;
        tile += 2 * clusters) {
+    const Place place(schedule);  // found anew, as the update needs its registers
+    const Release release(schedule, place, lane);
     const WarpRows<kM> rows(p, first_row(schedule, place, tile, kM), warp, lane);
     float accumulator[2][64];
     // A stage's parity tells its latest copy from the one before, not from the one after: nobody may look for
@@ -228,15 +239,17 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
     other_done ^= 1;
     multiply<T>(accumulator, ring, at, steps, release, ring.turn[1 - consumer]);
     at.advance(steps);  // over the other consumer's tile
-#pragma unroll
+#pragma unroll 1        // one copy of the update: the second half moves to where the first was
     for (int half = 0; half < 2; ++half) {
       const int64_t column =
           first_column(schedule, place, tile, kN) + (kM == 128 ? 0 : half * Shared::kChunkColumns);
-      const int count = static_cast<int>(min(p.n - rows.n(half, 0), int64_t{Shared::kChunkRows}));
-      if (count <= 0 || column >= p.vocab) continue;
+      const int count = static_cast<int>(min(p.n - rows.n(half), int64_t{Shared::kChunkRows}));
+      if (count <= 0 || column >= p.vocab) break;
       const int64_t mine = column + lane * kLaneColumns<Columns>;
       const int left = static_cast<int>(min(p.vocab - mine, int64_t{Shared::kChunkColumns}));
-      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[half], products, lane);
+      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[0], products, lane);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) accumulator[0][i] = accumulator[1][i];
     }
   }
 }
@@ -252,6 +265,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Ring<kM, kN, kStages> ring(shared);
   const Place place(schedule);
   if (threadIdx.x == 0) {
+    cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&grad_map));
+    cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&embedding_map));
     // CTAs of its row and column of the cluster. Written so that it is seen not to be 0: CUTLASS asserts
     // that, and a call, even one that is never made, serialises every wgmma of the kernel.
     const int receivers = 1 + (schedule.cluster_m > 1) + (schedule.cluster_n > 1);
@@ -270,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<Z, T, Columns>(p, scalars, ring, schedule, place, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+    consume<Z, T, Columns>(p, scalars, ring, schedule, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
   }
   cute::cluster_sync();  // nor leaves while others still arrive there
 #endif
@@ -301,18 +316,19 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
   if (std::max({tiles, p.n, p.vocab, p.dim}) > INT32_MAX) return cudaErrorInvalidValue;  // TMA's coordinates
 
+  // First of all, as it makes the device's context current: tensor maps are made by the driver.
+  const auto kernel = logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
-  cudaError_t error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim,
-                                      GatheredGrad::pitch(p.dim), kM / plan.cluster_n);
+  error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim, GatheredGrad::pitch(p.dim),
+                          kM / plan.cluster_n);
   if (error != cudaSuccess) return error;
   error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
                           kN / plan.cluster_m);
   if (error != cudaSuccess) return error;
 
-  const auto kernel = logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};

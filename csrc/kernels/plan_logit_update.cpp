@@ -1,6 +1,7 @@
 // Launch plan of the logit update: gradient, Adam and SGD.
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -40,6 +41,9 @@ Kernel choose_kernel(const Shape& s, const Device& device, const std::string& as
   } else if (!s.embedding_aligned) {
     possible = {Kernel::kLogitUpdateSm80};
     where += " whose rows do not start at 16-byte boundaries";
+  } else if (s.vocab > std::numeric_limits<int32_t>::max()) {
+    possible = {Kernel::kLogitUpdateSm80};
+    where += " of more rows than TMA counts";
   } else {
     possible = {Kernel::kLogitUpdateSm90, Kernel::kLogitUpdateSm80};
   }

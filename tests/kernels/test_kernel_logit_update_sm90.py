@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import DTYPES, placed
 from test_kernel_logit_update import ADAM, AMPERE, TAU, check_adam, check_gradient, inputs
+from test_kernel_plan import bindings  # noqa: F401
 
 pytestmark = pytest.mark.simulator
 HOPPER = "logit_update_sm90"
@@ -200,3 +201,9 @@ def test_any_tile_serves_any_rows(hopper, reference, tile):
             got = hopper.logit_gradient(*arguments, None, TAU)
         assert hopper.plan["tile"] == (*tile, 64)
         check_gradient(reference, got, *arguments)
+
+
+@pytest.mark.parametrize(("vocab", "kernel"), [(2**31 - 1, HOPPER), (2**31, AMPERE)])
+def test_more_ids_than_tma_counts_fall_back(bindings, vocab, kernel):  # noqa: F811
+    where = {"arch": 90, "num_sms": 132}
+    assert bindings.plan("adam_step_", 8, vocab, 64, **where)["kernel"] == kernel
