@@ -26,7 +26,7 @@ enum class Swizzle {
 
 template <typename T, int kRows, int kColumns, Swizzle kSwizzle>
 struct Tile {
-  static constexpr int kBytes = kRows * kColumns * sizeof(T);
+  static constexpr int kRowBytes = kColumns * sizeof(T), kBytes = kRows * kRowBytes;
   static constexpr int kChunk = 16 / sizeof(T);  // elements
   static constexpr int kChunks = kColumns / kChunk;
   static constexpr bool kEightChunks =
@@ -68,18 +68,70 @@ struct Tile {
     }
   }
 
-  // The same 16 bytes at a time where all columns are inside the matrix. A row of zeros is left as it is.
-  template <int kThreads, typename OffsetOf>
-  __device__ static __forceinline__ void fill_inside(uint32_t to, const T* matrix, OffsetOf offset_of,
-                                                     int64_t column) {
-    static_assert(kThreads % kChunks == 0 && kRows * kChunks % kThreads == 0);
-    const int chunk = threadIdx.x % kChunks;
-    const T* from = matrix + column + chunk * kChunk;
+  // For whole steps: the tile's part of every row is inside the matrix, and rows are equally far apart. Unit
+  // of kGranule bytes `threadIdx.x % kUnits` of row `threadIdx.x / kUnits` is this thread's first; the others
+  // are kApart rows further each time.
+  template <int kThreads, int kGranule>
+  struct Rows {
+    static constexpr int kUnits = kRowBytes / kGranule, kApart = kThreads / kUnits, kCount = kRows / kApart;
+    static_assert(kThreads % kUnits == 0 && kRows % kApart == 0 && 32 % kApart == 0 && kRows % 32 == 0);
+
+    // Where the i-th unit goes. Rows eight apart are swizzled alike: a few addresses and constants.
+    __device__ static __forceinline__ uint32_t target(int i) {
+      constexpr int kAlike = kApart < 8 ? 8 / kApart : 1;
+      const int byte = threadIdx.x % kUnits * kGranule, row = threadIdx.x / kUnits + i % kAlike * kApart;
+      return offset(row, byte / 16) + byte % 16 + i / kAlike * kAlike * kApart * kRowBytes;
+    }
+    // `rows` holds a bit for each row of the tile, shifted so that bit 0 is this thread's first.
+    __device__ static __forceinline__ bool here(const uint32_t (&rows)[kRows / 32], int i) {
+      return rows[i * kApart / 32] >> i * kApart % 32 & 1;
+    }
+  };
+
+  // Copies from `from`, this thread's first unit, and `apart` = kApart rows further each time. Rows that are
+  // not there are left as they are.
+  template <int kThreads, int kGranule>
+  __device__ static __forceinline__ void fill_inside(uint32_t to, const T* from, int64_t apart,
+                                                     const uint32_t (&rows)[kRows / 32]) {
+    using R = Rows<kThreads, kGranule>;
 #pragma unroll
-    for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-      const int row = threadIdx.x / kChunks + i * (kThreads / kChunks);
-      if (const int64_t start = offset_of(row); start >= 0) {
-        copy_async<16>(to + offset(row, chunk), from + start, 16);
+    for (int i = 0; i < R::kCount; ++i, from += apart) {
+      if (R::here(rows, i)) copy_async<kGranule>(to + R::target(i), from, kGranule);
+    }
+  }
+
+  // The same for rows that start in the middle of a word, one row of 32 pairs a warp: lane l loads the word
+  // of elements 2l + 1 and 2l + 2, lane i also element 0 of the i-th row, and pairs (2l, 2l + 1) are put
+  // together by shuffles. Element kColumns, which lane 31 loads, must be inside the matrix. All loads of a
+  // batch are in flight at once.
+  template <int kThreads, int kBatch>
+  __device__ static __forceinline__ void fill_inside_shifted(uint32_t to, const T* from, int64_t apart,
+                                                             const uint32_t (&rows)[kRows / 32]) {
+    using R = Rows<kThreads, 4>;
+    static_assert(sizeof(T) == 2 && R::kUnits == 32 && R::kCount % kBatch == 0 && kBatch <= 32);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int first = 0; first < R::kCount; first += kBatch) {
+      uint32_t words[kBatch], head = 0;
+      const T* row_head = from - 2 * lane;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, from += apart) {
+        words[i] = 0;
+        if (R::here(rows, first + i)) words[i] = __ldg(reinterpret_cast<const unsigned*>(from + 1));
+      }
+      uint32_t heads_here = 0;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) heads_here |= uint32_t{R::here(rows, first + i)} << i;
+      if (heads_here >> lane & 1) {
+        head = uint32_t{__ldg(reinterpret_cast<const uint16_t*>(row_head + lane * apart))} << 16;
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const uint32_t left = __shfl_up_sync(~0u, words[i], 1), row_first = __shfl_sync(~0u, head, i);
+        const uint32_t pair = __byte_perm(lane == 0 ? row_first : left, words[i], 0x5432);
+        if (R::here(rows, first + i)) {
+          asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + R::target(first + i)), "r"(pair) : "memory");
+        }
       }
     }
   }
