@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       const bool inside = id + kStep + (halves ? 1 : 0) <= p.vocab;
       if (!inside) {
         const auto row_of = [&](int r) { return row_offset[r]; };
-        L::Logits::template fill<kWarpgroup>(z_tile, logits, row_of, id, p.vocab, schedule.logits_granule);
+        L::Logits::template fill_rolled<kWarpgroup>(z_tile, logits, row_of, id, p.vocab,
+                                                    schedule.logits_granule);
       } else if (granule == 16) {
         L::Logits::template fill_inside<kWarpgroup, 16>(z_tile, first + id, apart, rows);
       } else if (granule == 8) {
@@ -316,7 +317,7 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       } else if (!shifted) {
         L::Logits::template fill_inside<kWarpgroup, 4>(z_tile, first + id, apart, rows);
       } else if constexpr (sizeof(Z) == 2) {
-        L::Logits::template fill_inside_shifted<kWarpgroup, 16>(z_tile, first + id, apart, rows);
+        L::Logits::template fill_inside_shifted<kWarpgroup>(z_tile, first + id, apart, rows);
       }
       if (halves && (shifted || !inside)) {
         landed.arrive();  // plain stores

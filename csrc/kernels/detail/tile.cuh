@@ -59,6 +59,17 @@ struct Tile {
         static_assert(kThreads % kChunks == 0);
         copy<16>(to, matrix, offset_of, column, columns, row, chunk * kChunk);
       }
+    } else {
+      fill_rolled<kThreads>(to, matrix, offset_of, column, columns, granule);
+    }
+  }
+
+  // The same in a loop, for seldom: it takes few registers.
+  template <int kThreads, typename OffsetOf>
+  __device__ static __forceinline__ void fill_rolled(uint32_t to, const T* matrix, OffsetOf offset_of,
+                                                     int64_t column, int64_t columns, int granule) {
+    if (granule == 16) {
+      fill_by<kThreads, 16>(to, matrix, offset_of, column, columns);
     } else if (granule == 8) {
       fill_by<kThreads, 8>(to, matrix, offset_of, column, columns);
     } else if (granule == 4) {
@@ -82,21 +93,21 @@ struct Tile {
       const int byte = threadIdx.x % kUnits * kGranule, row = threadIdx.x / kUnits + i % kAlike * kApart;
       return offset(row, byte / 16) + byte % 16 + i / kAlike * kAlike * kApart * kRowBytes;
     }
-    // `rows` holds a bit for each row of the tile, shifted so that bit 0 is this thread's first.
-    __device__ static __forceinline__ bool here(const uint32_t (&rows)[kRows / 32], int i) {
-      return rows[i * kApart / 32] >> i * kApart % 32 & 1;
-    }
   };
 
   // Copies from `from`, this thread's first unit, and `apart` = kApart rows further each time. Rows that are
   // not there are left as they are.
   template <int kThreads, int kGranule>
   __device__ static __forceinline__ void fill_inside(uint32_t to, const T* from, int64_t apart,
-                                                     const uint32_t (&rows)[kRows / 32]) {
+                                                     uint32_t (&rows)[kRows / 32]) {
     using R = Rows<kThreads, kGranule>;
+#pragma unroll 1
+    for (int word = 0; word < kRows / 32; ++word, to += 32 * kRowBytes) {
+      const uint32_t here = next(rows);
 #pragma unroll
-    for (int i = 0; i < R::kCount; ++i, from += apart) {
-      if (R::here(rows, i)) copy_async<kGranule>(to + R::target(i), from, kGranule);
+      for (int i = 0; i < 32 / R::kApart; ++i, advance(from, apart)) {
+        if (here >> i * R::kApart & 1) copy_async<kGranule>(to + R::target(i), from, kGranule);
+      }
     }
   }
 
@@ -104,39 +115,49 @@ struct Tile {
   // of elements 2l + 1 and 2l + 2, lane i also element 0 of the i-th row, and pairs (2l, 2l + 1) are put
   // together by shuffles. Element kColumns, which lane 31 loads, must be inside the matrix. All loads of a
   // batch are in flight at once.
-  template <int kThreads, int kBatch>
+  template <int kThreads>
   __device__ static __forceinline__ void fill_inside_shifted(uint32_t to, const T* from, int64_t apart,
-                                                             const uint32_t (&rows)[kRows / 32]) {
+                                                             uint32_t (&rows)[kRows / 32]) {
     using R = Rows<kThreads, 4>;
-    static_assert(sizeof(T) == 2 && R::kUnits == 32 && R::kCount % kBatch == 0 && kBatch <= 32);
+    static_assert(sizeof(T) == 2 && R::kUnits == 32 && R::kApart == 4);
     const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int first = 0; first < R::kCount; first += kBatch) {
-      uint32_t words[kBatch], head = 0;
-      const T* row_head = from - 2 * lane;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i, from += apart) {
-        words[i] = 0;
-        if (R::here(rows, first + i)) words[i] = __ldg(reinterpret_cast<const unsigned*>(from + 1));
-      }
-      uint32_t heads_here = 0;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) heads_here |= uint32_t{R::here(rows, first + i)} << i;
-      if (heads_here >> lane & 1) {
-        head = uint32_t{__ldg(reinterpret_cast<const uint16_t*>(row_head + lane * apart))} << 16;
+#pragma unroll 1
+    for (int word = 0; word < kRows / 32; ++word, to += 32 * kRowBytes) {
+      const uint32_t here = next(rows);
+      uint32_t pairs[8], head = 0;
+      if (lane < 8 && here >> lane * 4 & 1) {
+        head = uint32_t{__ldg(reinterpret_cast<const uint16_t*>(from - 2 * lane + lane * apart))} << 16;
       }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const uint32_t left = __shfl_up_sync(~0u, words[i], 1), row_first = __shfl_sync(~0u, head, i);
-        const uint32_t pair = __byte_perm(lane == 0 ? row_first : left, words[i], 0x5432);
-        if (R::here(rows, first + i)) {
-          asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + R::target(first + i)), "r"(pair) : "memory");
+      for (int i = 0; i < 8; ++i, advance(from, apart)) {
+        if (here >> i * 4 & 1) pairs[i] = __ldg(reinterpret_cast<const unsigned*>(from + 1));
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t left = __shfl_up_sync(~0u, pairs[i], 1), first = __shfl_sync(~0u, head, i);
+        const uint32_t pair = __byte_perm(lane == 0 ? first : left, pairs[i], 0x5432);
+        if (here >> i * 4 & 1) {
+          asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + R::target(i)), "r"(pair) : "memory");
         }
       }
     }
   }
 
  private:
+  // From a plain addition the compiler makes multiples of `apart` and keeps them all.
+  __device__ static __forceinline__ void advance(const T*& from, int64_t apart) {
+    from += apart;
+    asm volatile("" : "+l"(from));
+  }
+
+  // Goes round the words of a mask, so that they stay in registers in a loop.
+  __device__ static __forceinline__ uint32_t next(uint32_t (&words)[kRows / 32]) {
+    const uint32_t word = words[0];
+#pragma unroll
+    for (int i = 1; i < kRows / 32; ++i) words[i - 1] = words[i];
+    return words[kRows / 32 - 1] = word;
+  }
+
   template <int kThreads, int kGranule, typename OffsetOf>
   __device__ static __forceinline__ void fill_by(uint32_t to, const T* matrix, OffsetOf offset_of,
                                                  int64_t column, int64_t columns) {
