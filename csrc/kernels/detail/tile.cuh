@@ -113,31 +113,42 @@ struct Tile {
 
   // The same for rows that start in the middle of a word, one row of 32 pairs a warp: lane l loads the word
   // of elements 2l + 1 and 2l + 2, lane i also element 0 of the i-th row, and pairs (2l, 2l + 1) are put
-  // together by shuffles. Element kColumns, which lane 31 loads, must be inside the matrix. All loads of a
-  // batch are in flight at once.
+  // together by shuffles. Element kColumns, which lane 31 loads, must be inside the matrix. The loads of a
+  // batch of 32 kWords rows are in flight at once.
   template <int kThreads>
   __device__ static __forceinline__ void fill_inside_shifted(uint32_t to, const T* from, int64_t apart,
                                                              uint32_t (&rows)[kRows / 32]) {
     using R = Rows<kThreads, 4>;
-    static_assert(sizeof(T) == 2 && R::kUnits == 32 && R::kApart == 4);
+    static_assert(sizeof(T) == 2 && R::kUnits == 32 && R::kApart == 4 && kRows % 64 == 0);
+    constexpr int kWords = 2, kBatch = 8 * kWords;
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int word = 0; word < kRows / 32; ++word, to += 32 * kRowBytes) {
-      const uint32_t here = next(rows);
-      uint32_t pairs[8], head = 0;
-      if (lane < 8 && here >> lane * 4 & 1) {
+    for (int batch = 0; batch < R::kCount / kBatch; ++batch, to += 32 * kWords * kRowBytes) {
+      uint32_t here = 0;  // bit i: the i-th row of the batch
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        const uint32_t every_fourth = next(rows);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) here |= (every_fourth >> i * 4 & 1) << (word * 8 + i);
+      }
+      uint32_t head = 0, words[kBatch];
+      if (here >> lane & 1) {
         head = uint32_t{__ldg(reinterpret_cast<const uint16_t*>(from - 2 * lane + lane * apart))} << 16;
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i, advance(from, apart)) {
-        if (here >> i * 4 & 1) pairs[i] = __ldg(reinterpret_cast<const unsigned*>(from + 1));
+      for (int i = 0; i < kBatch; ++i, advance(from, apart)) {
+        words[i] = here >> i & 1 ? __ldg(reinterpret_cast<const unsigned*>(from + 1)) : 0;
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const uint32_t left = __shfl_up_sync(~0u, words[i], 1), first = __shfl_sync(~0u, head, i);
+        words[i] = __byte_perm(lane == 0 ? first : left, words[i], 0x5432);
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const uint32_t left = __shfl_up_sync(~0u, pairs[i], 1), first = __shfl_sync(~0u, head, i);
-        const uint32_t pair = __byte_perm(lane == 0 ? first : left, pairs[i], 0x5432);
-        if (here >> i * 4 & 1) {
-          asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + R::target(i)), "r"(pair) : "memory");
+      for (int i = 0; i < kBatch; ++i) {
+        if (here >> i & 1) {
+          asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + R::target(i)), "r"(words[i]) : "memory");
         }
       }
     }
