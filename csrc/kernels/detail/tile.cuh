@@ -133,13 +133,14 @@ struct Tile {
       }
       uint32_t head = 0, words[kBatch];
       if (here >> lane & 1) {
-        head = uint32_t{__ldg(reinterpret_cast<const uint16_t*>(from - 2 * lane + lane * apart))} << 16;
+        head = __ldg(reinterpret_cast<const uint16_t*>(from - 2 * lane + lane * apart));
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i, advance(from, apart)) {
         words[i] = here >> i & 1 ? __ldg(reinterpret_cast<const unsigned*>(from + 1)) : 0;
       }
       __syncwarp();
+      head <<= 16;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const uint32_t left = __shfl_up_sync(~0u, words[i], 1), first = __shfl_sync(~0u, head, i);
