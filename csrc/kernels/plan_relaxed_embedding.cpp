@@ -133,17 +133,21 @@ int64_t resident_clusters(const Device& device, int cluster) {
 // Clocks of a plan for Hopper: waves of CTAs, each as long as its part of the vocabulary and a constant, and
 // the partial sums, written and read again. For one step the tensor cores take block_m block_n block_k / 2048
 // clocks, and L2 delivers 32 bytes per clock and multiprocessor: the logits to every CTA, the embedding once
-// to all that share it.
+// to all that share it. Shared memory moves 128 bytes per clock: both are written, the logits read once, the
+// embedding once for each 64 rows. The widest column tile is the slowest, so columns of padding count.
 double estimate(const Plan& plan, const Shape& s, const Device& device) {
-  constexpr double kTensorRate = 2048, kL2Rate = 32, kPartialRate = 20;  // per clock and multiprocessor
+  constexpr double kTensorRate = 2048, kL2Rate = 32, kSharedRate = 128, kPartialRate = 20;  // per clock
   constexpr int64_t kOverhead = 6;  // steps: first stage, last products, 128 KB of partial sums
   const RowTiles rows(s, plan.block_m, plan.cluster_m);
-  const double shared = static_cast<double>(rows.groups + rows.rest) / std::max<int64_t>(rows.all, 1);
+  const double fetched = static_cast<double>(rows.groups + rows.rest) / std::max<int64_t>(rows.all, 1);
   const double tensor = plan.block_m * plan.block_n * plan.block_k / kTensorRate;
-  const double l2 = plan.block_k * (plan.block_n * 2 * shared + plan.block_m * size_of(s.logits)) / kL2Rate;
+  const double embedding = plan.block_k * plan.block_n * 2,
+               logits = plan.block_k * plan.block_m * size_of(s.logits);
+  const double l2 = (embedding * fetched + logits) / kL2Rate;
+  const double shared = (embedding * (1 + plan.block_m / 64) + logits * 2) / kSharedRate;
   const int64_t waves = ceil_div(plan.grid / plan.cluster_m, resident_clusters(device, plan.cluster_m));
   const int64_t steps = ceil_div(ceil_div(s.vocab, plan.block_k), plan.splits);
-  return waves * (steps + kOverhead) * std::max(tensor, l2) +
+  return waves * (steps + kOverhead) * std::max({tensor, l2, shared}) +
          8. * plan.splits * s.n * s.dim / (device.num_sms * kPartialRate);
 }
 

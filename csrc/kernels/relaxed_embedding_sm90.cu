@@ -52,9 +52,9 @@ constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes
 
 // Registers of producer and consumer threads once they part; a lone consumer has enough from the start.
 template <int kConsumers>
-constexpr uint32_t kProducerRegisters = kConsumers == 3 ? 56 : 40;
+constexpr uint32_t kProducerRegisters = kConsumers == 3 ? 56 : 88;
 template <int kConsumers>
-constexpr uint32_t kConsumerRegisters = kConsumers == 3 ? 152 : 232;
+constexpr uint32_t kConsumerRegisters = kConsumers == 3 ? 152 : 208;
 
 template <typename Z, int kConsumers>
 struct Layout {
@@ -83,6 +83,11 @@ struct Schedule {
 
 #ifdef ENTRGI_HOPPER
 constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+
+// CUTLASS's waits and arrivals do not tell the compiler that they order memory.
+__device__ __forceinline__ void compiler_fence() {
+  asm volatile("" ::: "memory");
+}
 
 // A place in the ring and how often, modulo two, it has been passed.
 struct Stage {
@@ -268,6 +273,19 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
     const Z* logits = static_cast<const Z*>(p.logits);
     const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
+    // This thread's share of a step of z: its first unit, the distance to the next, and which rows are there.
+    const bool halves = schedule.logits_granule == 2;  // rows start at even and odd elements
+    const int granule = halves ? 4 : schedule.logits_granule, units = L::Logits::kRowBytes / granule;
+    const int top = static_cast<int>(threadIdx.x) / units, unit = static_cast<int>(threadIdx.x) % units;
+    const int64_t apart = kWarpgroup / units * p.logits_stride;
+    const Z* first = logits + (first_row + top) * p.logits_stride + unit * granule / sizeof(Z);
+    // Rows of a warp are four apart then: all start in the middle of a word, or none does.
+    const bool shifted = halves && reinterpret_cast<uintptr_t>(first) % 4 != 0;
+    uint32_t rows[L::kM / 32];
+#pragma unroll
+    for (int i = 0; i < L::kM / 32; ++i) {
+      rows[i] = __ballot_sync(~0u, row_offset[i * 32 + threadIdx.x % 32] >= 0) >> top;
+    }
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, stage.advance(stages)) {
       const int64_t id = int64_t{first_step + step} * kStep;
@@ -287,18 +305,27 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
         }
       }
       const uint32_t z_tile = shared_address(e_tile + L::kEmbeddingBytes);
-      const auto row_of = [&](int r) { return row_offset[r]; };
-      if (schedule.logits_granule == 16 && id + kStep <= p.vocab) {
-        L::Logits::template fill_inside<kWarpgroup>(z_tile, logits, row_of, id);
-      } else {
-        L::Logits::template fill<kWarpgroup>(z_tile, logits, row_of, id, p.vocab, schedule.logits_granule);
+      const bool inside = id + kStep + (halves ? 1 : 0) <= p.vocab;
+      if (!inside) {
+        const auto row_of = [&](int r) { return row_offset[r]; };
+        L::Logits::template fill_rolled<kWarpgroup>(z_tile, logits, row_of, id, p.vocab,
+                                                    schedule.logits_granule);
+      } else if (granule == 16) {
+        L::Logits::template fill_inside<kWarpgroup, 16>(z_tile, first + id, apart, rows);
+      } else if (granule == 8) {
+        L::Logits::template fill_inside<kWarpgroup, 8>(z_tile, first + id, apart, rows);
+      } else if (!shifted) {
+        L::Logits::template fill_inside<kWarpgroup, 4>(z_tile, first + id, apart, rows);
+      } else if constexpr (sizeof(Z) == 2) {
+        L::Logits::template fill_inside_shifted<kWarpgroup>(z_tile, first + id, apart, rows);
       }
-      if (schedule.logits_granule > 2) {
-        cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&landed));
-      } else {
+      if (halves && (shifted || !inside)) {
         landed.arrive();  // plain stores
+      } else {
+        cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&landed));
       }
     }
+    __syncwarp();
     if (sharing > 1) cute::cluster_arrive();
   } else {
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters<kConsumers>>();
@@ -338,6 +365,7 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     };
 
     full[0].wait(0);
+    compiler_fence();
     make_half(0, 0);
     // One lane for each CTA that sends to this one.
     const uint32_t receiver = sharing > 1 ? lane : cute::block_rank_in_cluster();
@@ -346,6 +374,7 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
     for (int step = 0;;) {
       multiply_half(0);
       cute::warpgroup_wait<1>();  // the previous step is done, its stage free in every CTA that sends to it
+      compiler_fence();
       if (previous >= 0 && lane < sharing) empty[previous].arrive(receiver);
       make_half(1, step);
       multiply_half(1);
@@ -353,12 +382,14 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       previous = stage.index;
       stage.advance(stages);
       full[stage.index].wait(stage.phase);
+      compiler_fence();
       cute::warpgroup_wait<1>();  // the first half is done, its registers free
       make_half(0, step);
     }
     cute::warpgroup_wait<0>();
 #pragma unroll
     for (float& sum : accumulator) cute::warpgroup_fence_operand(sum);
+    compiler_fence();
     if (sharing > 1) cute::cluster_arrive();
 
     float* partial = static_cast<float*>(p.workspace) + int64_t{work.split} * p.n * schedule.pitch;
@@ -387,15 +418,16 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
       plan.shared_bytes != L::bytes(plan.stages)) {
     return cudaErrorInvalidValue;
   }
-  CUtensorMap embedding;
-  if (const cudaError_t error = make_tensor_map(&embedding, p.embedding_dtype, p.embedding, p.vocab, p.dim,
-                                                p.embedding_stride, kStep);
-      error != cudaSuccess) {
-    return error;
-  }
+  // First, as it gives a thread that has none its context, which the tensor map needs.
   const auto kernel = relaxed_embedding_sm90_kernel<Z, T, kConsumers>;
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                      static_cast<int>(plan.shared_bytes));
+      error != cudaSuccess) {
+    return error;
+  }
+  CUtensorMap embedding;
+  if (const cudaError_t error = make_tensor_map(&embedding, p.embedding_dtype, p.embedding, p.vocab, p.dim,
+                                                p.embedding_stride, kStep);
       error != cudaSuccess) {
     return error;
   }

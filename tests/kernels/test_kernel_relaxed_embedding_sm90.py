@@ -133,6 +133,25 @@ def test_takes_logits_of_any_alignment(hopper, reference, logits_dtype, granule)
     check(reference, output, soft, z, lse, embedding, hard, weight)
 
 
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize("granule", [16, 8, 4, 2])
+@pytest.mark.parametrize("block_m", [64, 128, 192])
+@pytest.mark.parametrize("vocab", [256, 330])
+def test_whole_steps_of_any_alignment(hopper, reference, logits_dtype, granule, block_m, vocab):
+    """Each way to copy logits in each tile, through refilled stages, with rows of padding between the others."""
+    z, lse, embedding, hard, weight = inputs(reference, 197, vocab, 72, logits_dtype, torch.bfloat16)
+    rows = torch.arange(197)
+    rows[torch.randperm(197, generator=torch.Generator().manual_seed(1))[:60]] = -1
+    here = rows >= 0
+    z[~here], lse[~here] = math.nan, math.nan
+    step = max(granule // z.element_size(), 1)
+    shifted = placed(z, offset=step, pad=(step - vocab) % (2 * step))  # rows an odd number of granules apart
+    output, soft = torch.zeros(197, 72, dtype=torch.bfloat16), torch.zeros(197, 72)
+    with overridden(hopper, block_m=block_m, splits=1, stages=2):
+        hopper.relaxed_embedding(shifted, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
+    check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
+
+
 @pytest.mark.parametrize("embedding_dtype", DTYPES[:2])
 @pytest.mark.parametrize("n", [4, 70])
 def test_splits_and_stages(hopper, reference, embedding_dtype, n):
