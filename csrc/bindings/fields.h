@@ -30,6 +30,23 @@ inline DType parse_dtype(const char* argument, const std::string& name) {
                       std::initializer_list{DType::kBFloat16, DType::kFloat16, DType::kFloat32});
 }
 
+// A Python value as a T; raises a sentence that names the argument.
+template <typename T>
+T read(const char* name, py::handle value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    const std::string got = py::repr(value).cast<std::string>();
+    if constexpr (std::is_integral_v<T>) {
+      if (py::isinstance<py::int_>(value)) {
+        throw py::value_error(std::string(name) + " must be a number of " + std::to_string(8 * sizeof(T)) +
+                              " bits, got " + got);
+      }
+    }
+    throw py::type_error(std::string(name) + " cannot be " + got);
+  }
+}
+
 // One keyword argument for each field: pointers as integers (0 or absent: null), dtypes by name. `done`
 // raises for those that nobody asked for.
 class Fields {
@@ -41,16 +58,12 @@ class Fields {
     if (!given_.contains(name)) return;
     used_.add(name);
     const py::handle value = given_[name];
-    try {
-      if constexpr (std::is_pointer_v<T>) {
-        field = reinterpret_cast<T>(value.cast<uintptr_t>());
-      } else if constexpr (std::is_same_v<T, DType>) {
-        field = parse_dtype(name, value.cast<std::string>());
-      } else {
-        field = value.cast<T>();
-      }
-    } catch (const py::cast_error&) {
-      throw py::type_error(std::string(name) + " cannot be " + py::repr(value).cast<std::string>());
+    if constexpr (std::is_pointer_v<T>) {
+      field = reinterpret_cast<T>(read<uintptr_t>(name, value));
+    } else if constexpr (std::is_same_v<T, DType>) {
+      field = parse_dtype(name, read<std::string>(name, value));
+    } else {
+      field = read<T>(name, value);
     }
   }
 

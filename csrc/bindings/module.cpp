@@ -21,24 +21,34 @@
 namespace entrgi {
 namespace {
 
-int64_t at_least(const char* name, int64_t value, int64_t least) {
-  if (value >= least) return value;
-  throw py::value_error(std::string(name) + " must be >= " + std::to_string(least) + ", got " +
-                        std::to_string(value));
+// Far above any model and device. Floors and requests, whatever the padding of the tiles, fit 64 bits.
+constexpr int64_t kMaxRows = int64_t{1} << 31, kMaxVocab = int64_t{1} << 31, kMaxDim = 1 << 20;
+constexpr int64_t kMaxProducts = int64_t{1} << 52, kMaxSms = 4096, kMaxStep = int64_t{1} << 31;
+
+int64_t within(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (least <= value && value <= most) return value;
+  const bool small = value < least;
+  throw py::value_error(std::string(name) + " must be " + (small ? ">= " : "<= ") +
+                        std::to_string(small ? least : most) + ", got " + std::to_string(value));
 }
 
-Shape read_shape(const Fields& fields, int64_t n, int64_t vocab, int64_t dim, const std::string& logits_dtype,
-                 const std::string& embedding_dtype) {
-  Shape shape{at_least("n", n, 0),
-              at_least("vocab", vocab, 1),
-              at_least("dim", dim, 1),
+Shape read_shape(const Fields& fields, py::handle n, py::handle vocab, py::handle dim,
+                 const std::string& logits_dtype, const std::string& embedding_dtype) {
+  Shape shape{within("n", read<int64_t>("n", n), 0, kMaxRows),
+              within("vocab", read<int64_t>("vocab", vocab), 1, kMaxVocab),
+              within("dim", read<int64_t>("dim", dim), 1, kMaxDim),
               1,
               parse_dtype("logits_dtype", logits_dtype),
               parse_dtype("embedding_dtype", embedding_dtype)};
   fields(shape.trajectories, "trajectories");
   fields(shape.logits_aligned, "logits_aligned");
   fields(shape.embedding_aligned, "embedding_aligned");
-  at_least("trajectories", shape.trajectories, 0);
+  within("trajectories", shape.trajectories, 0, kMaxRows);
+  if (shape.n * shape.vocab > kMaxProducts / shape.dim) {
+    throw py::value_error("shape must have n * vocab * dim <= " + std::to_string(kMaxProducts) + ", got " +
+                          std::to_string(shape.n) + " * " + std::to_string(shape.vocab) + " * " +
+                          std::to_string(shape.dim));
+  }
   return shape;
 }
 
@@ -46,8 +56,8 @@ Plan read_plan(const Fields& fields, Op op, const Shape& shape) {
   Device device{90, 132};
   fields(device.arch, "arch");
   fields(device.num_sms, "num_sms");
-  at_least("arch", device.arch, 80);
-  at_least("num_sms", device.num_sms, 1);
+  within("arch", device.arch, 80, 90);
+  within("num_sms", device.num_sms, 1, kMaxSms);
   return make_forced_plan(op, shape, device, read_overrides(fields));
 }
 
@@ -58,7 +68,7 @@ struct AdamStep {
   explicit AdamStep(const Fields& fields) {
     fields(step, "step");
     fields(last, "last");
-    at_least("step", step, 1);
+    within("step", step, 1, kMaxStep);
   }
 };
 
@@ -96,9 +106,9 @@ py::dict forced() {
 
 void define(py::module_& m, const char* name, py::dict (*function)(const Fields&, Op, const Shape&),
             const char* doc) {
-  const auto call = [function](const std::string& op, int64_t n, int64_t vocab, int64_t dim,
-                               const std::string& logits_dtype, const std::string& embedding_dtype,
-                               const py::kwargs& options) {
+  const auto call = [function](const std::string& op, const py::object& n, const py::object& vocab,
+                               const py::object& dim, const std::string& logits_dtype,
+                               const std::string& embedding_dtype, const py::kwargs& options) {
     const Fields fields(options);
     const Op parsed = parse<Op>("op", op, kOps);
     const Shape shape = read_shape(fields, n, vocab, dim, logits_dtype, embedding_dtype);

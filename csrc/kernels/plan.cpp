@@ -97,10 +97,25 @@ const std::string& text(const std::string& value) {
   return value;
 }
 
+// Whether a kernel cuts the vocabulary into parts or, logit_update_sm90, has a grid of any size.
+bool has_splits(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kVocabPass:
+    case Kernel::kRelaxedEmbeddingSm90:
+    case Kernel::kRelaxedEmbeddingSm80:
+    case Kernel::kRelaxedEmbeddingSimt:
+    case Kernel::kLogitUpdateSm90:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // What an operator's plan did not take up, it has no choice of. Splits may be fewer than asked for.
 void check_taken_up(Op op, const Plan& plan, const PlanOverrides& overrides) {
-  const PlanOverrides taken{name_of(plan.kernel), overrides.splits, plan.block_m,   plan.block_n,
-                            plan.block_k,         plan.stages,      plan.cluster_m, plan.cluster_n};
+  const int64_t splits = has_splits(plan.kernel) ? overrides.splits : plan.splits;
+  const PlanOverrides taken{name_of(plan.kernel), splits,      plan.block_m,   plan.block_n,
+                            plan.block_k,         plan.stages, plan.cluster_m, plan.cluster_n};
   const auto compare = [&](const char* field, const auto& asked, const auto& own) {
     if (asked == std::decay_t<decltype(asked)>{} || asked == own) return;
     throw std::invalid_argument(std::string(field) + " must be " + text(own) + " in " + name_of(plan.kernel) +

@@ -108,7 +108,9 @@ struct Plan {
 // What a test or an experiment replaces in a plan; empty and 0 leave the plan's own choice.
 struct PlanOverrides {
   std::string kernel;
-  int64_t splits = 0;  // still limited to what the shape allows
+  // Parts of the vocabulary, limited to what the shape allows; of logit_update_sm90, which has no parts, the
+  // clusters of its persistent grid. Kernels with neither refuse more than one.
+  int64_t splits = 0;
   int block_m = 0, block_n = 0, block_k = 0, stages = 0, cluster_m = 0, cluster_n = 0;
 };
 

@@ -4,8 +4,8 @@
 //
 // Operators by their names, fields those of PlanOverrides. It is read once per process. Nothing in it is
 // passed over: an unknown operator, field or kernel, a number below 1 or no number, and whatever make_plan
-// cannot serve is an error that says so; only splits are limited to what the shape allows. The CPU operators
-// have no launch plan and do not read it.
+// cannot serve is an error that says so; only splits, where a kernel has them, are limited to what the shape
+// allows. The CPU operators have no launch plan and do not read it.
 #pragma once
 
 #include <map>

@@ -147,7 +147,25 @@ def forced_plan_state(value: str) -> str:
     try:
         from entrgi_ext import plans
 
-        plans.forced()
+        refusals = [refusal for op, fields in plans.forced().items() if (refusal := refused_everywhere(op, fields))]
     except (ImportError, ValueError) as error:
-        return f"{value} (refused: {error})"
-    return f"{value} (CUDA launches follow it, the CPU does not)"
+        refusals = [str(error)]
+    if refusals:
+        return f"{value} (refused: {'; '.join(refusals)})"
+    return f"{value} (CUDA launches follow it where a shape allows, the CPU does not)"
+
+
+def refused_everywhere(op: str, fields: dict[str, object]) -> str | None:
+    """Why none of a few ordinary shapes can be served under forced fields; None where one can."""
+    from entrgi_ext import plans
+
+    refusal = None
+    for dtype in ("float32", "float16", "bfloat16"):
+        for rows in (2048, 8, 64):
+            try:
+                plans.launch_plan(op, rows, 152_064, 2048, dtype, dtype, **fields)
+            except ValueError as error:
+                refusal = str(error)
+            else:
+                return None
+    return refusal

@@ -98,6 +98,23 @@ def test_forced_plans_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(refused: ENTRGI_FORCE_PLAN: expected a field)" in doctor.examine().facts["ENTRGI_FORCE_PLAN"]
 
 
+@pytest.mark.parametrize(
+    ("op", "fields", "refusal"),
+    [
+        ("logit_gradient", {"stages": 99}, "(refused: stages must be "),
+        ("commit_", {"splits": 2}, "(refused: splits must be 1 in commit for commit_"),
+        ("relaxed_embedding", {"kernel": "relaxed_embedding_simt"}, None),  # of fp32 embeddings alone
+        ("relaxed_embedding", {"block_m": 16, "kernel": "relaxed_embedding_sm80"}, None),
+    ],
+)
+def test_forced_plans_are_tried(monkeypatch: pytest.MonkeyPatch, op: str, fields: dict, refusal: str | None) -> None:
+    from entrgi_ext import plans
+
+    monkeypatch.setattr(plans, "forced", lambda: {op: fields})
+    state = doctor.forced_plan_state("this")
+    assert state.startswith("this (CUDA launches follow it" if refusal is None else f"this {refusal}")
+
+
 def test_command_exits_with_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.Report({"torch": "2.x"}, healthy=False, advice="Do this one thing.")
     monkeypatch.setattr(doctor, "examine", lambda: report)

@@ -87,19 +87,41 @@ def test_bad_forced_plans_are_one_line() -> None:
     [
         (["--rows", "8,x"], "--rows: expected numbers >= 1 such as 1,8,64, got 'x'"),
         (["--rows", "0"], "--rows: expected numbers >= 1 such as 1,8,64, got '0'"),
-        (["--vocab", "0"], "vocab must be >= 1, got 0"),
-        (["--dim", "-1"], "dim must be >= 1, got -1"),
-        (["--arch", "75"], "arch must be 90 or 80, got 75"),
-        (["--sms", "0"], "num_sms must be >= 1, got 0"),
-        (["--op", "matmul"], "op must be one of logit_statistics, "),
-        (["--logits-dtype", "int8"], "logits_dtype must be one of bfloat16, float16, float32, got int8"),
-        (["--embedding-dtype", "float64"], "embedding_dtype must be one of bfloat16, float16, float32, got float64"),
+        (["--rows", "2147483649"], "--rows must be <= 2147483648, got 2147483649"),
+        (["--rows", "9" * 20], f"--rows must be a number of 64 bits, got {'9' * 20}"),
+        (["--vocab", "0"], "--vocab must be >= 1, got 0"),
+        (["--vocab", str(2**63 - 1)], "--vocab must be <= 2147483648, got 9223372036854775807"),
+        (["--vocab", "9" * 20], f"--vocab must be a number of 64 bits, got {'9' * 20}"),
+        (["--dim", "-1"], "--dim must be >= 1, got -1"),
+        (["--dim", "1048577"], "--dim must be <= 1048576, got 1048577"),
+        (["--rows", "2147483648", "--vocab", "2097153", "--dim", "1"], "shape must have n * vocab * dim <= 4503599627"),
+        (["--arch", "75"], "--arch must be 90 or 80, got 75"),
+        (["--sms", "0"], "--sms must be >= 1, got 0"),
+        (["--sms", "4097"], "--sms must be <= 4096, got 4097"),
+        (["--sms", "99999999999"], "--sms must be a number of 32 bits, got 99999999999"),
+        (["--op", "matmul"], "--op must be one of logit_statistics, "),
+        (["--logits-dtype", "int8"], "--logits-dtype must be one of bfloat16, float16, float32, got int8"),
+        (["--embedding-dtype", "float64"], "--embedding-dtype must be one of bfloat16, float16, float32, got float64"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], message: str) -> None:
     output = run(*arguments, code=2)
     assert message in output
     assert len(output.splitlines()) == 1
+
+
+def test_the_largest_shapes_do_not_overflow() -> None:
+    """All sizes that are taken give bytes and FLOPs that are at least the floor's, for every operator."""
+    for rows, vocab, dim in ((2**31, 2**21, 1), (1, 2**31, 2**20), (2**31, 2, 2**20), (2**31, 1, 2**20)):
+        for arch in ("80", "90"):
+            for each in run_json(
+                *("--rows", str(rows), "--vocab", str(vocab), "--dim", str(dim), "--arch", arch),
+                *("--logits-dtype", "float32", "--embedding-dtype", "float32" if arch == "80" else "bfloat16"),
+            )["plans"]:
+                asked, least = each["requests"], each["floor"]
+                assert least["bytes"] > 0
+                assert all(asked[name] >= 0 for name in ("load_bytes", "bulk_bytes", "store_bytes"))
+                assert asked["flops"] >= least["flops"] >= 0
 
 
 # --- the functions ----------------------------------------------------------------------------------------------

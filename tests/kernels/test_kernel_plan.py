@@ -177,6 +177,24 @@ def test_overrides_are_followed_or_refused(bindings, op):
         bindings.plan(*shape, splits="many")
 
 
+def test_splits_are_for_kernels_that_have_them(bindings):
+    """Parts of V, or the clusters of a persistent grid; elsewhere more than one is refused, not passed over."""
+    for op, kernel in (("logit_statistics", "vocab_pass_sm90"), ("sample_tokens", "vocab_pass_sm90")):
+        with pytest.raises(ValueError, match=rf"splits must be 1 in {kernel} for {op} .* got 3"):
+            bindings.plan(op, 8, 152_064, kernel=kernel, splits=3)
+        assert bindings.plan(op, 8, 152_064, kernel=kernel, splits=1)["kernel"] == kernel
+        assert bindings.plan(op, 8, 152_064, splits=3)["kernel"] == "vocab_pass"
+    for op in ("commit_", "gumbel_perturb", "logit_statistics_backward"):
+        with pytest.raises(ValueError, match=rf"splits must be 1 in \w+ for {op} .* got 2"):
+            bindings.plan(op, 8, 152_064, splits=2)
+    for op in ("adam_step_", "sgd_step_", "logit_gradient"):
+        plan = bindings.plan(op, 64, 152_064, 2048, splits=7)
+        assert plan["grid"] == 7 * plan["cluster"][0] * plan["cluster"][1]
+        for other in ({"arch": 80}, {"embedding_dtype": "float32"}):
+            with pytest.raises(ValueError, match=rf"splits must be 1 in logit_update_\w+ for {op} .* got 7"):
+                bindings.plan(op, 64, 152_064, 2048, splits=7, **other)
+
+
 def test_hopper_kernels_need_hopper(bindings):
     for op in OPERATORS:
         shape = (op, 64, 152_064, 2048)

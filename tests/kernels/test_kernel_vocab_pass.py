@@ -8,7 +8,7 @@ from cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
 pytestmark = pytest.mark.simulator
 
-CLUSTER = {"kernel": "vocab_pass_sm90", "cluster_n": 8}
+CLUSTER = {"kernel": "vocab_pass_sm90", "cluster_n": 8, "splits": 0}  # splits of the tests are for vocab_pass
 
 
 @pytest.fixture(params=["chosen", "vocab_pass", "cluster"], autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +25,8 @@ COLUMNS = (
     *("N", "kernel", "tile\nMxNxK", "stages", "threads", "cluster", "splits", "CTAs", "shared\nKB"),
     *("workspace\nMB", "floor\nMB", "floor\nGFLOP", "issued\nMB"),
 )
+OPTIONS = {"n": "--rows", "vocab": "--vocab", "dim": "--dim", "arch": "--arch", "num_sms": "--sms", "op": "--op"}
+OPTIONS |= {"logits_dtype": "--logits-dtype", "embedding_dtype": "--embedding-dtype"}
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ def plan(
 ) -> None:
     """Show how every CUDA operator is launched for a shape, and the least it must read, write and compute.
 
-    Needs no GPU. ENTRGI_FORCE_PLAN is followed.
+    Needs no GPU. ENTRGI_FORCE_PLAN is followed. Its splits are parts of the vocabulary; of logit_update_sm90, which
+    has no parts, the clusters of its persistent grid; kernels with neither refuse them.
     """
-    with reported_errors():
+    with reported_errors(), named_options():
         from entrgi_ext import plans
 
         target = plans.target(arch, sms)
@@ -96,6 +101,18 @@ def plan(
         show(table(lines))
         for note in notes(shape, target, os.environ.get("ENTRGI_FORCE_PLAN")):
             console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def named_options() -> Iterator[None]:
+    """Errors that begin with an argument's name begin with the option's."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in OPTIONS:
+            raise
+        raise ValueError(f"{OPTIONS[name]} {rest}") from error
 
 
 def numbers(rows: list[str] | None) -> list[int]:
