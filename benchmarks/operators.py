@@ -20,6 +20,7 @@ Before anything is timed every implementation is compared with fp64 (``operator_
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from operator_bench import report
 from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Selection
 from operator_bench.correctness import WrongResult
 from operator_bench.measure import Settings, measure_case
-from operator_bench.results import Results, Row, path_for
+from operator_bench.results import Results, Row, beside, path_for
 from operator_bench.targets import judge
 from operator_bench.timing import Limits
 from provenance import provenance
@@ -45,6 +46,7 @@ console = Console()
 def machine(device: torch.device, threads: int, commit: str | None) -> Row:
     """The columns that every row of a run carries."""
     about: Row = {"kind": device.type, "driver": None, **provenance(threads)}
+    about["forced"] = os.environ.get("ENTRGI_FORCE_PLAN") or None
     if device.type == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         about["device"] = f"{torch.cuda.get_device_name(device)} (sm {capability})"
@@ -72,7 +74,7 @@ def run(cases: list[Case], results: Results, settings: Settings, budget: float |
                 return False
             if settings.compile != "none" and table != (case.V, case.d, case.logits):
                 table = (case.V, case.d, case.logits)
-                torch._dynamo.reset()  # so that of all sizes only N becomes dynamic
+                torch._dynamo.reset()  # what was compiled for other shapes is of no more use
             progress.update(task, description=str(case))
             began = time.monotonic()
             try:
@@ -89,10 +91,12 @@ def run(cases: list[Case], results: Results, settings: Settings, budget: float |
 def line(case: Case, rows: list[Row]) -> str:
     """A case in one line: ours, its floor, the others."""
     ours, others = rows[0], rows[1:]
+    if not ours.get("median_ms"):
+        return f"{case}: {ours['status']}"
     text = f"{case}: {ours['median_ms']} ms, {ours['over_floor']}x its floor, noise {ours['noise']:.0%}"
     for row in others:
         if row.get("median_ms"):
-            text += f"; {row['implementation']} {row['median_ms'] / ours['median_ms']:.2f}x"
+            text += f"; {row['implementation']} {row['median_ms'] / beside(ours, row['timing']):.2f}x"
         else:
             text += f"; {row['implementation']}: {row['status']}"
     return text

@@ -1,5 +1,6 @@
 """``benchmarks/operators.py`` measures what it says it measures, and ``bench_check.py`` finds a slower operator."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_check
@@ -15,12 +17,13 @@ import operators
 from operator_bench import measure, report, results, timing
 from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Inputs
 from operator_bench.correctness import Truth, WrongResult
-from operator_bench.registry import registry
+from operator_bench.registry import Implementation, registry
 from operator_bench.targets import judge
 
 TINY = ["--device", "cpu", "--vocab", "1003", "--dims", "24", "--repeats", "2", "--threads", "1", "--compile", "none"]
 SMALL = Case("adam_step_middle", 3, 1003, 24, "float32", "float32")
 CPU = torch.device("cpu")
+FEW = timing.Limits(seconds=0.01, least=2, most=4)
 
 
 @pytest.fixture
@@ -101,6 +104,23 @@ def test_a_run_can_be_resumed(output, small_machine, monkeypatch):
     assert run(output, *[*arguments[:-1], "abd"], "--resume") == 0  # another commit: all of them
     assert len(measured) == 9
     assert {row["commit"] for row in results.read(output)} == {"abd"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"commit": "abd"}, {"commit": "abc-dirty"}, {"torch": "3"}, {"threads": 2}, {"device": "b"}, {"forced": "p"}],
+)
+def test_only_rows_of_the_same_code_and_machine_are_kept(output, other):
+    about = {"device": "a", "threads": 1, "torch": "2", "commit": "abc", "forced": None}
+    here, there = results.Results(output, about), results.Results(output, about | other)
+    here.add(SMALL, [{**vars(SMALL), "implementation": "entrgi"}])
+    there.cases = here.cases
+    assert here.has(SMALL)
+    assert not there.has(SMALL)
+    for commit in ("none", "abc-dirty"):  # two of these may be different code
+        unnamed = results.Results(output, about | {"commit": commit})
+        unnamed.add(SMALL, [{**vars(SMALL), "implementation": "entrgi"}])
+        assert not unnamed.has(SMALL)
 
 
 def test_a_run_keeps_its_budget(output, small_machine):
@@ -228,11 +248,161 @@ def test_cuda_is_timed_by_replays_of_all_sets(monkeypatch, ms, sets, captured):
     assert [len(half) for half in times.halves] == ([20, 20] if ms < 1 else [16, 16])
     assert times.median == pytest.approx(ms)
     assert (device.replays > 0) == captured
+    assert (times.how == "graph") == captured
+
+
+def test_what_cannot_be_captured_is_timed_by_events(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+
+    def waits():
+        if device.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        device.call()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    times = timing.measure({"a": [waits], "b": [device.call]}, {"a": True, "b": True}, torch.device("cuda"), FEW)
+    assert {name: each.how for name, each in times.items()} == {"a": "events (no capture)", "b": "graph"}
+    assert times["a"].median == times["b"].median == pytest.approx(1.0)
+
+
+def test_a_failure_while_timing_leaves_the_others(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+
+    def broken():
+        raise RuntimeError("no kernel")
+
+    for kind in ("cuda", "cpu"):
+        calls = {"a": [broken], "b": [device.call]}
+        times = timing.measure(calls, {"a": False, "b": True}, torch.device(kind), FEW)
+        assert str(times["a"].failure) == "no kernel"
+        assert times["b"].failure is None
+
+
+def test_ratios_are_between_things_timed_alike():
+    ours = {"median_ms": 1.0, "events_ms": 1.5}
+    assert results.beside(ours, "graph") == results.beside(ours, "host") == 1.0
+    assert results.beside(ours, "events") == results.beside(ours, "events (no capture)") == 1.5
+    assert results.beside({"median_ms": 1.0}, "events") == 1.0
 
 
 def test_a_call_that_takes_too_long_ends():
     with pytest.raises(TimeoutError), timing.time_limit(0.05):
         time.sleep(60)
+
+
+def test_a_time_limit_is_one_whoever_wraps_it():
+    """As torch.compile does with every exception, or as code does that swallows it."""
+
+    def compiler():
+        try:
+            time.sleep(60)
+        except TimeoutError as failure:
+            raise RuntimeError("a backend failed") from failure
+
+    with pytest.raises(TimeoutError, match=r"more than 0\.05 s"), timing.time_limit(0.05):
+        compiler()
+    with pytest.raises(TimeoutError), timing.time_limit(0.05), contextlib.suppress(TimeoutError):
+        time.sleep(60)
+    with pytest.raises(RuntimeError, match="another"), timing.time_limit(60):
+        raise RuntimeError("another")
+
+
+def test_calls_take_all_sets_in_turn():
+    """What is timed must not find its inputs in a cache."""
+    used = []
+    calls = {"a": [lambda s=s: used.append(s) for s in range(3)]}
+    times = timing.measure(calls, {"a": True}, CPU, timing.Limits(seconds=1e-9, least=7, most=7))
+    assert used == [0, 0, 1, 2, 0, 1, 2, 0]  # the first one is the estimate
+    assert len(times["a"].halves[0] + times["a"].halves[1]) == 7
+
+
+def test_a_case_has_inputs_beyond_the_cache(monkeypatch):
+    case = Case("logit_statistics", 2, 100, 0, "float32", "float32")
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: 2 * case.floor()[0])
+    seen = {}
+
+    def stub(calls, captured, device, limits):
+        seen.update(calls)
+        return {name: timing.Times(([1.0], [1.0])) for name in calls}
+
+    monkeypatch.setattr(measure, "measure", stub)
+    measure.measure_case(case, measure.Settings(CPU, compile="none"))
+    assert {len(each) for each in seen.values()} == {4}
+    assert len({call()["entropy"][0].item() for call in seen["entrgi"]}) == 4
+
+
+# By name, seconds that ``measure`` is said to have found.
+KNOWN = {"entrgi": 2.0, "published": 10.0, "composed": 5.0, "copy": 3.0, "embed": 1.0, "update": 4.0}
+
+
+@pytest.fixture
+def known_times(monkeypatch, small_machine):
+    """``measure`` finds what it is told; what each entry copies or multiplies is kept."""
+    bytes_copied = []
+
+    def stub(calls, captured, device, limits):
+        with TorchBytes(bytes_copied):
+            calls["copy"][0]()
+        return {name: timing.Times(([KNOWN[name]], [KNOWN[name]])) for name in calls}
+
+    monkeypatch.setattr(measure, "measure", stub)
+    return bytes_copied
+
+
+class TorchBytes(TorchFunctionMode):
+    """Bytes read and written by copies."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function is torch.Tensor.copy_:
+            self.kept.append(sum(tensor.nbytes for tensor in arguments))
+        return function(*arguments, **(keywords or {}))
+
+
+def test_rows_are_what_was_measured(known_times, monkeypatch):
+    case = Case("adam_iteration", 3, 2003, 24, "float32", "float32")
+    peak = 5 * 2**20
+    monkeypatch.setattr(timing.PeakMemory, "bytes", lambda self: peak)
+    monkeypatch.setattr(measure, "PeakMemory", timing.PeakMemory)
+    rows = {row["implementation"]: row for row in measure.measure_case(case, measure.Settings(CPU, compile="none"))}
+    ours, work = rows["entrgi"], case.floor()[0]
+    assert known_times == [pytest.approx(work, rel=1e-3)]  # the copy moves as many bytes
+    assert (ours["copy_ms"], ours["gemm_ms"]) == (3.0, 5.0)
+    draw, embed, update = (3.0 * part["bytes"] / work for part in case.floors())
+    floor = draw + max(embed, 1.0) + max(update, 4.0)
+    assert ours["floor_ms"] == pytest.approx(floor, rel=1e-3)
+    assert ours["over_floor"] == pytest.approx(2.0 / floor, rel=1e-2)
+    assert (ours["over_published"], ours["over_composed"]) == (5.0, 2.5)
+    logits = 4 * 3 * 2003  # a copy of them is not the implementation's
+    assert ours["peak_MiB"] == pytest.approx((peak - logits) / 2**20, abs=0.01)
+    assert rows["composed"]["peak_MiB"] == ours["peak_MiB"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no kernel"), torch.OutOfMemoryError("of 9 TB"), WrongResult("0")])
+def test_a_baseline_that_fails_is_left_out(small_machine, monkeypatch, failure):
+    """When it is built and checked, and as well when it is timed."""
+    for fails_at in (0, 8):
+        calls = []
+
+        def call(calls=calls, fails_at=fails_at):
+            calls.append(0)
+            if len(calls) > fails_at:
+                raise failure
+            return {}
+
+        broken = {"entrgi": registry()["greedy"]["entrgi"], "published": Implementation(lambda x, s: call)}
+        monkeypatch.setattr(measure, "registry", lambda broken=broken: {"greedy": broken})
+        case = Case("greedy", 2, 100, 0, "float32", "float32")
+        ours, theirs = measure.measure_case(case, measure.Settings(CPU, compile="none"))
+        assert ours["status"] == "measured"
+        assert ours["median_ms"] > 0
+        assert "over_published" not in ours
+        expected = {"RuntimeError": "no kernel", "OutOfMemoryError": "out of memory", "WrongResult": "wrong result: 0"}
+        assert theirs["status"] == expected[type(failure).__name__]
+        assert "median_ms" not in theirs
 
 
 def test_peak_memory_sees_what_is_allocated():
