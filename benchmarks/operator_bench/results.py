@@ -81,7 +81,7 @@ class Results:
     """The rows at ``path``. A case that is measured again replaces its rows; other rows stay."""
 
     def __init__(self, path: Path, about: Row):
-        self.path, self.about = path, about
+        self.path, self.about, self.added = path, about, 0
         self.cases: dict[tuple, list[Row]] = {}
         for row in read(path):
             self.cases.setdefault(case_key(row), []).append(row)
@@ -96,6 +96,7 @@ class Results:
 
     def add(self, case: Case, rows: list[Row]) -> None:
         self.cases[case.key] = [{name: {**row, **self.about}.get(name) for name in COLUMNS} for row in rows]
+        self.added += 1
         write(self.path, self.rows, (".csv",))
 
     def save(self) -> None:

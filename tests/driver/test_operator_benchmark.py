@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_check
 import operators
+import provenance
 from operator_bench import measure, report, results, timing
-from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Inputs
+from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Inputs, cases_of
 from operator_bench.correctness import Truth, WrongResult
 from operator_bench.registry import Implementation, registry
 from operator_bench.targets import judge
@@ -123,6 +124,51 @@ def test_only_rows_of_the_same_code_and_machine_are_kept(output, other):
         assert not unnamed.has(SMALL)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--rows", "-1"), ("--rows", "0"), ("--vocab", "0"), ("--dims", "x"), ("--threads", "0"), ("--repeats", "0")),
+        *(("--repeats", "-1"), ("--seconds", "-1"), ("--seconds", "nan"), ("--time-budget", "-5")),
+        *(("--compile-seconds", "0"), ("--rows", "99999999999999999999"), ("--time", "5")),
+    ],
+)
+def test_bad_options_are_refused(output, capsys, option, value):
+    with pytest.raises(SystemExit):
+        run(output, option, value)
+    assert option in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused(output, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        operators.main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_forced_plans_are_no_ordinary_results(output, small_machine, capsys, monkeypatch):
+    monkeypatch.setenv("ENTRGI_FORCE_PLAN", "commit_:block_m=1")
+    with pytest.raises(SystemExit):
+        operators.main(TINY)
+    with pytest.raises(SystemExit):
+        bench_check.main(["--device", "cpu"])
+    assert capsys.readouterr().err.count("ENTRGI_FORCE_PLAN") >= 2
+    assert run(output, "--rows", "2", "--only", "commit") == 0
+    assert {row["forced"] for row in results.read(output)} == {"commit_:block_m=1"}
+
+
+def test_dtypes_of_logits_may_be_others(output, small_machine):
+    assert run(output, "--rows", "2", "--only", "greedy", "relaxed_embedding", "--dtypes", "bfloat16",
+               "--logits-dtypes", "float32", "float16") == 0  # fmt: skip
+    found = {(row["operator"], row["logits"], row["embedding"]) for row in results.read(output)}
+    assert ("relaxed_embedding", "float32", "bfloat16") in found
+    assert len(found) == 4
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.provenance(1)["commit"] == "none"
+
+
 def test_a_run_keeps_its_budget(output, small_machine):
     assert run(output, "--rows", "2", "4", "8", "--only", "greedy", "--time-budget", "1e-9") == 3
     assert len({results.case_key(row) for row in results.read(output)}) <= 1
@@ -175,9 +221,16 @@ def test_floors_are_those_of_the_bindings():
 
 def test_the_quick_run_is_part_of_the_full_one():
     for kind in SELECTIONS:
-        assert set(QUICK[kind].cases()) <= set(SELECTIONS[kind].cases())
-    whole = [case for case in SELECTIONS["cuda"].cases() if case.operator == "adam_iteration"]
-    assert len(whole) == 8 * 2 * 3 * 2
+        assert set(cases_of(QUICK[kind])) <= set(cases_of(SELECTIONS[kind]))
+    assert {(case.N, case.logits) for case in cases_of(QUICK["cpu"])} >= {(16, "float32"), (1, "bfloat16")}
+
+
+def test_the_whole_step_comes_first():
+    for kind, shapes in (("cuda", 8 * 2 * 3 * 2), ("cpu", 3 * 2 * 2)):
+        cases = cases_of(SELECTIONS[kind])
+        assert [case.operator == "adam_iteration" for case in cases] == [True] * shapes + [False] * (
+            len(cases) - shapes
+        )
 
 
 def test_inputs_in_turn_leave_the_cache(monkeypatch):
@@ -536,9 +589,28 @@ def test_a_faster_baseline_is_no_regression():
 
 def test_tolerance_follows_the_noise():
     assert not bench_check.compare(measured(2.0), measured(2.1))[0].regressed
-    (noisy,) = bench_check.compare(measured(2.0, noise=0.05), measured(2.5, noise=0.05))
-    assert noisy.tolerance == pytest.approx(0.3)
+    (noisy,) = bench_check.compare(measured(2.0, noise=0.04), measured(2.4, noise=0.04))
+    assert noisy.tolerance == pytest.approx(0.24)
     assert not noisy.regressed
+    assert not noisy.too_noisy
+
+
+def test_one_noisy_baseline_hides_no_regression():
+    before, now = measured(2.0, other=6.0), measured(2.5, other=6.0)
+    for rows in (before, now):
+        rows[-1]["noise"] = 1.73
+    (comparison,) = bench_check.compare(before, now)
+    assert comparison.tolerance == pytest.approx(0.1)
+    assert comparison.regressed
+
+
+def test_too_much_noise_is_said():
+    (comparison,) = bench_check.compare(measured(2.0, noise=0.1), measured(2.5, noise=0.1))
+    assert comparison.tolerance == 0.3
+    assert comparison.too_noisy
+    assert not comparison.regressed
+    (comparison,) = bench_check.compare(measured(2.0, noise=0.1), measured(2.7, noise=0.1))
+    assert comparison.regressed
 
 
 def test_only_what_both_have_is_compared():
@@ -553,11 +625,12 @@ def test_exit_status_of_the_check(tmp_path, monkeypatch, capsys):
     committed = tmp_path / "committed"
     results.write(committed, [{**row, **about} for row in measured(2.0)])
 
-    def quick(ms):
+    def quick(ms, noise=0.01, n=4):
         def main(arguments):
             assert "--quick" in arguments
             output = Path(arguments[arguments.index("--output") + 1])
-            results.write(output, [{**row, **about, "device": "two"} for row in faster(measured(ms), 3.0)])
+            rows = faster(measured(ms, noise), 3.0)
+            results.write(output, [{**row, **about, "device": "two", "N": n} for row in rows])
             return 0
 
         return main
@@ -569,7 +642,19 @@ def test_exit_status_of_the_check(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "REGRESSED" in printed
     assert "another device: one then, two now" in printed
-    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "none")]) == 0
+    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "none")]) == 2
+    for unclear in (quick(2.0, noise=0.2), quick(2.0, n=5)):
+        monkeypatch.setattr(operators, "main", unclear)
+        assert bench_check.main(["--device", "cpu", "--committed", str(committed)]) == 2
+
+
+def test_the_check_passes_other_options_on(tmp_path, monkeypatch):
+    """``--commit`` is no abbreviation of ``--committed``."""
+    given = []
+    results.write(tmp_path / "committed", measured(2.0))
+    monkeypatch.setattr(operators, "main", lambda arguments: given.extend(arguments) or 9)
+    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "committed"), "--commit", "abc"]) == 9
+    assert given[-2:] == ["--commit", "abc"]
 
 
 # ---- the README ------------------------------------------------------------------------------------------------
@@ -607,8 +692,41 @@ def test_readme_block(folder):
     assert "No figure for a GPU" not in text
     assert "NVIDIA H200 (sm 9.0), driver 575.1, torch 2.14.1" in text
     assert "Targets met: adam_iteration 4 of 4." in text
+    assert ", commits" not in text
     report.rewrite(readme, folder)
     assert readme.read_text() == text
+
+
+def test_a_table_without_results_is_kept(folder):
+    readme = folder / "README.md"
+    readme.write_text(report.README.read_text())
+    report.rewrite(readme, folder)
+    text = readme.read_text()
+    (folder / "operators_cpu.csv").unlink()
+    assert report.rewrite(readme, folder) == ["operators_cpu"]
+    assert readme.read_text() == text
+    results.write(folder / "operators_nvidia_h200", list(whole_step(1.2)))
+    assert report.rewrite(readme, folder) == ["operators_cpu"]
+    both = readme.read_text()
+    assert both.count("AMD EPYC, AVX512, threads") == both.count("NVIDIA H200 (sm 9.0)") == 1
+    (folder / "operators_nvidia_h200.csv").unlink()
+    assert report.rewrite(readme, folder) == ["operators_cpu", "operators_nvidia_h200"]
+    assert readme.read_text() == both
+
+
+def test_the_heading_names_all_that_its_rows_ran_with(folder):
+    rows = results.read(folder / "operators_cpu")
+    rows[0] |= {"commit": "abc"}
+    rows[1] |= {"commit": "abd", "torch": "3.0"}
+    results.write(folder / "operators_cpu", rows)
+    heading = report.section(folder).split("\n")[0]
+    assert "torch 2.14.1, 3.0, commits abc, abd" in heading
+
+
+def test_open_targets_are_not_met_ones():
+    row, *_ = whole_step(1.2)
+    judge([row])
+    assert report.summary([row]) == "Targets met: adam_iteration 1 of 3, 2 open."
 
 
 @pytest.mark.parametrize(
