@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    limits = Limits(arguments.seconds or (0.25 if device.type == "cuda" else 0.4), most=arguments.repeats or 40)
-    limits = replace(limits, least=min(limits.least, limits.most))
+    limits = Limits(arguments.seconds or (0.25 if device.type == "cuda" else 0.2), most=arguments.repeats or 40)
+    limits = replace(limits, least=min(5 if device.type == "cuda" else 3, limits.most))
     compile = arguments.compile or ("none" if arguments.quick else "all" if device.type == "cuda" else "step")
     settings = Settings(device, limits, compile, arguments.compile_seconds)
     if compile != "none":
@@ -198,7 +198,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--compile", choices=["all", "step", "none"], help="torch.compile baselines; default: all, CPU: step"
     )
     parser.add_argument("--compile-seconds", type=duration, default=120.0, help="give up on a baseline after that")
-    parser.add_argument("--seconds", type=duration, help="of measuring for an implementation (0.4; CUDA 0.25)")
+    parser.add_argument("--seconds", type=duration, help="of measuring for an implementation (0.2; CUDA 0.25)")
     parser.add_argument("--repeats", type=count, help="at most so many calls of an implementation (40)")
     parser.add_argument("--threads", type=count, default=torch.get_num_threads())
     parser.add_argument("--resume", action="store_true", help="skip what was measured here at this clean commit")

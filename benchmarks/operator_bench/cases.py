@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from entrgi_ext import _bindings
+from entrgi_ext.plans import launch_plan
 
 TEMPERATURE, TOP_P, BETAS, EPS = 0.7, 0.95, (0.9, 0.999), 1e-8
 STEP = 2  # of a middle Adam step
@@ -98,6 +99,11 @@ class Case:
         """The sum of them."""
         floors = self.floors()
         return sum(floor["bytes"] for floor in floors), sum(floor["flops"] for floor in floors)
+
+    def workspace(self) -> int:
+        """Bytes of scratch on this GPU: of the part that takes most, for one after the other takes it."""
+        shape = (self.N, max(self.V, 1), max(self.d, 1), self.logits, self.embedding)
+        return max(launch_plan(name, *shape).workspace_bytes for name, _ in self.what.parts)
 
     def __str__(self) -> str:
         shape = f"N={self.N}"

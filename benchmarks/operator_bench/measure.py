@@ -196,6 +196,8 @@ class _Measurement:
         if self.peaks.get(name) is not None:
             row["peak_MiB"] = round(self.peaks[name] / 2**20, 2)
         if name == OURS:
+            if self.device.type == "cuda" and self.case.what.has_vocabulary:
+                row["workspace_MiB"] = round(self.case.workspace() / 2**20, 2)
             if BY_EVENTS in times:
                 row["events_ms"] = rounded(times[BY_EVENTS].median)
             for other in (PUBLISHED, COMPILED, COMPOSED):

@@ -13,7 +13,7 @@ from .cases import Case
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = (
     *("operator", "N", "V", "d", "logits", "embedding", "implementation", "median_ms", "noise", "timing", "events_ms"),
-    *("copy_ms", "gemm_ms", "floor_ms", "bound", "over_floor", "peak_MiB", "error"),
+    *("copy_ms", "gemm_ms", "floor_ms", "bound", "over_floor", "peak_MiB", "workspace_MiB", "error"),
     *("over_published", "over_compiled", "over_composed", "target", "met", "status"),
     *("kind", "device", "driver", "threads", "load_average", "torch", "commit", "forced"),
 )
@@ -32,7 +32,7 @@ NUMBERS = {
         "peak_MiB",
         "error",
     ),
-    *("over_published", "over_compiled", "over_composed", "threads", "load_average"),
+    *("over_published", "over_compiled", "over_composed", "workspace_MiB", "threads", "load_average"),
 }
 SAME = ("device", "threads", "torch", "commit", "forced")  # of two rows that one table may hold
 Row = dict[str, object]

@@ -548,6 +548,16 @@ def test_targets_of_the_whole_step():
     assert verdict(*whole_step(1.31, compiled=2.5, published=16.0)) == "met; MISSED; met; met"
     assert verdict(*whole_step(1.2, composed=1.1)) == "met; met; MISSED; met"
     assert verdict(*whole_step(1.2, peak=1000.0)) == "met; met; met; MISSED"
+    ours, *others = whole_step(1.2, peak=650.0)  # 594 MiB of moments, 8 of embeddings, 2 of slack: 46 more
+    assert verdict(ours | {"workspace_MiB": 40.0}, *others) == "met; met; met; MISSED"
+    assert verdict(ours | {"workspace_MiB": 47.0}, *others) == "met; met; met; met"
+
+
+def test_the_workspace_is_that_of_the_part_with_most():
+    case = Case("adam_iteration", 8, 152_064, 2048, "bfloat16", "bfloat16")
+    parts = ("sample_tokens", "relaxed_embedding", "adam_step_middle")
+    each = [Case(name, 8, 152_064, 2048, "bfloat16", "bfloat16").workspace() for name in parts]
+    assert case.workspace() == max(each) > 0
 
 
 # ---- regressions -----------------------------------------------------------------------------------------------
