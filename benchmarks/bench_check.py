@@ -5,14 +5,18 @@
 Measures ``operators.py --quick`` into a temporary file and compares every operator of this package with what was
 measured beside it: time / baseline for each baseline, and time / floor. Such ratios belong to the code more than to the
 machine: one that is twice as fast in everything has the same. An operator has regressed where the median of its ratios
-has grown by more than the tolerance: three times the noise of the two measurements together, and at least a tenth. (The
-median, so that one baseline that became faster with a new version of torch is no regression of ours.)
+has grown by more than the tolerance: three times the noise of ours and of the median baseline in both measurements, at
+least a tenth and at most 30 %. (The median, so that one baseline that became faster with a new version of torch is no
+regression of ours.) Where the noise asks for more than that, the operator is "too noisy" to say.
+
+Exit status: 0 nothing has regressed; 1 something has; 2 nothing can be said, for want of committed results or of quiet.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -21,11 +25,11 @@ from pathlib import Path
 
 import operators
 import torch
-from operator_bench.results import Row, case_key, path_for, read
+from operator_bench.results import Row, beside, case_key, path_for, read
 from rich.console import Console
 from rich.table import Table
 
-LEAST_TOLERANCE, NOISES = 0.10, 3.0
+LEAST_TOLERANCE, MOST_TOLERANCE, NOISES = 0.10, 0.30, 3.0
 FLOOR = "floor"
 
 
@@ -35,11 +39,20 @@ class Comparison:
 
     Attributes:
         growth: of the ratio to each reference, by its name: 1.2 is slower by a fifth.
+        noise: of such a ratio.
     """
 
     case: tuple
     growth: dict[str, float]
-    tolerance: float
+    noise: float
+
+    @property
+    def tolerance(self) -> float:
+        return min(max(LEAST_TOLERANCE, NOISES * self.noise), MOST_TOLERANCE)
+
+    @property
+    def too_noisy(self) -> bool:
+        return NOISES * self.noise > MOST_TOLERANCE
 
     @property
     def change(self) -> float:
@@ -60,10 +73,12 @@ def compare(committed: list[Row], fresh: list[Row]) -> list[Comparison]:
             continue
         shared = [name for name in rows if name in old and name != "entrgi"]
         growth = {name: _ratio(rows, name) / _ratio(old, name) for name in [FLOOR, *shared]}
-        noises = [float(group[name]["noise"] or 0.0) for group in (old, rows) for name in ["entrgi", *shared]]
-        # The noise of a ratio is that of its two times; a median over references has about that of one of them.
-        noise = math.sqrt(4 * statistics.mean(value**2 for value in noises))
-        comparisons.append(Comparison(case, growth, max(LEAST_TOLERANCE, NOISES * noise)))
+        # The noise of a ratio is that of its two times.
+        ours = [float(group["entrgi"]["noise"] or 0.0) for group in (old, rows)]
+        theirs = [
+            statistics.median([float(group[name]["noise"] or 0.0) for name in shared] or [0.0]) for group in (old, rows)
+        ]
+        comparisons.append(Comparison(case, growth, math.hypot(*ours, *theirs)))
     return comparisons
 
 
@@ -76,8 +91,10 @@ def _by_case(rows: list[Row]) -> dict[tuple, dict[str, Row]]:
 
 
 def _ratio(rows: dict[str, Row], reference: str) -> float:
-    ours = float(rows["entrgi"]["median_ms"])
-    return ours / float(rows["entrgi"]["floor_ms"] if reference == FLOOR else rows[reference]["median_ms"])
+    ours = rows["entrgi"]
+    if reference == FLOOR:
+        return float(ours["median_ms"]) / float(ours["floor_ms"])
+    return beside(ours, rows[reference].get("timing")) / float(rows[reference]["median_ms"])
 
 
 def show(comparisons: list[Comparison], console: Console) -> None:
@@ -85,25 +102,30 @@ def show(comparisons: list[Comparison], console: Console) -> None:
     table = Table("operator", "N, V, d", "dtypes", *[f"/ {name}" for name in names], "change", "tolerance", "")
     for each in comparisons:
         operator, n, v, d, logits, embedding = each.case
+        verdict = "REGRESSED" if each.regressed else "too noisy" if each.too_noisy else "ok"
         table.add_row(
             *(operator, f"{n}, {v}, {d}", f"{logits} / {embedding}"),
             *(f"{each.growth[name] - 1:+.0%}" if name in each.growth else "" for name in names),
-            *(f"{each.change:+.0%}", f"{each.tolerance:.0%}", "REGRESSED" if each.regressed else "ok"),
+            *(f"{each.change:+.0%}", f"{each.tolerance:.0%}", verdict),
         )
     console.print(table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--committed", type=Path, help="path without suffix")
     arguments, rest = parser.parse_known_args(argv)
+    if os.environ.get("ENTRGI_FORCE_PLAN"):
+        parser.error("ENTRGI_FORCE_PLAN is set: the committed results are those of the package's own plans")
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     committed = read(arguments.committed or path_for(name))
     console = Console(width=max(Console().width, 140))  # whole lines in a log, too
     if not committed:
         console.print("nothing to compare with: no committed results for this device", highlight=False)
-        return 0
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "operators"
         status = operators.main(["--quick", "--device", arguments.device, "--output", str(output), *rest])
@@ -116,8 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     comparisons = compare(committed, fresh)
     show(comparisons, console)
     regressed = [each for each in comparisons if each.regressed]
-    console.print(f"{len(regressed)} of {len(comparisons)} regressed", highlight=False)
-    return 1 if regressed else 0
+    noisy = [each for each in comparisons if each.too_noisy and not each.regressed]
+    console.print(f"of {len(comparisons)} {len(regressed)} regressed, {len(noisy)} too noisy to say", highlight=False)
+    return 1 if regressed else 2 if noisy or not comparisons else 0
 
 
 if __name__ == "__main__":

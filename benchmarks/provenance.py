@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def provenance(threads: int) -> dict[str, object]:
     """Processor, threads, load, torch version and git commit of this run."""
 
     def git(*arguments: str) -> str:
+        if shutil.which("git") is None:
+            return ""
         run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         return run.stdout.strip() if run.returncode == 0 else ""
 

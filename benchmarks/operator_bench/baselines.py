@@ -3,9 +3,10 @@
 ``published`` is the published algorithm in PyTorch eager: softmax, log(p + 1e-10), top-p by sorting, multinomial,
 matmul, autograd, torch.optim.Adam. ``compiled`` is the same under torch.compile, with the draw by exponential
 noise (as gpt-fast does, so that it waits for no host) and Adam as one fused pass. ``composed`` is the strongest
-composition of PyTorch calls that we know: nothing computed twice, probabilities in E's dtype, the library's matrix
-products, the gradient by hand, fused Adam. ``two-pass`` is exp(z / tau - logsumexp) in one compiled pass, then a plain
-product. All keep optimiser state in the logits' dtype, as PyTorch does.
+composition of PyTorch calls that we know: nothing computed twice, probabilities from the given logsumexp in E's dtype,
+the library's matrix products, the gradient by hand, fused Adam. ``two-pass`` is exp(z / tau - logsumexp) in one
+compiled pass, then a plain product. All keep optimiser state in the logits' dtype, as PyTorch does, except fp16, in
+which Adam's second moment would be 0: there the optimiser has fp32 logits and moments of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from .ours import Call
 
 @cache
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function)
+    """For each shape by itself, as this package's plans are: not with a size that was made symbolic."""
+    return torch.compile(function, dynamic=False)
 
 
 # ---- statistics and draw ---------------------------------------------------------------------------------------
@@ -129,9 +131,21 @@ def published_embedding(z: Tensor, e: Tensor, tokens: Tensor, weight: Tensor) ->
     return soft + (weight[:, None] * (e[tokens] - soft)).detach().to(soft.dtype)
 
 
-def composed_embedding(z: Tensor, e: Tensor, tokens: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    soft = torch.softmax(z / TEMPERATURE, dim=-1).to(e.dtype) @ e
-    return {"output": soft.lerp(e[tokens], weight[:, None].to(e.dtype)), "soft": soft}
+def probabilities_by_hand(z: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(z / tau - lse) in two passes, which are the cheapest ones on each device."""
+    if z.dtype != torch.float32 and z.device.type == "cpu":  # PyTorch's mixed dtypes are slow there
+        return (z * (1 / TEMPERATURE)).sub_(lse[:, None].to(z.dtype)).exp_().to(dtype)
+    return torch.add(-lse[:, None], z, alpha=1 / TEMPERATURE, out=torch.empty_like(z)).exp_().to(dtype)
+
+
+def composed_embedding(x: Inputs, s: int) -> Call:
+    z, lse, e, tokens, weight = x.logits[s], x.logsumexp[s], x.embedding, x.tokens, x.weight
+
+    def call() -> dict[str, Tensor]:
+        soft = probabilities_by_hand(z, lse, e.dtype) @ e
+        return {"output": soft.lerp(e[tokens], weight[:, None].to(e.dtype)), "soft": soft}
+
+    return call
 
 
 def probabilities(z: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,8 +159,7 @@ def embedding_by(function: Callable, compile: bool = False) -> Callable[[Inputs,
 
         def call() -> dict[str, Tensor]:
             with torch.no_grad():
-                output = run(z, e, tokens, weight)
-            return output if isinstance(output, dict) else {"output": output}
+                return {"output": run(z, e, tokens, weight)}
 
         return call
 
@@ -164,68 +177,83 @@ def two_pass_embedding(x: Inputs, s: int) -> Call:
     return call
 
 
-def autograd_of(x: Inputs, z: Tensor, compile: bool) -> Callable[[], Tensor]:
+def autograd_of(x: Inputs, z: Tensor, g: Tensor, compile: bool) -> Callable[[], Tensor]:
     """The backward pass of the published embedding alone; its forward pass runs here."""
     forward = compiled(published_embedding) if compile else published_embedding
     output = forward(z.requires_grad_(), x.embedding, x.tokens, x.weight)
-    return lambda: torch.autograd.grad(output, z, x.grad, retain_graph=True)[0]
+    return lambda: torch.autograd.grad(output, z, g, retain_graph=True)[0]
 
 
-def gradient_by_hand(x: Inputs, z: Tensor) -> Callable[[], Tensor]:
-    e, g, soft = x.embedding, x.grad, x.soft
-    dot = torch.linalg.vecdot(g.float(), soft)[:, None]
+def into_gradient(q: Tensor, g: Tensor, soft: Tensor, e: Tensor, inner: Tensor) -> Tensor:
+    """q (G E^T - G . soft) / tau into ``inner``: 1 / tau is a factor of G, not another pass over N V."""
+    g = g / TEMPERATURE
+    dot = torch.linalg.vecdot(g.float(), soft.float())[:, None]
+    torch.mm(g, e.T, out=inner)
+    return inner.sub_(dot.to(e.dtype)).mul_(q)
+
+
+def gradient_by_hand(x: Inputs, z: Tensor, s: int, g: Tensor) -> Callable[[], Tensor]:
+    lse, e, soft = x.logsumexp[s], x.embedding, x.soft
     inner = torch.empty(z.shape, dtype=e.dtype, device=z.device)
 
     def gradient() -> Tensor:
-        q = torch.softmax(z.detach() / TEMPERATURE, dim=-1)
-        torch.mm(g, e.T, out=inner)
-        return inner.sub_(dot.to(e.dtype)).mul_(q).div_(TEMPERATURE).to(z.dtype)
+        q = probabilities_by_hand(z.detach(), lse, e.dtype)
+        return into_gradient(q, g, soft, e, inner).to(z.dtype)
 
     return gradient
 
 
 def adam_update(z: Tensor, gradient: Tensor, m: Tensor, v: Tensor, lr: float, step: int) -> None:
-    """For torch.compile: one pass. The ascent step of torch.optim.Adam."""
+    """For torch.compile: one pass. The step of torch.optim.Adam."""
     m.lerp_(gradient, 1 - BETAS[0])
     v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     denominator = (v / (1 - BETAS[1] ** step)).sqrt() + EPS
-    z.add_(lr / (1 - BETAS[0] ** step) * m / denominator)
+    z.sub_(lr / (1 - BETAS[0] ** step) * m / denominator)
 
 
 class Optimizer:
-    """Adam's ascent on one copy of the logits: ``torch.optim.Adam``, fused or not, or the compiled pass above."""
+    """Adam's descent on one copy of the logits: ``torch.optim.Adam``, fused or not, or the compiled pass above.
 
-    def __init__(self, x: Inputs, z: Tensor, kind: str, step: int):
+    It is given the gradient of the negative reward, as a loss has it: ``maximize`` would cost eager Adam another pass.
+    """
+
+    def __init__(self, x: Inputs, z: Tensor, kind: str, step: int, captured: bool = True):
         # Compiled forward passes may have saved z: it is written by data, which autograd does not watch.
         self.z, self.kind, self.step, self.lr = z.data, kind, step, x.lr
-        self.m, self.v = x.moments(z.dtype) if step > 1 else (torch.zeros_like(z), torch.zeros_like(z))
+        self.own = z.detach().float() if z.dtype == torch.float16 else z
+        dtype = self.own.dtype
+        self.m, self.v = x.moments(dtype) if step > 1 else (torch.zeros_like(z, dtype=dtype) for _ in range(2))
+        self.m.neg_()
         if kind != "compiled":
-            self.m.neg_()  # torch.optim.Adam ascends by descending on the negative
-            on_cuda = z.device.type == "cuda"
-            options = {"fused": kind == "fused", "capturable": on_cuda}
-            self.adam = torch.optim.Adam([z], lr=x.lr, betas=BETAS, eps=EPS, maximize=True, **options)
-            count = torch.tensor(float(step - 1), device=z.device if on_cuda or kind == "fused" else "cpu")
-            self.adam.state[z] = {"step": count, "exp_avg": self.m, "exp_avg_sq": self.v}
+            on_device = (z.device.type == "cuda" and captured) or kind == "manual"
+            options = {"fused": kind == "manual", "capturable": z.device.type == "cuda" and captured}
+            self.adam = torch.optim.Adam([self.own], lr=x.lr, betas=BETAS, eps=EPS, **options)
+            count = torch.tensor(float(step - 1), device=z.device if on_device else "cpu")
+            self.adam.state[self.own] = {"step": count, "exp_avg": self.m, "exp_avg_sq": self.v}
 
     @torch.no_grad()
     def __call__(self, gradient: Tensor) -> dict[str, Tensor]:
         if self.step == 1:  # every denoising step begins with a fresh optimiser
             self.m.zero_(), self.v.zero_()
+        gradient = gradient.to(self.own.dtype)
         if self.kind == "compiled":
-            compiled(adam_update)(self.z, gradient, self.m, self.v, self.lr, self.step)
+            compiled(adam_update)(self.own.data, gradient, self.m, self.v, self.lr, self.step)
         else:
-            self.adam.param_groups[0]["params"][0].grad = gradient
+            self.own.grad = gradient
             self.adam.step()
-        return {"logits": self.z, "exp_avg" if self.kind == "compiled" else "negative_exp_avg": self.m}
+        if self.own.dtype != self.z.dtype:
+            self.z.copy_(self.own)
+        return {"logits": self.z, "negative_exp_avg": self.m}
 
 
-def gradient_of(x: Inputs, z: Tensor, kind: str) -> Callable[[], Tensor]:
-    return gradient_by_hand(x, z) if kind == "fused" else autograd_of(x, z, compile=kind == "compiled")
+def gradient_of(x: Inputs, z: Tensor, s: int, kind: str, sign: int = 1) -> Callable[[], Tensor]:
+    g = sign * x.grad
+    return gradient_by_hand(x, z, s, g) if kind == "manual" else autograd_of(x, z, g, compile=kind == "compiled")
 
 
 def gradient_by(kind: str) -> Callable[[Inputs, int], Call]:
     def build(x: Inputs, s: int) -> Call:
-        gradient = gradient_of(x, x.logits[s].detach(), kind)
+        gradient = gradient_of(x, x.logits[s].detach(), s, kind)
         return lambda: {"gradient": gradient()}
 
     return build
@@ -234,7 +262,7 @@ def gradient_by(kind: str) -> Callable[[Inputs, int], Call]:
 def adam_by(kind: str, step: int = STEP) -> Callable[[Inputs, int], Call]:
     def build(x: Inputs, s: int) -> Call:
         z = x.own_logits(s)
-        gradient, optimizer = gradient_of(x, z, kind), Optimizer(x, z, kind, step)
+        gradient, optimizer = gradient_of(x, z, s, kind, sign=-1), Optimizer(x, z, kind, step)
         return lambda: optimizer(gradient())
 
     return build
@@ -243,7 +271,7 @@ def adam_by(kind: str, step: int = STEP) -> Callable[[Inputs, int], Call]:
 def sgd_by(kind: str) -> Callable[[Inputs, int], Call]:
     def build(x: Inputs, s: int) -> Call:
         z, lr = x.own_logits(s), x.lr
-        gradient = gradient_of(x, z, kind)
+        gradient = gradient_of(x, z, s, kind)
         update = compiled(torch.Tensor.add_) if kind == "compiled" else torch.Tensor.add_
 
         def call() -> dict[str, Tensor]:
@@ -273,8 +301,8 @@ def compiled_forward(z: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def autograd_iteration(kind: str) -> Callable[[Inputs, int], Call]:
     def build(x: Inputs, s: int) -> Call:
-        z, e, g = x.own_logits(s).requires_grad_(), x.embedding, x.grad
-        optimizer = Optimizer(x, z, kind, STEP)
+        z, e, g = x.own_logits(s).requires_grad_(), x.embedding, -x.grad
+        optimizer = Optimizer(x, z, kind, STEP, captured=kind == "compiled")
 
         def call() -> dict[str, Tensor]:
             if kind == "compiled":
@@ -290,8 +318,8 @@ def autograd_iteration(kind: str) -> Callable[[Inputs, int], Call]:
 
 
 def composed_iteration(x: Inputs, s: int) -> Call:
-    z, e, g = x.own_logits(s), x.embedding, x.grad
-    optimizer = Optimizer(x, z, "fused", STEP)
+    z, e, g = x.own_logits(s), x.embedding, -x.grad
+    optimizer = Optimizer(x, z, "manual", STEP)
     inner = torch.empty(z.shape, dtype=e.dtype, device=z.device)
 
     @torch.no_grad()
@@ -303,9 +331,7 @@ def composed_iteration(x: Inputs, s: int) -> Call:
         soft = q.to(e.dtype) @ e
         token = sorted_draw(q)
         soft.lerp(e[token], (entropy / x.log_vocabulary)[:, None].to(e.dtype))
-        torch.mm(g, e.T, out=inner)
-        dot = torch.linalg.vecdot(g.float(), soft.float())[:, None]
-        gradient = inner.sub_(dot.to(e.dtype)).mul_(q).div_(TEMPERATURE).to(z.dtype)
+        gradient = into_gradient(q, g, soft, e, inner).to(z.dtype)
         return {**optimizer(gradient), "soft": soft, "entropy": entropy, "token": token}
 
     return call

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise, product
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from entrgi_ext import _bindings
+from entrgi_ext.plans import launch_plan
 
 TEMPERATURE, TOP_P, BETAS, EPS = 0.7, 0.95, (0.9, 0.999), 1e-8
 STEP = 2  # of a middle Adam step
@@ -99,6 +100,11 @@ class Case:
         floors = self.floors()
         return sum(floor["bytes"] for floor in floors), sum(floor["flops"] for floor in floors)
 
+    def workspace(self) -> int:
+        """Bytes of scratch on this GPU: of the part that takes most, for one after the other takes it."""
+        shape = (self.N, max(self.V, 1), max(self.d, 1), self.logits, self.embedding)
+        return max(launch_plan(name, *shape).workspace_bytes for name, _ in self.what.parts)
+
     def __str__(self) -> str:
         shape = f"N={self.N}"
         if self.what.has_vocabulary:
@@ -108,42 +114,53 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which cases a run goes through; an empty tuple of operators means all."""
+    """Cases of a run: all combinations.
+
+    Attributes:
+        dtypes: of the embedding, and of the logits where ``logits_dtypes`` is empty.
+        operators: empty means all.
+    """
 
     rows: tuple[int, ...]
     vocabularies: tuple[int, ...]
     widths: tuple[int, ...]
     dtypes: tuple[str, ...]
     operators: tuple[str, ...] = ()
-    # Beyond the first of each of vocabularies, widths: only these operators.
-    elsewhere: tuple[str, ...] = ()
+    logits_dtypes: tuple[str, ...] = ()
 
-    def cases(self) -> list[Case]:
-        """The most telling shapes first: a run that ends early has measured those."""
-        seen: dict[Case, None] = {}
-        for (i, vocabulary), (j, width), dtype in product(
-            enumerate(self.vocabularies), enumerate(self.widths), self.dtypes
-        ):
-            for rows, name in product(self.rows, self.operators or OPERATORS):
-                if (i or j) and self.elsewhere and name not in self.elsewhere:
-                    continue
-                what = OPERATORS[name]
-                if what.has_vocabulary:
-                    seen[Case(name, rows, vocabulary, width if what.products else 0, dtype, dtype)] = None
-                else:
-                    seen[Case(name, rows, 0, 0, "float32", "float32")] = None
-        return list(seen)
+    def cases(self) -> Iterator[Case]:
+        for vocabulary, width, dtype in product(self.vocabularies, self.widths, self.dtypes):
+            for logits in self.logits_dtypes or (dtype,):
+                for rows, name in product(self.rows, self.operators or OPERATORS):
+                    what = OPERATORS[name]
+                    if what.products:
+                        yield Case(name, rows, vocabulary, width, logits, dtype)
+                    elif what.has_vocabulary:
+                        yield Case(name, rows, vocabulary, 0, logits, logits)
+                    else:
+                        yield Case(name, rows, 0, 0, "float32", "float32")
+
+
+def cases_of(selections: Iterable[Selection]) -> list[Case]:
+    """Every case once, in the order of the selections."""
+    return list(dict.fromkeys(case for selection in selections for case in selection.cases()))
 
 
 EVERY_N = (1, 4, 16, 64, 128, 256, 512, 2048)
+CUDA = Selection(EVERY_N, (152_064, 126_464), (2048, 1024, 4096), ("bfloat16", "float32"))
+CPU = Selection((1, 16, 64), (152_064, 126_464), (1024,), ("float32", "bfloat16"), operators=(WHOLE_STEP,))
+# The most telling cases first: a run that ends early has measured those.
 SELECTIONS = {
-    "cuda": Selection(EVERY_N, (152_064, 126_464), (2048, 1024, 4096), ("bfloat16", "float32")),
-    "cpu": Selection((1, 16, 64), (152_064, 126_464), (1024,), ("float32", "bfloat16"), elsewhere=(WHOLE_STEP,)),
+    "cuda": (replace(CUDA, operators=(WHOLE_STEP,)), CUDA),
+    "cpu": (CPU, replace(CPU, vocabularies=CPU.vocabularies[:1], operators=())),
 }
 # Part of the above, to compare with committed results.
 QUICK = {
-    "cuda": Selection((1, 64, 512), (152_064,), (2048,), ("bfloat16",)),
-    "cpu": Selection((16,), (152_064,), (1024,), ("float32",)),
+    "cuda": (Selection((1, 64, 512), (152_064,), (2048,), ("bfloat16",)),),
+    "cpu": (
+        Selection((16,), (152_064,), (1024,), ("float32",)),
+        Selection((1,), (152_064,), (1024,), ("bfloat16",)),
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,13 +12,13 @@ import torch
 from entrgi.matmul import fast_products
 
 from .cases import CHECKED_LR, CHECKED_SGD_LR, PRODUCT_OF, TIMED_LR, WHOLE_STEP, Case, Inputs
-from .correctness import Truth
+from .correctness import Truth, WrongResult
 from .registry import COMPILED, COMPOSED, OURS, PUBLISHED, Implementation, registry
-from .results import Row, rounded
+from .results import Row, beside, rounded
 from .timing import Calls, Limits, PeakMemory, Times, measure, measuring_stream, sets_beyond_cache, time_limit
 
 LARGEST_COPY = 512 << 20  # bytes of each of the two buffers; a larger copy takes proportionally longer
-FAILURES = (TimeoutError, torch.OutOfMemoryError)
+BY_EVENTS = "entrgi by events"  # beside what no graph can hold
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measure_case(case: Case, settings: Settings) -> list[Row]:
     """A row for each implementation.
 
     Raises:
-        WrongResult: an implementation is wrong; nothing was timed.
+        WrongResult: this package's implementation is wrong; nothing was timed.
     """
     with measuring_stream(settings.device):
         return _Measurement(case, settings).rows()
@@ -87,7 +87,7 @@ class _Measurement:
                 self.status[name] = why
                 continue
             with self._may_fail(name):
-                with time_limit(self.settings.compile_seconds) if implementation.compiled else nullcontext():
+                with self._limited(implementation):
                     results = implementation.build(x, 0)()
                 self.errors[name] = truth.check(name, results)
                 del results
@@ -101,14 +101,27 @@ class _Measurement:
 
     @contextmanager
     def _may_fail(self, name: str) -> Iterator[None]:
-        """Others than ours may run out of time or memory."""
+        """Others than ours may fail, each by itself: why becomes their status."""
         try:
             yield
-        except FAILURES as failure:
-            if name == OURS:
-                raise
-            self.status[name] = "out of memory" if isinstance(failure, torch.OutOfMemoryError) else str(failure)
+        except Exception as failure:
+            self._failed(name, failure)
             gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device itself has failed
+
+    def _failed(self, name: str, failure: Exception) -> None:
+        if isinstance(failure, torch.OutOfMemoryError) and name in self.implementations:
+            self.status[name] = "out of memory"
+        elif name not in self.implementations or name == OURS:
+            raise failure
+        elif isinstance(failure, WrongResult):
+            self.status[name] = f"wrong result: {failure}"
+        else:
+            self.status[name] = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+
+    def _limited(self, implementation: Implementation) -> AbstractContextManager:
+        return time_limit(self.settings.compile_seconds) if implementation.compiled else nullcontext()
 
     # ---- timed ----------------------------------------------------------------------------------------------
 
@@ -119,17 +132,24 @@ class _Measurement:
         for name, implementation in self.implementations.items():
             if name in self.status:
                 continue
-            with self._may_fail(name):
+            with self._may_fail(name), self._limited(implementation):
                 built = [implementation.build(x, s) for s in range(x.sets)]
                 for call in built:  # warms up
                     call()
                 calls[name] = built
+        if self.device.type == "cuda" and OURS in calls:
+            calls[BY_EVENTS] = calls[OURS]
         for name, each in self._floors(x, work).items():
             for call in each:
                 call()
             calls[name] = each
         captured = {n: self.implementations[n].captured if n in self.implementations else True for n in calls}
-        return measure(calls, captured, self.device, self.settings.limits)
+        captured[BY_EVENTS] = False
+        times = measure(calls, captured, self.device, self.settings.limits)
+        for name, each in times.items():
+            if each.failure is not None:
+                self._failed(name, each.failure)
+        return {name: each for name, each in times.items() if each.failure is None}
 
     def _floors(self, x: Inputs, work: int) -> dict[str, Calls]:
         """A copy of as many bytes, read and written ones together, and the plain matrix products."""
@@ -165,17 +185,22 @@ class _Measurement:
         row["bound"] = "product" if gemm is not None and gemm >= copy else "bytes"
         if name not in times:
             return row
-        median, graphs = times[name].median, self.device.type == "cuda"
+        median = times[name].median
         row |= {
             "median_ms": rounded(median),
             "noise": rounded(times[name].noise, 2),
-            "timing": ("graph" if self.implementations[name].captured else "events") if graphs else "host",
+            "timing": times[name].how,
             "over_floor": rounded(median / floor, 3),
             "error": rounded(self.errors.get(name), 2),
         }
         if self.peaks.get(name) is not None:
             row["peak_MiB"] = round(self.peaks[name] / 2**20, 2)
         if name == OURS:
+            if self.device.type == "cuda" and self.case.what.has_vocabulary:
+                row["workspace_MiB"] = round(self.case.workspace() / 2**20, 2)
+            if BY_EVENTS in times:
+                row["events_ms"] = rounded(times[BY_EVENTS].median)
             for other in (PUBLISHED, COMPILED, COMPOSED):
-                row[f"over_{other}"] = rounded(times[other].median / median, 3) if other in times else None
+                if other in times:
+                    row[f"over_{other}"] = rounded(times[other].median / beside(row, times[other].how), 3)
         return row

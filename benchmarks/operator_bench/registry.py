@@ -91,9 +91,9 @@ PUBLISHED, COMPILED, COMPOSED, OURS = "published", "compiled", "composed", "entr
 def registry() -> dict[str, dict[str, Implementation]]:
     """Operator -> name -> implementation; this package's own is the first."""
 
-    def group(published: Callable, composed: Callable, compiled_: Implementation, waits: bool = False) -> dict:
+    def group(published: Callable, composed: Callable, compiled_: Implementation, captured: bool = True) -> dict:
         return {
-            PUBLISHED: Implementation(published, captured=not waits),
+            PUBLISHED: Implementation(published, captured=captured),
             COMPILED: compiled_,
             COMPOSED: Implementation(_fast(composed)),
         }
@@ -106,30 +106,30 @@ def registry() -> dict[str, dict[str, Implementation]]:
             of_logits(published_statistics), of_logits(composed_statistics), _compiled(published_statistics)
         ),
         "sample_tokens": {
-            **group(of_logits(published_sample), of_logits(composed_sample), _compiled(race_sample), waits=True),
+            **group(of_logits(published_sample), of_logits(composed_sample), _compiled(race_sample), captured=False),
             "flashinfer": Implementation(of_logits(flashinfer_sample), captured=False, needs="flashinfer"),
         },
         "greedy": group(of_logits(published_greedy), of_logits(composed_greedy), _compiled(published_greedy)),
         "relaxed_embedding": {
             **group(
                 embedding_by(published_embedding),
-                embedding_by(composed_embedding),
+                composed_embedding,
                 by_compile(embedding_by(published_embedding, compile=True)),
             ),
             "two-pass": Implementation(_fast(two_pass_embedding), compiled=True),
         },
-        "logit_gradient": group(gradient_by("adam"), gradient_by("fused"), by_compile(gradient_by("compiled"))),
-        "adam_step_first": group(adam_by("adam", 1), adam_by("fused", 1), by_compile(adam_by("compiled", 1))),
-        "adam_step_middle": group(adam_by("adam"), adam_by("fused"), by_compile(adam_by("compiled"))),
-        "adam_step_last": group(adam_by("adam"), adam_by("fused"), by_compile(adam_by("compiled"))),
-        "sgd_step": group(sgd_by("adam"), sgd_by("fused"), by_compile(sgd_by("compiled"))),
+        "logit_gradient": group(gradient_by("eager"), gradient_by("manual"), by_compile(gradient_by("compiled"))),
+        "adam_step_first": group(adam_by("eager", 1), adam_by("manual", 1), by_compile(adam_by("compiled", 1))),
+        "adam_step_middle": group(adam_by("eager"), adam_by("manual"), by_compile(adam_by("compiled"))),
+        "adam_step_last": group(adam_by("eager"), adam_by("manual"), by_compile(adam_by("compiled"))),
+        "sgd_step": group(sgd_by("eager"), sgd_by("manual"), by_compile(sgd_by("compiled"))),
         "gumbel_perturb": group(of_logits(published_noise), of_logits(composed_noise), _compiled(published_noise)),
         "commit": {
-            PUBLISHED: Implementation(published_commit, captured=False),
+            PUBLISHED: Implementation(published_commit),
             COMPOSED: Implementation(composed_commit),
         },
         "adam_iteration": group(
-            autograd_iteration("adam"), composed_iteration, by_compile(autograd_iteration("compiled")), waits=True
+            autograd_iteration("eager"), composed_iteration, by_compile(autograd_iteration("compiled")), captured=False
         ),
     }
     return {name: {OURS: Implementation(_fast(ours.CALLS[name])), **others[name]} for name in ours.CALLS}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .cases import WHOLE_STEP
@@ -10,6 +12,7 @@ from .results import FOLDER, Row, read
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- operators:begin -->", "<!-- operators:end -->"
+NO_GPU = "No figure for a GPU exists yet."
 # (V, d) of the README's table of a GPU; all others are in the file.
 SHOWN_OF_A_GPU = (152_064, 2048)
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -58,26 +61,34 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def section(folder: Path = FOLDER) -> str:
-    """The README's block: a table for every device that has results."""
-    parts = []
+def section(folder: Path = FOLDER, kept: Iterable[str] = ()) -> str:
+    """The README's block: a table for every device that has results, and those that are kept."""
+    parts = list(kept)
     for file in sorted(folder.glob("operators_*.csv"), key=lambda file: (file.stem != "operators_cpu", file.stem)):
         rows = read(file.with_suffix(""))
         if not any(row["operator"] == WHOLE_STEP for row in rows):
             continue
-        about = rows[0]
-        threads = f", threads: {about['threads']}" if about["kind"] == "cpu" else f", driver {about['driver']}"
+        on_cpu = rows[0]["kind"] == "cpu"
+        # Rows of several runs may stand in one table: then all of what they ran with is said.
+        says = {name: _all(rows, name) for name in ("device", "threads", "driver", "torch", "commit")}
+        where = f"{says['device']}, " + (f"threads: {says['threads']}" if on_cpu else f"driver {says['driver']}")
+        where += f", torch {says['torch']}" + (f", commits {says['commit']}" if "," in says["commit"] else "")
         links = ", ".join(
             f"[{name}](benchmarks/results/{file.stem}.{suffix})"
             for name, suffix in (("results", "csv"), ("plot", "png"))
         )
-        lines = [f"{about['device']}{threads}, torch {about['torch']}; {links}:", "", table(rows)]
+        lines = [f"{where}; {links}:", "", table(rows)]
         if verdicts := summary(rows):
             lines += ["", verdicts]
         parts.append("\n".join(lines))
     if not any("driver" in part.split("\n", 1)[0] for part in parts):
-        parts.append("No figure for a GPU exists yet.")
+        parts.append(NO_GPU)
     return "\n\n".join(parts)
+
+
+def _all(rows: list[Row], name: str) -> str:
+    """Every value of a column."""
+    return ", ".join(dict.fromkeys(str(row[name]) for row in rows))
 
 
 def summary(rows: list[Row]) -> str:
@@ -89,12 +100,15 @@ def summary(rows: list[Row]) -> str:
                 counts.setdefault(str(row["operator"]), Counter())[verdict] += 1
     if not counts:
         return ""
-    each = [f"{name} {count['met']} of {count['met'] + count['MISSED']}" for name, count in counts.items()]
-    return "Targets met: " + ", ".join(each) + "."
+    each = [
+        f"{name} {count['met']} of {count.total()}" + (f", {count['open']} open" if count["open"] else "")
+        for name, count in counts.items()
+    ]
+    return "Targets met: " + "; ".join(each) + "."
 
 
-def rewrite(readme: Path = README, folder: Path = FOLDER) -> None:
-    """Replace what stands between the markers.
+def rewrite(readme: Path = README, folder: Path = FOLDER) -> list[str]:
+    """Replace what stands between the markers, except the tables of devices that have no results here: they are given.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
@@ -103,7 +117,19 @@ def rewrite(readme: Path = README, folder: Path = FOLDER) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{readme} must hold {BEGIN} and {END} once each, in this order")
     head, rest = text.split(BEGIN)
-    readme.write_text(f"{head}{BEGIN}\n{section(folder)}\n{END}{rest.split(END)[1]}")
+    block, tail = rest.split(END)
+    kept = {stem: part for stem, part in _parts(block) if not (folder / f"{stem}.csv").exists()}
+    readme.write_text(f"{head}{BEGIN}\n{section(folder, kept.values())}\n{END}{tail}")
+    return list(kept)
+
+
+def _parts(block: str) -> Iterator[tuple[str, str]]:
+    """The tables of a block: the name of their results, the text from their heading on."""
+    text = block.replace(NO_GPU, "").strip()
+    for part in re.split(r"\n\n(?=[^|\n]*:\n\n\|)", text):
+        if "\n|" in part:
+            link = re.search(r"results/(operators_\w+)\.csv", part)
+            yield link[1] if link else "operators_cpu", part.strip()
 
 
 def plot(rows: list[Row], file: Path) -> None:

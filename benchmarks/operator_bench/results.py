@@ -12,15 +12,29 @@ from .cases import Case
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = (
-    *("operator", "N", "V", "d", "logits", "embedding", "implementation", "median_ms", "noise", "timing"),
-    *("copy_ms", "gemm_ms", "floor_ms", "bound", "over_floor", "peak_MiB", "error"),
+    *("operator", "N", "V", "d", "logits", "embedding", "implementation", "median_ms", "noise", "timing", "events_ms"),
+    *("copy_ms", "gemm_ms", "floor_ms", "bound", "over_floor", "peak_MiB", "workspace_MiB", "error"),
     *("over_published", "over_compiled", "over_composed", "target", "met", "status"),
-    *("kind", "device", "driver", "threads", "load_average", "torch", "commit"),
+    *("kind", "device", "driver", "threads", "load_average", "torch", "commit", "forced"),
 )
 NUMBERS = {
-    *("N", "V", "d", "median_ms", "noise", "copy_ms", "gemm_ms", "floor_ms", "over_floor", "peak_MiB", "error"),
-    *("over_published", "over_compiled", "over_composed", "threads", "load_average"),
+    *(
+        "N",
+        "V",
+        "d",
+        "median_ms",
+        "events_ms",
+        "noise",
+        "copy_ms",
+        "gemm_ms",
+        "floor_ms",
+        "over_floor",
+        "peak_MiB",
+        "error",
+    ),
+    *("over_published", "over_compiled", "over_composed", "workspace_MiB", "threads", "load_average"),
 }
+SAME = ("device", "threads", "torch", "commit", "forced")  # of two rows that one table may hold
 Row = dict[str, object]
 
 
@@ -38,7 +52,7 @@ def read(path: Path) -> list[Row]:
     if not file.exists():
         return []
     with file.open(newline="") as lines:
-        return [{name: _parsed(name, text) for name, text in row.items()} for row in csv.DictReader(lines)]
+        return [{name: _parsed(name, row.get(name) or "") for name in COLUMNS} for row in csv.DictReader(lines)]
 
 
 def _parsed(name: str, text: str) -> object:
@@ -67,22 +81,22 @@ class Results:
     """The rows at ``path``. A case that is measured again replaces its rows; other rows stay."""
 
     def __init__(self, path: Path, about: Row):
-        self.path, self.about = path, about
+        self.path, self.about, self.added = path, about, 0
         self.cases: dict[tuple, list[Row]] = {}
         for row in read(path):
             self.cases.setdefault(case_key(row), []).append(row)
 
     def has(self, case: Case) -> bool:
-        """Whether the case was measured at this commit on this device."""
+        """Whether the case was measured here, with this code: never where no commit names the code."""
+        commit = str(self.about["commit"])
+        if commit == "none" or commit.endswith("-dirty"):
+            return False
         rows = self.cases.get(case.key, [])
-        return (
-            bool(rows)
-            and all(_base(row["commit"]) == _base(self.about["commit"]) for row in rows)
-            and all(row["device"] == self.about["device"] for row in rows)
-        )
+        return bool(rows) and all(row[name] == self.about[name] for row in rows for name in SAME)
 
     def add(self, case: Case, rows: list[Row]) -> None:
         self.cases[case.key] = [{name: {**row, **self.about}.get(name) for name in COLUMNS} for row in rows]
+        self.added += 1
         write(self.path, self.rows, (".csv",))
 
     def save(self) -> None:
@@ -93,9 +107,9 @@ class Results:
         return [row for rows in self.cases.values() for row in rows]
 
 
-def _base(commit: object) -> str:
-    # A run that writes its results makes the tree dirty.
-    return str(commit).removesuffix("-dirty")
+def beside(ours: Row, how: str | None) -> float:
+    """Our milliseconds as the other was timed: by events where it was, with the same delays of the host."""
+    return float(ours["events_ms"] if str(how).startswith("events") and ours.get("events_ms") else ours["median_ms"])
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

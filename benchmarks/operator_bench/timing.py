@@ -2,8 +2,8 @@
 
 On CUDA calls are captured in a graph that runs them over all sets of inputs in turn, and replays are timed by events;
 what cannot be captured is timed by events around plain calls, with the delays of the host. On the CPU all
-implementations take turns, call by call. Everything is measured twice, in two halves: the difference of their
-medians is the noise.
+implementations take turns, call by call. What fails is left out, with its error. Everything is measured twice, in two
+halves: the difference of their medians is the noise.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ class Limits:
 
 @dataclass
 class Times:
-    """Milliseconds of one call."""
+    """Milliseconds of one call.
+
+    Attributes:
+        how: ``host``, ``graph``, ``events``, or ``events (no capture)`` where a capture failed.
+        failure: what ended the measurement.
+    """
 
     halves: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    how: str = "host"
+    failure: Exception | None = None
 
     @property
     def median(self) -> float:
@@ -49,6 +56,14 @@ class Times:
         first, second = (statistics.median(half) for half in self.halves)
         return abs(first - second) / self.median
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Keeps a failure of the body."""
+        try:
+            yield
+        except Exception as failure:
+            self.failure = failure
+
 
 def measure(
     calls: dict[str, Calls], captured: dict[str, bool], device: torch.device, limits: Limits
@@ -56,14 +71,16 @@ def measure(
     """Time every entry of ``calls``; all were called before."""
     if device.type == "cuda":
         return _measure_cuda(calls, captured, limits)
-    times = {name: Times() for name in calls}
-    estimate = {name: _host_ms(each[0]) for name, each in calls.items()}
-    rounds = {name: _count(ms, limits) for name, ms in estimate.items()}
+    times, rounds = {name: Times() for name in calls}, dict.fromkeys(calls, 0)
+    for name, each in calls.items():
+        with times[name].attempt():
+            rounds[name] = _count(_host_ms(each[0]), limits)
     for turn in range(max(rounds.values())):
         for name, each in calls.items():
-            if turn < rounds[name]:
-                half = times[name].halves[2 * turn >= rounds[name]]
-                half.append(_host_ms(each[turn % len(each)]))
+            if turn < rounds[name] and times[name].failure is None:
+                with times[name].attempt():
+                    half = times[name].halves[2 * turn >= rounds[name]]
+                    half.append(_host_ms(each[turn % len(each)]))
     return times
 
 
@@ -88,31 +105,42 @@ def _event_ms(call: Callable[[], object]) -> float:
 
 def _measure_cuda(calls: dict[str, Calls], captured: dict[str, bool], limits: Limits) -> dict[str, Times]:
     runs: dict[str, tuple[Callable[[], object], int]] = {}
+    times = {name: Times(how="events") for name in calls}
     for name, each in calls.items():
+        with times[name].attempt():
+            runs[name] = _prepared(each, captured[name], times[name])
+    for half in range(2):
+        for name, (run, count) in runs.items():
+            if times[name].failure is None:
+                with times[name].attempt():
+                    ms = _event_ms(run)  # warms up
+                    times[name].halves[half].extend(_event_ms(run) / count for _ in range(_count(2 * ms, limits)))
+    return times
 
-        def all_sets(each: Calls = each) -> None:
-            for call in each:
-                call()
 
-        all_sets()
-        loops = max(1, int(LEAST_GRAPH_MS / max(_event_ms(all_sets), 1e-3)))
-        run = all_sets
-        if captured[name]:
+def _prepared(each: Calls, captured: bool, times: Times) -> tuple[Callable[[], object], int]:
+    """What is timed at once, and how many calls that are."""
+
+    def all_sets() -> None:
+        for call in each:
+            call()
+
+    all_sets()
+    loops = max(1, int(LEAST_GRAPH_MS / max(_event_ms(all_sets), 1e-3)))
+    if captured:
+        try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 for _ in range(loops):
                     all_sets()
-            run = graph.replay
-        else:
-            loops = 1
-        run()
-        runs[name] = (run, loops * len(each))
-    times = {name: Times() for name in calls}
-    for half in range(2):
-        for name, (run, count) in runs.items():
-            ms = _event_ms(run)  # warms up
-            times[name].halves[half].extend(_event_ms(run) / count for _ in range(_count(2 * ms, limits)))
-    return times
+            graph.replay()
+            times.how = "graph"
+            return graph.replay, loops * len(each)
+        except RuntimeError:
+            torch.cuda.synchronize()  # raises where the device itself has failed
+            times.how = "events (no capture)"
+    all_sets()
+    return all_sets, len(each)
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -138,18 +166,27 @@ def measuring_stream(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError where the body takes longer (main thread only)."""
+    """TimeoutError where the body takes longer, whatever the body made of it (main thread only)."""
+    message, expired = f"more than {seconds:g} s", False
 
     def expire(_signal: int, _frame: object) -> None:
-        raise TimeoutError(f"more than {seconds:.0f} s")
+        nonlocal expired
+        expired = True
+        raise TimeoutError(message)
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as failure:
+        if expired:  # torch.compile wraps every exception in its own
+            raise TimeoutError(message) from failure
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if expired:
+        raise TimeoutError(message)
 
 
 class PeakMemory:

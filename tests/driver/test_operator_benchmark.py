@@ -1,5 +1,6 @@
 """``benchmarks/operators.py`` measures what it says it measures, and ``bench_check.py`` finds a slower operator."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -8,19 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_check
 import operators
+import provenance
 from operator_bench import measure, report, results, timing
-from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Inputs
+from operator_bench.cases import OPERATORS, QUICK, SELECTIONS, Case, Inputs, cases_of
 from operator_bench.correctness import Truth, WrongResult
-from operator_bench.registry import registry
+from operator_bench.registry import Implementation, registry
 from operator_bench.targets import judge
 
 TINY = ["--device", "cpu", "--vocab", "1003", "--dims", "24", "--repeats", "2", "--threads", "1", "--compile", "none"]
 SMALL = Case("adam_step_middle", 3, 1003, 24, "float32", "float32")
 CPU = torch.device("cpu")
+FEW = timing.Limits(seconds=0.01, least=2, most=4)
 
 
 @pytest.fixture
@@ -103,6 +107,68 @@ def test_a_run_can_be_resumed(output, small_machine, monkeypatch):
     assert {row["commit"] for row in results.read(output)} == {"abd"}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"commit": "abd"}, {"commit": "abc-dirty"}, {"torch": "3"}, {"threads": 2}, {"device": "b"}, {"forced": "p"}],
+)
+def test_only_rows_of_the_same_code_and_machine_are_kept(output, other):
+    about = {"device": "a", "threads": 1, "torch": "2", "commit": "abc", "forced": None}
+    here, there = results.Results(output, about), results.Results(output, about | other)
+    here.add(SMALL, [{**vars(SMALL), "implementation": "entrgi"}])
+    there.cases = here.cases
+    assert here.has(SMALL)
+    assert not there.has(SMALL)
+    for commit in ("none", "abc-dirty"):  # two of these may be different code
+        unnamed = results.Results(output, about | {"commit": commit})
+        unnamed.add(SMALL, [{**vars(SMALL), "implementation": "entrgi"}])
+        assert not unnamed.has(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--rows", "-1"), ("--rows", "0"), ("--vocab", "0"), ("--dims", "x"), ("--threads", "0"), ("--repeats", "0")),
+        *(("--repeats", "-1"), ("--seconds", "-1"), ("--seconds", "nan"), ("--time-budget", "-5")),
+        *(("--compile-seconds", "0"), ("--rows", "99999999999999999999"), ("--time", "5")),
+    ],
+)
+def test_bad_options_are_refused(output, capsys, option, value):
+    with pytest.raises(SystemExit):
+        run(output, option, value)
+    assert option in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused(output, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        operators.main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_forced_plans_are_no_ordinary_results(output, small_machine, capsys, monkeypatch):
+    monkeypatch.setenv("ENTRGI_FORCE_PLAN", "commit_:block_m=1")
+    with pytest.raises(SystemExit):
+        operators.main(TINY)
+    with pytest.raises(SystemExit):
+        bench_check.main(["--device", "cpu"])
+    assert capsys.readouterr().err.count("ENTRGI_FORCE_PLAN") >= 2
+    assert run(output, "--rows", "2", "--only", "commit") == 0
+    assert {row["forced"] for row in results.read(output)} == {"commit_:block_m=1"}
+
+
+def test_dtypes_of_logits_may_be_others(output, small_machine):
+    assert run(output, "--rows", "2", "--only", "greedy", "relaxed_embedding", "--dtypes", "bfloat16",
+               "--logits-dtypes", "float32", "float16") == 0  # fmt: skip
+    found = {(row["operator"], row["logits"], row["embedding"]) for row in results.read(output)}
+    assert ("relaxed_embedding", "float32", "bfloat16") in found
+    assert len(found) == 4
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.provenance(1)["commit"] == "none"
+
+
 def test_a_run_keeps_its_budget(output, small_machine):
     assert run(output, "--rows", "2", "4", "8", "--only", "greedy", "--time-budget", "1e-9") == 3
     assert len({results.case_key(row) for row in results.read(output)}) <= 1
@@ -155,9 +221,16 @@ def test_floors_are_those_of_the_bindings():
 
 def test_the_quick_run_is_part_of_the_full_one():
     for kind in SELECTIONS:
-        assert set(QUICK[kind].cases()) <= set(SELECTIONS[kind].cases())
-    whole = [case for case in SELECTIONS["cuda"].cases() if case.operator == "adam_iteration"]
-    assert len(whole) == 8 * 2 * 3 * 2
+        assert set(cases_of(QUICK[kind])) <= set(cases_of(SELECTIONS[kind]))
+    assert {(case.N, case.logits) for case in cases_of(QUICK["cpu"])} >= {(16, "float32"), (1, "bfloat16")}
+
+
+def test_the_whole_step_comes_first():
+    for kind, shapes in (("cuda", 8 * 2 * 3 * 2), ("cpu", 3 * 2 * 2)):
+        cases = cases_of(SELECTIONS[kind])
+        assert [case.operator == "adam_iteration" for case in cases] == [True] * shapes + [False] * (
+            len(cases) - shapes
+        )
 
 
 def test_inputs_in_turn_leave_the_cache(monkeypatch):
@@ -228,11 +301,161 @@ def test_cuda_is_timed_by_replays_of_all_sets(monkeypatch, ms, sets, captured):
     assert [len(half) for half in times.halves] == ([20, 20] if ms < 1 else [16, 16])
     assert times.median == pytest.approx(ms)
     assert (device.replays > 0) == captured
+    assert (times.how == "graph") == captured
+
+
+def test_what_cannot_be_captured_is_timed_by_events(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+
+    def waits():
+        if device.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        device.call()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    times = timing.measure({"a": [waits], "b": [device.call]}, {"a": True, "b": True}, torch.device("cuda"), FEW)
+    assert {name: each.how for name, each in times.items()} == {"a": "events (no capture)", "b": "graph"}
+    assert times["a"].median == times["b"].median == pytest.approx(1.0)
+
+
+def test_a_failure_while_timing_leaves_the_others(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+
+    def broken():
+        raise RuntimeError("no kernel")
+
+    for kind in ("cuda", "cpu"):
+        calls = {"a": [broken], "b": [device.call]}
+        times = timing.measure(calls, {"a": False, "b": True}, torch.device(kind), FEW)
+        assert str(times["a"].failure) == "no kernel"
+        assert times["b"].failure is None
+
+
+def test_ratios_are_between_things_timed_alike():
+    ours = {"median_ms": 1.0, "events_ms": 1.5}
+    assert results.beside(ours, "graph") == results.beside(ours, "host") == 1.0
+    assert results.beside(ours, "events") == results.beside(ours, "events (no capture)") == 1.5
+    assert results.beside({"median_ms": 1.0}, "events") == 1.0
 
 
 def test_a_call_that_takes_too_long_ends():
     with pytest.raises(TimeoutError), timing.time_limit(0.05):
         time.sleep(60)
+
+
+def test_a_time_limit_is_one_whoever_wraps_it():
+    """As torch.compile does with every exception, or as code does that swallows it."""
+
+    def compiler():
+        try:
+            time.sleep(60)
+        except TimeoutError as failure:
+            raise RuntimeError("a backend failed") from failure
+
+    with pytest.raises(TimeoutError, match=r"more than 0\.05 s"), timing.time_limit(0.05):
+        compiler()
+    with pytest.raises(TimeoutError), timing.time_limit(0.05), contextlib.suppress(TimeoutError):
+        time.sleep(60)
+    with pytest.raises(RuntimeError, match="another"), timing.time_limit(60):
+        raise RuntimeError("another")
+
+
+def test_calls_take_all_sets_in_turn():
+    """What is timed must not find its inputs in a cache."""
+    used = []
+    calls = {"a": [lambda s=s: used.append(s) for s in range(3)]}
+    times = timing.measure(calls, {"a": True}, CPU, timing.Limits(seconds=1e-9, least=7, most=7))
+    assert used == [0, 0, 1, 2, 0, 1, 2, 0]  # the first one is the estimate
+    assert len(times["a"].halves[0] + times["a"].halves[1]) == 7
+
+
+def test_a_case_has_inputs_beyond_the_cache(monkeypatch):
+    case = Case("logit_statistics", 2, 100, 0, "float32", "float32")
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: 2 * case.floor()[0])
+    seen = {}
+
+    def stub(calls, captured, device, limits):
+        seen.update(calls)
+        return {name: timing.Times(([1.0], [1.0])) for name in calls}
+
+    monkeypatch.setattr(measure, "measure", stub)
+    measure.measure_case(case, measure.Settings(CPU, compile="none"))
+    assert {len(each) for each in seen.values()} == {4}
+    assert len({call()["entropy"][0].item() for call in seen["entrgi"]}) == 4
+
+
+# By name, seconds that ``measure`` is said to have found.
+KNOWN = {"entrgi": 2.0, "published": 10.0, "composed": 5.0, "copy": 3.0, "embed": 1.0, "update": 4.0}
+
+
+@pytest.fixture
+def known_times(monkeypatch, small_machine):
+    """``measure`` finds what it is told; what each entry copies or multiplies is kept."""
+    bytes_copied = []
+
+    def stub(calls, captured, device, limits):
+        with TorchBytes(bytes_copied):
+            calls["copy"][0]()
+        return {name: timing.Times(([KNOWN[name]], [KNOWN[name]])) for name in calls}
+
+    monkeypatch.setattr(measure, "measure", stub)
+    return bytes_copied
+
+
+class TorchBytes(TorchFunctionMode):
+    """Bytes read and written by copies."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function is torch.Tensor.copy_:
+            self.kept.append(sum(tensor.nbytes for tensor in arguments))
+        return function(*arguments, **(keywords or {}))
+
+
+def test_rows_are_what_was_measured(known_times, monkeypatch):
+    case = Case("adam_iteration", 3, 2003, 24, "float32", "float32")
+    peak = 5 * 2**20
+    monkeypatch.setattr(timing.PeakMemory, "bytes", lambda self: peak)
+    monkeypatch.setattr(measure, "PeakMemory", timing.PeakMemory)
+    rows = {row["implementation"]: row for row in measure.measure_case(case, measure.Settings(CPU, compile="none"))}
+    ours, work = rows["entrgi"], case.floor()[0]
+    assert known_times == [pytest.approx(work, rel=1e-3)]  # the copy moves as many bytes
+    assert (ours["copy_ms"], ours["gemm_ms"]) == (3.0, 5.0)
+    draw, embed, update = (3.0 * part["bytes"] / work for part in case.floors())
+    floor = draw + max(embed, 1.0) + max(update, 4.0)
+    assert ours["floor_ms"] == pytest.approx(floor, rel=1e-3)
+    assert ours["over_floor"] == pytest.approx(2.0 / floor, rel=1e-2)
+    assert (ours["over_published"], ours["over_composed"]) == (5.0, 2.5)
+    logits = 4 * 3 * 2003  # a copy of them is not the implementation's
+    assert ours["peak_MiB"] == pytest.approx((peak - logits) / 2**20, abs=0.01)
+    assert rows["composed"]["peak_MiB"] == ours["peak_MiB"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no kernel"), torch.OutOfMemoryError("of 9 TB"), WrongResult("0")])
+def test_a_baseline_that_fails_is_left_out(small_machine, monkeypatch, failure):
+    """When it is built and checked, and as well when it is timed."""
+    for fails_at in (0, 8):
+        calls = []
+
+        def call(calls=calls, fails_at=fails_at):
+            calls.append(0)
+            if len(calls) > fails_at:
+                raise failure
+            return {}
+
+        broken = {"entrgi": registry()["greedy"]["entrgi"], "published": Implementation(lambda x, s: call)}
+        monkeypatch.setattr(measure, "registry", lambda broken=broken: {"greedy": broken})
+        case = Case("greedy", 2, 100, 0, "float32", "float32")
+        ours, theirs = measure.measure_case(case, measure.Settings(CPU, compile="none"))
+        assert ours["status"] == "measured"
+        assert ours["median_ms"] > 0
+        assert "over_published" not in ours
+        expected = {"RuntimeError": "no kernel", "OutOfMemoryError": "out of memory", "WrongResult": "wrong result: 0"}
+        assert theirs["status"] == expected[type(failure).__name__]
+        assert "median_ms" not in theirs
 
 
 def test_peak_memory_sees_what_is_allocated():
@@ -325,6 +548,16 @@ def test_targets_of_the_whole_step():
     assert verdict(*whole_step(1.31, compiled=2.5, published=16.0)) == "met; MISSED; met; met"
     assert verdict(*whole_step(1.2, composed=1.1)) == "met; met; MISSED; met"
     assert verdict(*whole_step(1.2, peak=1000.0)) == "met; met; met; MISSED"
+    ours, *others = whole_step(1.2, peak=650.0)  # 594 MiB of moments, 8 of embeddings, 2 of slack: 46 more
+    assert verdict(ours | {"workspace_MiB": 40.0}, *others) == "met; met; met; MISSED"
+    assert verdict(ours | {"workspace_MiB": 47.0}, *others) == "met; met; met; met"
+
+
+def test_the_workspace_is_that_of_the_part_with_most():
+    case = Case("adam_iteration", 8, 152_064, 2048, "bfloat16", "bfloat16")
+    parts = ("sample_tokens", "relaxed_embedding", "adam_step_middle")
+    each = [Case(name, 8, 152_064, 2048, "bfloat16", "bfloat16").workspace() for name in parts]
+    assert case.workspace() == max(each) > 0
 
 
 # ---- regressions -----------------------------------------------------------------------------------------------
@@ -366,9 +599,28 @@ def test_a_faster_baseline_is_no_regression():
 
 def test_tolerance_follows_the_noise():
     assert not bench_check.compare(measured(2.0), measured(2.1))[0].regressed
-    (noisy,) = bench_check.compare(measured(2.0, noise=0.05), measured(2.5, noise=0.05))
-    assert noisy.tolerance == pytest.approx(0.3)
+    (noisy,) = bench_check.compare(measured(2.0, noise=0.04), measured(2.4, noise=0.04))
+    assert noisy.tolerance == pytest.approx(0.24)
     assert not noisy.regressed
+    assert not noisy.too_noisy
+
+
+def test_one_noisy_baseline_hides_no_regression():
+    before, now = measured(2.0, other=6.0), measured(2.5, other=6.0)
+    for rows in (before, now):
+        rows[-1]["noise"] = 1.73
+    (comparison,) = bench_check.compare(before, now)
+    assert comparison.tolerance == pytest.approx(0.1)
+    assert comparison.regressed
+
+
+def test_too_much_noise_is_said():
+    (comparison,) = bench_check.compare(measured(2.0, noise=0.1), measured(2.5, noise=0.1))
+    assert comparison.tolerance == 0.3
+    assert comparison.too_noisy
+    assert not comparison.regressed
+    (comparison,) = bench_check.compare(measured(2.0, noise=0.1), measured(2.7, noise=0.1))
+    assert comparison.regressed
 
 
 def test_only_what_both_have_is_compared():
@@ -383,11 +635,12 @@ def test_exit_status_of_the_check(tmp_path, monkeypatch, capsys):
     committed = tmp_path / "committed"
     results.write(committed, [{**row, **about} for row in measured(2.0)])
 
-    def quick(ms):
+    def quick(ms, noise=0.01, n=4):
         def main(arguments):
             assert "--quick" in arguments
             output = Path(arguments[arguments.index("--output") + 1])
-            results.write(output, [{**row, **about, "device": "two"} for row in faster(measured(ms), 3.0)])
+            rows = faster(measured(ms, noise), 3.0)
+            results.write(output, [{**row, **about, "device": "two", "N": n} for row in rows])
             return 0
 
         return main
@@ -399,7 +652,19 @@ def test_exit_status_of_the_check(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "REGRESSED" in printed
     assert "another device: one then, two now" in printed
-    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "none")]) == 0
+    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "none")]) == 2
+    for unclear in (quick(2.0, noise=0.2), quick(2.0, n=5)):
+        monkeypatch.setattr(operators, "main", unclear)
+        assert bench_check.main(["--device", "cpu", "--committed", str(committed)]) == 2
+
+
+def test_the_check_passes_other_options_on(tmp_path, monkeypatch):
+    """``--commit`` is no abbreviation of ``--committed``."""
+    given = []
+    results.write(tmp_path / "committed", measured(2.0))
+    monkeypatch.setattr(operators, "main", lambda arguments: given.extend(arguments) or 9)
+    assert bench_check.main(["--device", "cpu", "--committed", str(tmp_path / "committed"), "--commit", "abc"]) == 9
+    assert given[-2:] == ["--commit", "abc"]
 
 
 # ---- the README ------------------------------------------------------------------------------------------------
@@ -437,8 +702,41 @@ def test_readme_block(folder):
     assert "No figure for a GPU" not in text
     assert "NVIDIA H200 (sm 9.0), driver 575.1, torch 2.14.1" in text
     assert "Targets met: adam_iteration 4 of 4." in text
+    assert ", commits" not in text
     report.rewrite(readme, folder)
     assert readme.read_text() == text
+
+
+def test_a_table_without_results_is_kept(folder):
+    readme = folder / "README.md"
+    readme.write_text(report.README.read_text())
+    report.rewrite(readme, folder)
+    text = readme.read_text()
+    (folder / "operators_cpu.csv").unlink()
+    assert report.rewrite(readme, folder) == ["operators_cpu"]
+    assert readme.read_text() == text
+    results.write(folder / "operators_nvidia_h200", list(whole_step(1.2)))
+    assert report.rewrite(readme, folder) == ["operators_cpu"]
+    both = readme.read_text()
+    assert both.count("AMD EPYC, AVX512, threads") == both.count("NVIDIA H200 (sm 9.0)") == 1
+    (folder / "operators_nvidia_h200.csv").unlink()
+    assert report.rewrite(readme, folder) == ["operators_cpu", "operators_nvidia_h200"]
+    assert readme.read_text() == both
+
+
+def test_the_heading_names_all_that_its_rows_ran_with(folder):
+    rows = results.read(folder / "operators_cpu")
+    rows[0] |= {"commit": "abc"}
+    rows[1] |= {"commit": "abd", "torch": "3.0"}
+    results.write(folder / "operators_cpu", rows)
+    heading = report.section(folder).split("\n")[0]
+    assert "torch 2.14.1, 3.0, commits abc, abd" in heading
+
+
+def test_open_targets_are_not_met_ones():
+    row, *_ = whole_step(1.2)
+    judge([row])
+    assert report.summary([row]) == "Targets met: adam_iteration 1 of 3, 2 open."
 
 
 @pytest.mark.parametrize(
