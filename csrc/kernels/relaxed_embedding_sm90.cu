@@ -48,6 +48,7 @@ namespace {
 
 constexpr int kRows = 64;  // of a consumer warpgroup
 constexpr int kStep = 64;  // vocabulary ids per stage
+constexpr int kSharedBytes = 227 * 1024;
 constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes;
 
 // Registers of producer and consumer threads once they part; a lone consumer has enough from the start.
@@ -418,10 +419,11 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
       plan.shared_bytes != L::bytes(plan.stages)) {
     return cudaErrorInvalidValue;
   }
-  // First, as it gives a thread that has none its context, which the tensor map needs.
+  // First, as it gives a thread that has none its context, which the tensor map needs. The same for every
+  // plan: threads that launch other shapes at this moment share the attribute.
   const auto kernel = relaxed_embedding_sm90_kernel<Z, T, kConsumers>;
-  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(plan.shared_bytes));
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
       error != cudaSuccess) {
     return error;
   }
