@@ -88,7 +88,9 @@ def test_forced_plans_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from entrgi_ext import plans
 
     assert "ENTRGI_FORCE_PLAN" not in doctor.examine().facts
+    assert plans.forced() == {}  # read once in a process: here, so that no other test sees what is set now
     monkeypatch.setenv("ENTRGI_FORCE_PLAN", "sample_tokens:splits=2")
+    monkeypatch.setattr(plans, "forced", lambda: {"sample_tokens": {"splits": 2}})
     assert doctor.examine().facts["ENTRGI_FORCE_PLAN"].startswith("sample_tokens:splits=2 (CUDA launches follow it")
 
     def refuse() -> dict:
