@@ -61,3 +61,11 @@ def kernels(request):
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
     yield worker
     worker.close()
+
+
+@pytest.fixture
+def hopper(request, kernels):
+    """The launchers, for what only Hopper's kernels have."""
+    if request.node.callspec.params["kernels"] == "compute_80":
+        pytest.skip("Hopper's kernel")
+    return kernels

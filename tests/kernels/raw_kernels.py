@@ -41,6 +41,15 @@ class RawKernels:
         yield
         self.absent = {}
 
+    @contextlib.contextmanager
+    def overridden(self, **overrides):
+        """These overrides of the plan, and no others, for the launches inside."""
+        before, self.overrides = self.overrides, overrides
+        try:
+            yield
+        finally:
+            self.overrides = before
+
     def close(self) -> None:
         if self.process is not None:
             self.process.stdin.close()

@@ -12,24 +12,14 @@ import pytest
 import torch
 from cases import DTYPES, assert_as_good_as, placed, relative_l2
 from raw_kernels import NAMES, RawKernels
+from variants import planned_and
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7
 ROWS = [5, 40, 130]
 ADAM = {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 AMPERE = "logit_update_sm80"
-
-
-@pytest.fixture(autouse=True, params=["planned", AMPERE])
-def kernel(request, kernels):
-    parameters = request.node.callspec.params
-    if request.param == AMPERE:
-        dtype = parameters.get("embedding_dtype", parameters.get("dtype"))
-        if parameters["kernels"] == "compute_80" or dtype == torch.float32:
-            pytest.skip("the plan's own kernel")
-        kernels.overrides = {"kernel": AMPERE}
-    yield
-    kernels.overrides = {}
+kernel = planned_and(AMPERE)
 
 
 def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, tau=TAU):
@@ -219,10 +209,9 @@ def test_saturated_rows_have_no_gradient(kernels, embedding_dtype, tau):
     z[torch.arange(n), top] = 40 + 20 * torch.rand(n, generator=generator)
     embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
     grad = torch.randn(n, dim, generator=generator).to(embedding_dtype)
-    forced, kernels.overrides = kernels.overrides, {}
-    lse = kernels.logit_statistics(z, tau)[0]
-    _, soft = kernels.relaxed_embedding(z, lse, embedding, None, None, tau)
-    kernels.overrides = forced
+    with kernels.overridden():
+        lse = kernels.logit_statistics(z, tau)[0]
+        _, soft = kernels.relaxed_embedding(z, lse, embedding, None, None, tau)
     got = kernels.logit_gradient(grad, z, lse, embedding, soft, None, tau)
     terms = (grad.double().abs() * embedding.double()[top].abs()).sum(dim=1, keepdim=True)
     assert (got.double().abs() <= 2 * torch.finfo(torch.float32).eps * terms / tau).all()

@@ -1,6 +1,5 @@
 """What only Hopper's kernel of the logit update has: TMA, clusters, two consumers in turn, and their edges."""
 
-import contextlib
 import math
 
 import pytest
@@ -12,21 +11,6 @@ from test_kernel_plan import bindings  # noqa: F401
 pytestmark = pytest.mark.simulator
 HOPPER = "logit_update_sm90"
 CLUSTERS = [(1, 1), (2, 1), (1, 2), (2, 2)]
-
-
-@pytest.fixture
-def hopper(request, kernels):
-    """The launchers, for what only Hopper's kernel has."""
-    if request.node.callspec.params["kernels"] == "compute_80":
-        pytest.skip("Hopper's kernel")
-    return kernels
-
-
-@contextlib.contextmanager
-def overridden(kernels, **overrides):
-    kernels.overrides = overrides
-    yield
-    kernels.overrides = {}
 
 
 @pytest.mark.parametrize("dim", [8, 64, 72, 520])
@@ -63,7 +47,7 @@ def test_clusters_agree(hopper, reference, n):
     arguments = inputs(reference, n, 650, 200, torch.bfloat16, torch.bfloat16)
     results = []
     for m, n_ in CLUSTERS:
-        with overridden(hopper, cluster_m=m, cluster_n=n_):
+        with hopper.overridden(cluster_m=m, cluster_n=n_):
             results.append(hopper.logit_gradient(*arguments, None, TAU))
         assert hopper.plan["cluster"] == (m, n_)
         assert hopper.plan["grid"] % (m * n_) == 0
@@ -80,7 +64,7 @@ def test_one_cluster_takes_all_tiles(hopper, reference, cluster, n, vocab, dim):
     results = []
     for splits in (1, 2, 0):
         updated, m, v = z.clone(), torch.ones(n, vocab), torch.ones(n, vocab)
-        with overridden(hopper, cluster_m=cluster[0], cluster_n=cluster[1], splits=splits):
+        with hopper.overridden(cluster_m=cluster[0], cluster_n=cluster[1], splits=splits):
             hopper.adam_step_(updated, m, v, *rest, step=2, last=False, **ADAM)
         assert hopper.plan["kernel"] == HOPPER
         if splits == 1:
@@ -189,7 +173,7 @@ def test_unaligned_embeddings_fall_back(hopper, reference, dim):
 )
 def test_overrides_are_served_or_refused(hopper, reference, overrides, dtype, dim, message):
     arguments = inputs(reference, 20, 100, dim, torch.bfloat16, getattr(torch, dtype))
-    with overridden(hopper, **overrides), pytest.raises(RuntimeError, match=message):
+    with hopper.overridden(**overrides), pytest.raises(RuntimeError, match=message):
         hopper.logit_gradient(*arguments, None, TAU)
 
 
@@ -197,7 +181,7 @@ def test_overrides_are_served_or_refused(hopper, reference, overrides, dtype, di
 def test_any_tile_serves_any_rows(hopper, reference, tile):
     for n in (9, 140):
         arguments = inputs(reference, n, 300, 64, torch.bfloat16, torch.bfloat16)
-        with overridden(hopper, block_m=tile[0], block_n=tile[1]):
+        with hopper.overridden(block_m=tile[0], block_n=tile[1]):
             got = hopper.logit_gradient(*arguments, None, TAU)
         assert hopper.plan["tile"] == (*tile, 64)
         check_gradient(reference, got, *arguments)

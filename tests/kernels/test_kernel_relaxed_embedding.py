@@ -12,24 +12,14 @@ import pytest
 import torch
 from cases import DTYPES, placed, relative_l2
 from raw_kernels import RawKernels
+from variants import planned_and
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7
 # Rows of the logits that select the tiles of 16, 64 and 128 rows.
 ROWS = [5, 40, 130]
 AMPERE = "relaxed_embedding_sm80"
-
-
-@pytest.fixture(autouse=True, params=["planned", AMPERE])
-def kernel(request, kernels):
-    parameters = request.node.callspec.params
-    if request.param == AMPERE:
-        dtype = parameters.get("embedding_dtype", parameters.get("dtype"))
-        if parameters["kernels"] == "compute_80" or dtype == torch.float32:
-            pytest.skip("the plan's own kernel")
-        kernels.overrides = {"kernel": AMPERE}
-    yield
-    kernels.overrides = {}
+kernel = planned_and(AMPERE)
 
 
 def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, scale=3.0):

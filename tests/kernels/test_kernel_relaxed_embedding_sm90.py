@@ -1,6 +1,5 @@
 """What only Hopper's kernel of the relaxed embedding has: wide tiles, clusters, TMA and its limits."""
 
-import contextlib
 import math
 
 import pytest
@@ -10,24 +9,6 @@ from test_kernel_relaxed_embedding import AMPERE, TAU, check, count, inputs
 
 pytestmark = pytest.mark.simulator
 HOPPER = "relaxed_embedding_sm90"
-
-
-@pytest.fixture
-def hopper(request, kernels):
-    """The launchers, for what only Hopper's kernel has."""
-    if request.node.callspec.params["kernels"] == "compute_80":
-        pytest.skip("Hopper's kernel")
-    return kernels
-
-
-@contextlib.contextmanager
-def overridden(kernels, **overrides):
-    before = kernels.overrides
-    kernels.overrides = before | overrides
-    try:
-        yield
-    finally:
-        kernels.overrides = before
 
 
 def aligned(matrix):
@@ -54,7 +35,7 @@ def test_tiles(hopper, reference, n, dim):
 @pytest.mark.parametrize(("block_m", "columns"), [(64, 256), (128, 256), (192, 192)])
 def test_every_tile(hopper, reference, logits_dtype, embedding_dtype, block_m, columns):
     z, lse, embedding, hard, weight = inputs(reference, 193, 321, 264, logits_dtype, embedding_dtype)
-    with overridden(hopper, block_m=block_m):
+    with hopper.overridden(block_m=block_m):
         output, soft = hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU)
     assert hopper.plan["tile"] == (block_m, columns, 64)
     check(reference, output, soft, z, lse, embedding, hard, weight)
@@ -84,7 +65,7 @@ def test_clusters_agree(hopper, reference, n, block_m):
     z, lse, embedding, hard, weight = inputs(reference, n, 450, 264, torch.bfloat16, torch.bfloat16)
     results = []
     for cluster in (1, 2, 4):
-        with overridden(hopper, block_m=block_m, cluster_m=cluster, splits=1, stages=2):
+        with hopper.overridden(block_m=block_m, cluster_m=cluster, splits=1, stages=2):
             results.append(hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU))
         assert hopper.plan["cluster"] == (cluster, 1)
         assert hopper.plan["grid"] % cluster == 0
@@ -103,7 +84,7 @@ def test_tiles_of_padding(hopper, reference, cluster, gone):
     here = rows >= 0
     z[~here], lse[~here] = math.nan, math.nan
     output, soft = torch.full((300, 72), -7.0, dtype=torch.bfloat16), torch.full((300, 72), -7.0)
-    with overridden(hopper, block_m=128, cluster_m=cluster):
+    with hopper.overridden(block_m=128, cluster_m=cluster):
         hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     if here.any():
         check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
@@ -116,7 +97,7 @@ def test_tiles_of_padding_cost_nothing(hopper, reference, tmp_path):
     rows = torch.arange(300)
     rows[:256] = -1  # the tiles of the one cluster; the third tile stands alone
     output, soft = torch.zeros(300, 72, dtype=torch.bfloat16), torch.zeros(300, 72)
-    with overridden(hopper, block_m=128, cluster_m=2, splits=1):
+    with hopper.overridden(block_m=128, cluster_m=2, splits=1):
         counted = count(hopper, tmp_path, z, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     assert counted["wgmma_flop"] == 2 * 128 * 256 * 256
     assert counted["tma_load_bytes"] == 256 * 256 * 2
@@ -147,7 +128,7 @@ def test_whole_steps_of_any_alignment(hopper, reference, logits_dtype, granule, 
     step = max(granule // z.element_size(), 1)
     shifted = placed(z, offset=step, pad=(step - vocab) % (2 * step))  # rows an odd number of granules apart
     output, soft = torch.zeros(197, 72, dtype=torch.bfloat16), torch.zeros(197, 72)
-    with overridden(hopper, block_m=block_m, splits=1, stages=2):
+    with hopper.overridden(block_m=block_m, splits=1, stages=2):
         hopper.relaxed_embedding(shifted, lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
 
@@ -159,7 +140,7 @@ def test_splits_and_stages(hopper, reference, embedding_dtype, n):
     for splits in (1, 2, 5, 1000):
         results = []
         for stages in (2, 3, 4):
-            with overridden(hopper, stages=stages):
+            with hopper.overridden(stages=stages):
                 results.append(hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU, splits=splits))
             assert hopper.plan["kernel"] == HOPPER
             assert hopper.plan["stages"] == stages
@@ -175,7 +156,7 @@ def test_an_embedding_that_tma_cannot_read(hopper, reference):
     assert hopper.plan["kernel"] == AMPERE
     check(reference, output, soft, z, lse, embedding, hard, weight)
     refused = f"kernel must be {AMPERE} for unaligned bfloat16 embeddings on sm_90, got {HOPPER}"
-    with overridden(hopper, kernel=HOPPER), pytest.raises(RuntimeError, match=refused):
+    with hopper.overridden(kernel=HOPPER), pytest.raises(RuntimeError, match=refused):
         hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU)
 
 
@@ -196,5 +177,5 @@ def test_an_embedding_that_tma_cannot_read(hopper, reference):
 )
 def test_overrides_that_were_not_built(hopper, reference, overrides, refused):
     z, lse, embedding, hard, weight = inputs(reference, 2, 70, 16, torch.bfloat16, torch.bfloat16)
-    with overridden(hopper, **overrides), pytest.raises(RuntimeError, match=refused):
+    with hopper.overridden(**overrides), pytest.raises(RuntimeError, match=refused):
         hopper.relaxed_embedding(z, lse, embedding, hard, weight, TAU)

@@ -233,11 +233,8 @@ def test_split_statistics(kernels, reference, dtype, splits):
 
 
 def sampled(kernels, z, keys, tau, overrides, **options):
-    before, kernels.overrides = kernels.overrides, overrides
-    try:
+    with kernels.overridden(**overrides):
         return kernels.sample_tokens(z, keys, tau, **options)
-    finally:
-        kernels.overrides = before
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
