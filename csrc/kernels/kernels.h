@@ -15,8 +15,12 @@
 
 namespace entrgi {
 
-// Fills arch and num_sms of the current device.
+// The current device. It is asked once; later calls remember.
 cudaError_t current_device(Device* device);
+
+// Loads every kernel on the current device and sets its attributes, which its first launch does otherwise:
+// before a graph is captured, or where the first call must not be the slow one.
+cudaError_t warm_up();
 
 // Rows with NaN, +inf or nothing finite: statistics NaN, argmax -1.
 struct LogitStatisticsParams {

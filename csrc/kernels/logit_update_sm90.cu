@@ -35,9 +35,8 @@
 //          other kernels move 32 single consecutive elements per instruction.
 //
 // What lost: see docs/kernels/logit_update.md.
-#include <atomic>
-
 #include "detail/hopper.cuh"
+#include "launch.h"
 #include "logit_update_chunk.cuh"
 #include "plan_operators.h"
 #include "tensor_map.h"
@@ -267,15 +266,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&grad_map));
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&embedding_map));
-    // CTAs of its row and column of the cluster. Written so that it is seen not to be 0: CUTLASS asserts
-    // that, and a call, even one that is never made, serialises every wgmma of the kernel.
-    const int receivers = 1 + (schedule.cluster_m > 1) + (schedule.cluster_n > 1);
+    const int receivers = schedule.cluster_m + schedule.cluster_n - 1;  // CTAs of its row and column
     for (int stage = 0; stage < kStages; ++stage) {
       ring.full[stage].init(1);
       ring.empty[stage].init(receivers * (kWarpgroup / 32));
     }
     for (int consumer = 0; consumer < 2; ++consumer) ring.turn[consumer].init(kWarpgroup / 32);
-    cutlass::arch::fence_barrier_init();
+    fence_barrier_init();
   }
   cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there
 
@@ -291,22 +288,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// The most clusters that a device holds at once: they stay within a group of processors, so it may be fewer
-// than there are processors for, and one that had to wait for another to end would double the time. The same
-// for all kernels here, as a CTA of each fills a processor.
-cudaError_t resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int* clusters) {
-  constexpr int kDevices = 64, kSizes = 5;
-  static std::atomic<int> known[kDevices][kSizes];  // 0: not asked yet
-  int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  std::atomic<int>& entry = known[device % kDevices][config.attrs[0].val.clusterDim.x % kSizes];
-  *clusters = entry.load();
-  if (*clusters > 0) return cudaSuccess;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
-  if (error == cudaSuccess) entry.store(*clusters);
-  return error;
-}
-
 template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
 cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   constexpr int kBytes = Shared::bytes(kM, kN, kStages);
@@ -316,36 +297,18 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
   if (std::max({tiles, p.n, p.vocab, p.dim}) > INT32_MAX) return cudaErrorInvalidValue;  // TMA's coordinates
 
-  // First of all, as it makes the device's context current: tensor maps are made by the driver.
-  const auto kernel = logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
-  error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim, GatheredGrad::pitch(p.dim),
-                          kM / plan.cluster_n);
+  cudaError_t error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim,
+                                      GatheredGrad::pitch(p.dim), kM / plan.cluster_n);
   if (error != cudaSuccess) return error;
   error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
                           kN / plan.cluster_m);
   if (error != cudaSuccess) return error;
-
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(plan.grid);
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int resident = 0;
-  error = resident_clusters(reinterpret_cast<const void*>(kernel), config, &resident);
-  if (error != cudaSuccess) return error;
-  config.gridDim = static_cast<unsigned>(std::min(plan.grid, resident * cluster));
   const Schedule schedule{plan.cluster_m, plan.cluster_n, static_cast<uint32_t>(rows),
                           static_cast<uint32_t>(tiles)};
-  return cudaLaunchKernelEx(&config, kernel, p, UpdateScalars(p), schedule, grad_map, embedding_map);
+  return launch_kernel<logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>, kBytes>(
+      {plan.grid, kThreads, kBytes, cluster}, stream, p, UpdateScalars(p), schedule, grad_map, embedding_map);
 }
 
 template <typename Z, typename T, typename Columns>
@@ -361,19 +324,6 @@ cudaError_t choose_columns(const LogitUpdateParams& p, const Plan& plan, cudaStr
                                                       : choose_tile<Z, T, SpreadColumns<32>>(p, plan, stream);
 }
 
-template <typename T>
-cudaError_t choose_logits(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_columns<__nv_bfloat16, T>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_columns<__half, T>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_columns<float, T>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
@@ -382,8 +332,9 @@ cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cuda
       !one_or_two(plan.cluster_n)) {
     return cudaErrorInvalidValue;
   }
-  return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)
-                                               : choose_logits<__half>(p, plan, stream);
+  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
+    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_columns<Z, T>(p, plan, stream); });
+  });
 }
 
 }  // namespace entrgi

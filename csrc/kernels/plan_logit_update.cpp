@@ -35,7 +35,7 @@ Kernel choose_kernel(const Shape& s, const Device& device, const std::string& as
   std::string where = std::string(" for ") + name_of(s.embedding) + " embeddings";
   if (s.embedding == DType::kFloat32) {
     possible = {Kernel::kLogitUpdateSimt};
-  } else if (device.arch < 90) {
+  } else if (!device.has_wgmma()) {
     possible = {Kernel::kLogitUpdateSm80};
     where += " on this device";
   } else if (!s.embedding_aligned) {
@@ -131,8 +131,8 @@ Plan plan_logit_update(Op, const Shape& s, const Device& device, const PlanOverr
               ceil_div(s.vocab, int64_t{plan.block_n} * plan.cluster_n) * cluster;
   plan.workspace_bytes = s.n * static_cast<int64_t>(sizeof(float));  // G . e_soft
   if (kernel == Kernel::kLogitUpdateSm90) {
-    // Persistent: one CTA per SM, or as many clusters as `splits` asks for.
-    const int64_t clusters = overrides.splits > 0 ? overrides.splits : device.num_sms / cluster;
+    // Persistent: all clusters that run at once, or as many clusters as `splits` asks for.
+    const int64_t clusters = overrides.splits > 0 ? overrides.splits : device.resident(cluster);
     plan.grid = std::min(plan.grid, std::max<int64_t>(clusters, 1) * cluster);
     plan.workspace_bytes = GatheredGrad::end(s.n, s.dim);
   }

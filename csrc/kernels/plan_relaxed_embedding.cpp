@@ -47,7 +47,7 @@ int choose(const char* field, int wanted, int otherwise, const std::vector<int>&
 
 Kernel choose_kernel(const Shape& s, const Device& device, const std::string& wanted) {
   // TMA counts rows in 32 bits and needs them on 16-byte boundaries.
-  const bool hopper = device.arch == 90 && s.embedding_aligned && s.vocab <= std::numeric_limits<int>::max();
+  const bool hopper = device.has_wgmma() && s.embedding_aligned && s.vocab <= std::numeric_limits<int>::max();
   std::vector<Kernel> possible;
   if (s.embedding == DType::kFloat32) {
     possible = {Kernel::kRelaxedEmbeddingSimt};
@@ -124,12 +124,6 @@ struct RowTiles {
       : all(ceil_div(s.n, block_m)), groups(all / cluster), rest(all % cluster) {}
 };
 
-// Clusters that run at once, one CTA per multiprocessor. GPCs have 16 or 18 multiprocessors: clusters of four
-// leave two of 18 without work, on a device of 132 four in all.
-int64_t resident_clusters(const Device& device, int cluster) {
-  return std::max<int64_t>(cluster == 4 ? device.num_sms / 33 * 8 : device.num_sms / cluster, 1);
-}
-
 // Clocks of a plan for Hopper: waves of CTAs, each as long as its part of the vocabulary and a constant, and
 // the partial sums, written and read again. For one step the tensor cores take block_m block_n block_k / 2048
 // clocks, and L2 delivers 32 bytes per clock and multiprocessor: the logits to every CTA, the embedding once
@@ -145,7 +139,8 @@ double estimate(const Plan& plan, const Shape& s, const Device& device) {
                logits = plan.block_k * plan.block_m * size_of(s.logits);
   const double l2 = (embedding * fetched + logits) / kL2Rate;
   const double shared = (embedding * (1 + plan.block_m / 64) + logits * 2) / kSharedRate;
-  const int64_t waves = ceil_div(plan.grid / plan.cluster_m, resident_clusters(device, plan.cluster_m));
+  const int64_t waves =
+      ceil_div(plan.grid / plan.cluster_m, std::max<int64_t>(device.resident(plan.cluster_m), 1));
   const int64_t steps = ceil_div(ceil_div(s.vocab, plan.block_k), plan.splits);
   return waves * (steps + kOverhead) * std::max({tensor, l2, shared}) +
          8. * plan.splits * s.n * s.dim / (device.num_sms * kPartialRate);
@@ -167,7 +162,7 @@ Plan plan_hopper(const Shape& s, const Device& device, const PlanOverrides& o,
       plan.cluster_m = cluster;
       const int64_t columns = ceil_div(s.dim, plan.block_n), steps = ceil_div(s.vocab, plan.block_k);
       const int64_t clusters = rows.groups * columns + rows.rest * ceil_div(columns, cluster);
-      const int64_t resident = resident_clusters(device, cluster);
+      const int64_t resident = std::max<int64_t>(device.resident(cluster), 1);
       const int64_t first = ceil_div(clusters, resident);
       for (int64_t waves = std::max<int64_t>(first, 1); waves < first + 4; ++waves) {
         const int64_t filling = waves * resident / std::max<int64_t>(clusters, 1);

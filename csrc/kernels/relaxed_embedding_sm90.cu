@@ -39,6 +39,7 @@
 
 #include "detail/hopper.cuh"
 #include "detail/tile.cuh"
+#include "launch.h"
 #include "plan_operators.h"
 #include "relaxed_embedding.cuh"
 #include "tensor_map.h"
@@ -257,10 +258,10 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&embedding);
     for (int i = 0; i < stages; ++i) {
-      cute::initialize_barrier(reinterpret_cast<uint64_t&>(full[i]), 1 + kWarpgroup);
-      cute::initialize_barrier(reinterpret_cast<uint64_t&>(empty[i]), sharing * kConsumers * kWarpgroup / 32);
+      full[i].init(1 + kWarpgroup);
+      empty[i].init(sharing * kConsumers * kWarpgroup / 32);
     }
-    cutlass::arch::fence_barrier_init();
+    fence_barrier_init();
   }
   if (sharing > 1) {
     cute::cluster_sync();
@@ -323,7 +324,8 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
       if (halves && (shifted || !inside)) {
         landed.arrive();  // plain stores
       } else {
-        cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&landed));
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(landed.address())
+                     : "memory");
       }
     }
     __syncwarp();
@@ -419,30 +421,12 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
       plan.shared_bytes != L::bytes(plan.stages)) {
     return cudaErrorInvalidValue;
   }
-  // First, as it gives a thread that has none its context, which the tensor map needs. The same for every
-  // plan: threads that launch other shapes at this moment share the attribute.
-  const auto kernel = relaxed_embedding_sm90_kernel<Z, T, kConsumers>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-      error != cudaSuccess) {
-    return error;
-  }
   CUtensorMap embedding;
   if (const cudaError_t error = make_tensor_map(&embedding, p.embedding_dtype, p.embedding, p.vocab, p.dim,
                                                 p.embedding_stride, kStep);
       error != cudaSuccess) {
     return error;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(plan.cluster_m), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.grid));
-  config.blockDim = dim3(L::kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = plan.cluster_m > 1 ? 1 : 0;
   const int64_t row_tiles = ceil_div(p.n, L::kM), steps = ceil_div(p.vocab, kStep);
   const Schedule schedule{pitch_of(p.dim),
                           static_cast<unsigned>(row_tiles / plan.cluster_m),
@@ -453,7 +437,9 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
                           plan.stages,
                           plan.cluster_m,
                           copy_granule(p.logits, p.logits_stride, sizeof(Z))};
-  return cudaLaunchKernelEx(&config, kernel, p, SoftmaxScale(p.temperature), schedule, embedding);
+  return launch_kernel<relaxed_embedding_sm90_kernel<Z, T, kConsumers>, kSharedBytes>(
+      {plan.grid, L::kThreads, plan.shared_bytes, plan.cluster_m}, stream, p, SoftmaxScale(p.temperature),
+      schedule, embedding);
 }
 
 template <typename Z, typename T>
@@ -464,19 +450,6 @@ cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaS
   return cudaErrorInvalidValue;
 }
 
-template <typename T>
-cudaError_t choose_logits(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_tile<__nv_bfloat16, T>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_tile<__half, T>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_tile<float, T>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
@@ -484,8 +457,9 @@ cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& 
   if (!cluster_built || plan.cluster_n != 1 || plan.block_k != kStep) {
     return cudaErrorInvalidValue;
   }
-  return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)
-                                               : choose_logits<__half>(p, plan, stream);
+  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
+    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
+  });
 }
 
 }  // namespace entrgi
