@@ -1,6 +1,7 @@
 // The current device as the launch plans see it.
-#include <cstring>
+#include <algorithm>
 #include <mutex>
+#include <string_view>
 
 #include "kernels.h"
 #include "launch.h"
@@ -29,12 +30,24 @@ cudaError_t count_clusters(int size, int* clusters) {
   return error == cudaErrorInvalidClusterSize ? cudaSuccess : error;
 }
 
-bool compiled(const char* architecture) {
-  return std::strstr(ENTRGI_CUDA_ARCHITECTURES, architecture) != nullptr;
+constexpr bool compiled(std::string_view architecture) {
+  std::string_view list = ENTRGI_CUDA_ARCHITECTURES;
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(','), list.size());
+    if (list.substr(0, end) == architecture) return true;
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return false;
 }
 
-// Code for sm_90a runs on compute capability 9.0 alone, the PTX of compute_90 on everything newer; what
-// cannot launch clusters of eight (a part of a device) runs what was compiled for sm_80.
+// Code for sm_90a runs on compute capability 9.0 alone, the PTX of compute_90 there and on everything newer;
+// what cannot launch clusters of eight (a part of a device) runs what was compiled for sm_80.
+int newest_code(int capability) {
+  if (capability == 90 && (compiled("sm_90a") || compiled("compute_90a"))) return 90;
+  if (capability >= 90 && compiled("compute_90")) return 100;
+  return capability < 80 ? capability : 80;
+}
+
 cudaError_t ask(int index, Device* device) {
   int major = 0, minor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
@@ -44,15 +57,14 @@ cudaError_t ask(int index, Device* device) {
   }
   if (error != cudaSuccess) return reported(error);
   const int capability = 10 * major + minor;
-  device->arch = capability < 80 ? capability : 80;
-  const int newest = capability == 90 && compiled("90a") ? 90 : capability > 90 && compiled("90") ? 100 : 80;
-  if (newest == 80) return cudaSuccess;
+  device->arch = std::min(newest_code(capability), 80);
+  if (newest_code(capability) < 90) return cudaSuccess;
   KernelEntry& filling = kernel_entry<filling_kernel, kFillingBytes>;
   error = filling.prepare(index);
   if (error == cudaSuccess) error = count_clusters(2, &device->clusters_of_2);
   if (error == cudaSuccess) error = count_clusters(4, &device->clusters_of_4);
   if (error == cudaSuccess) error = count_clusters(8, &device->clusters_of_8);
-  if (error == cudaSuccess && device->clusters_of_8 > 0) device->arch = newest;
+  if (error == cudaSuccess && device->clusters_of_8 > 0) device->arch = newest_code(capability);
   return error;
 }
 
