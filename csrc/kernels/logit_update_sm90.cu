@@ -218,7 +218,7 @@ template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
 __device__ __forceinline__ void consume(const LogitUpdateParams& p, const UpdateScalars& scalars,
                                         const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
                                         int consumer) {
-  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
+  const int warp = uniform(threadIdx.x % kWarpgroup / 32), lane = threadIdx.x % 32;
   const int steps = static_cast<int>((p.dim + Shared::kStep - 1) / Shared::kStep);
   const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
   float* products =
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<Z, T, Columns>(p, scalars, ring, schedule, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+    consume<Z, T, Columns>(p, scalars, ring, schedule, uniform(static_cast<int>(threadIdx.x) / kWarpgroup) - 1);
   }
   cute::cluster_sync();  // nor leaves while others still arrive there
 #endif
