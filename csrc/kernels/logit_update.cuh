@@ -120,11 +120,8 @@ struct Columns {
   template <typename T>
   __device__ __forceinline__ void load(FourBits<T>& four, const T* row) const {
     if (at_once) return load_streamed_if(true, four.bits, row + first);
-    T single[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) single[i] = i < left ? __ldcs(row + first + i) : from_float<T>(0.f);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = single[i];
+    for (int i = 0; i < 4; ++i) four[i] = i < left ? __ldcs(row + first + i) : from_float<T>(0.f);
   }
   template <typename T>
   __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
