@@ -29,12 +29,6 @@ struct WarpRows {
   }
 };
 
-// Where column `column` of a row of products is in the warp's shared memory, in floats. Pieces of four are
-// permuted, alike in every fourth row, so that pairs of four rows stored together lie in different banks.
-__device__ __forceinline__ int product_at(int row, int column) {
-  return row * UpdateShared::kChunkColumns + (column ^ row % 4 * 8);
-}
-
 // Where a lane's columns of a row begin in the logits and their moments. A gradient is stored in the place of
 // the first moment.
 template <typename Z>
@@ -102,8 +96,8 @@ __device__ __forceinline__ void update_rows(const LogitUpdateParams& p, const Up
         LaneLogits<Z>& four = logits[start + t];
         const int index = first + start + t, source = rows.lane_of(half) + index;
         const float lse = __shfl_sync(~0u, rows.lse, source), inner = __shfl_sync(~0u, rows.inner, source);
-        const float4 product = *reinterpret_cast<const float4*>(
-            products + first * UpdateShared::kChunkColumns + product_at(start + t, 4 * lane));
+        const float4 product =
+            *reinterpret_cast<const float4*>(products + index * UpdateShared::kChunkPitch + 4 * lane);
         Updated& to = updated[t];
 #pragma unroll
         for (int i = 0; i < 4; ++i) to.logit[i] = to_float(four.z[i]);
@@ -172,10 +166,10 @@ __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const U
   __syncwarp();  // the chunk before this one has been read
 #pragma unroll
   for (int f = 0; f < UpdateShared::kChunkColumns / 8; ++f) {
-    float* to = products + product_at(lane / 4, f % 4 * 8 + lane % 4 * 2) + f / 4 * 32;
+    float* to = products + lane / 4 * UpdateShared::kChunkPitch + f * 8 + lane % 4 * 2;
     *reinterpret_cast<float2*>(to) = {accumulator[4 * f], accumulator[4 * f + 1]};
-    *reinterpret_cast<float2*>(to + 8 * UpdateShared::kChunkColumns) = {accumulator[4 * f + 2],
-                                                                        accumulator[4 * f + 3]};
+    *reinterpret_cast<float2*>(to + 8 * UpdateShared::kChunkPitch) = {accumulator[4 * f + 2],
+                                                                      accumulator[4 * f + 3]};
   }
   __syncwarp();
 
@@ -199,7 +193,7 @@ __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const U
   const int64_t whole = p.vocab & ~int64_t{3};
   if (whole < p.vocab && whole - column < UpdateShared::kChunkColumns && lane < count) {
     update_last_columns<Z>(p, scalars, rows.n(half) + lane, {whole, static_cast<int>(p.vocab - whole), false},
-                           products + product_at(lane, static_cast<int>(whole - column)));
+                           products + lane * UpdateShared::kChunkPitch + (whole - column));
   }
 }
 

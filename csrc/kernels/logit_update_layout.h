@@ -16,18 +16,21 @@ struct GatheredGrad {
 // Shared memory of logit_update_sm90: the ring, the products that each consuming warp passes through it, two
 // barriers for every stage and one for each consumer.
 struct UpdateShared {
-  static constexpr int kStages = 4, kStep = 64;               // of d: 128 bytes, a row of the swizzle
+  static constexpr int kStep = 64;                            // of d: 128 bytes, a row of the swizzle
   static constexpr int kChunkRows = 16, kChunkColumns = 128;  // of a warp
-  static constexpr int kChunkBytes = kChunkRows * kChunkColumns * 4;
+  static constexpr int kChunkPitch = kChunkColumns + 8;       // floats: rows start 8 banks apart
+  static constexpr int kChunkBytes = kChunkRows * kChunkPitch * 4;
   static constexpr int kConsumerWarps = 8;
 
   static constexpr int stage(int block_m, int block_n) { return (block_m + block_n) * kStep * 2; }
-  static constexpr int chunks(int block_m, int block_n) { return kStages * stage(block_m, block_n); }
-  static constexpr int barriers(int block_m, int block_n) {
-    return chunks(block_m, block_n) + kConsumerWarps * kChunkBytes;
+  static constexpr int chunks(int block_m, int block_n, int stages) {
+    return stages * stage(block_m, block_n);
   }
-  static constexpr int bytes(int block_m, int block_n) {
-    return barriers(block_m, block_n) + (2 * kStages + 2) * 8;
+  static constexpr int barriers(int block_m, int block_n, int stages) {
+    return chunks(block_m, block_n, stages) + kConsumerWarps * kChunkBytes;
+  }
+  static constexpr int bytes(int block_m, int block_n, int stages) {
+    return barriers(block_m, block_n, stages) + (2 * stages + 2) * 8;
   }
 };
 

@@ -18,7 +18,7 @@
 //            consumer 1                | product of 1  | update 1      | ...
 //
 //            M 128 x N 128   4 stages of 32 KB   N > 64
-//            M 64  x N 256   4 stages of 40 KB   N <= 64: E's bytes bind; G is read half as often
+//            M 64  x N 256   3 stages of 40 KB   N <= 64: E's bytes bind, and G is read half as often
 //
 //          A consumer holds a tile as two halves of 64 x 128, two of rows (two wgmma m64n128k16) or two of
 //          columns (one m64n256k16); both operands in shared memory under the 128-byte swizzle, K contiguous.
@@ -30,9 +30,9 @@
 // Epilogue per warp, without barriers: its 16 rows x 128 columns of a half pass through shared memory, then
 //          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction, four
 //          rows in flight. Two rows are applied at a time, without branches: rule and moments are template
-//          arguments of that loop, padding is predicates. Rows of accumulators are permuted in pieces of four
-//          columns: writing and reading them is free of conflicts. Rows of all matrices start at 16-byte
-//          boundaries; where V is not a multiple of 4, the last one to three columns follow one by one.
+//          arguments of that loop, padding is predicates. Rows of accumulators start 8 banks apart: writing
+//          and reading them is free of conflicts. Rows of all matrices start at 16-byte boundaries; where V
+//          is not a multiple of 4, the last one to three columns follow one by one.
 //
 // What lost: see docs/kernels/logit_update.md.
 #include "detail/ring.cuh"
@@ -46,16 +46,18 @@ namespace {
 
 using Shared = UpdateShared;
 
-constexpr int kThreads = 3 * kWarpgroup, kStages = Shared::kStages;
+constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 
-// For E where several rows of clusters read it, at about the same time; else it passes through.
+// For E: read by as many clusters as there are rows of them, at about the same time.
 constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 
-template <int kM, int kN>
+template <int kM, int kN, int kStages>
 struct Layout {
-  static constexpr int kStageBytes = Shared::stage(kM, kN), kBytes = Shared::bytes(kM, kN);
-  static constexpr int kChunks = Shared::chunks(kM, kN), kBarriers = Shared::barriers(kM, kN);
+  static constexpr int kStageBytes = Shared::stage(kM, kN);
+  static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
+  static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
+  static constexpr int kBytes = Shared::bytes(kM, kN, kStages);
 };
 
 // How tiles are dealt out: cluster c of the grid takes cluster tiles c, c + clusters, ... in an order that
@@ -106,7 +108,7 @@ __device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap
 
 // One thread: every stage of every tile of this CTA, its part of what the cluster shares. In 24 registers:
 // coordinates are 32 bits wide, as TMA's are.
-template <int kM, int kN, int kStageBytes>
+template <int kM, int kN, int kStages, int kStageBytes>
 __device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Schedule& schedule,
                                         const CUtensorMap& grad_map, const CUtensorMap& embedding_map) {
   const Place place(schedule);
@@ -114,7 +116,6 @@ __device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Sch
   // CTAs of this one's row of the cluster: every cluster_m-th; of its column: those next to each other.
   const uint16_t grad_mask = (schedule.cluster_n == 1 ? 1 : 1 + (1 << schedule.cluster_m)) << place.m;
   const uint16_t embedding_mask = (schedule.cluster_m == 1 ? 1 : 3) << place.n * schedule.cluster_m;
-  const uint64_t hint = schedule.rows == 1 ? kStreamThroughL2 : kNormalInL2;
   RingPlace at;
 #pragma unroll 1
   for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += schedule.clusters) {
@@ -129,7 +130,7 @@ __device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Sch
       copy_shared_box(grad_mask, grad_map, full, stage + grad_part * kSwizzleBytes, row, step * Shared::kStep,
                       kKeepInL2);
       copy_shared_box(embedding_mask, embedding_map, full, stage + (kM + embedding_part) * kSwizzleBytes,
-                      column, step * Shared::kStep, hint);
+                      column, step * Shared::kStep, kNormalInL2);
     }
   }
 }
@@ -148,7 +149,7 @@ struct Release {
 
 // accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile. `done`
 // is told when the last product has been issued.
-template <typename T, int kM, int kStageBytes>
+template <typename T, int kM, int kStages, int kStageBytes>
 __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kStageBytes>& ring,
                                          RingPlace& at, int steps, const Release& release,
                                          const Barrier& done) {
@@ -190,12 +191,12 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
 }
 
 // A consuming warpgroup: every second tile of this CTA. `turn` are barriers of each consumer.
-template <typename Z, typename T, int kM, int kN, int kStageBytes>
+template <typename Z, typename T, int kM, int kN, int kStages, int kStageBytes>
 __device__ __forceinline__ void consume(const LogitUpdateParams& p, const UpdateScalars& scalars,
                                         const Ring<kStageBytes>& ring, const Barrier* turn,
                                         const Schedule& schedule, int consumer) {
   const int warp = uniform(threadIdx.x % kWarpgroup / 32), lane = threadIdx.x % 32;
-  float* products = reinterpret_cast<float*>(ring.stages + Layout<kM, kN>::kChunks +
+  float* products = reinterpret_cast<float*>(ring.stages + Layout<kM, kN, kStages>::kChunks +
                                              (consumer * 4 + warp) * Shared::kChunkBytes);
   RingPlace at;
   at.advance(kStages, consumer * schedule.steps);
@@ -210,7 +211,7 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
     // a copy before the other consumer has had those of the tile in between.
     turn[consumer].wait(other_done);
     other_done ^= 1;
-    multiply<T, kM>(accumulator, ring, at, schedule.steps, release, turn[1 - consumer]);
+    multiply<T, kM, kStages>(accumulator, ring, at, schedule.steps, release, turn[1 - consumer]);
     at.advance(kStages, schedule.steps);  // over the other consumer's tile
 #pragma unroll 1  // one copy of the update: the second half moves to where the first was
     for (int half = 0; half < 2; ++half) {
@@ -226,13 +227,13 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
 }
 #endif
 
-template <typename Z, typename T, int kM, int kN>
+template <typename Z, typename T, int kM, int kN, int kStages>
 __global__ void __launch_bounds__(kThreads, 1)
     logit_update_sm90_kernel(const LogitUpdateParams p, const UpdateScalars scalars, const Schedule schedule,
                              const __grid_constant__ CUtensorMap grad_map,
                              const __grid_constant__ CUtensorMap embedding_map) {
 #ifdef ENTRGI_HOPPER
-  using L = Layout<kM, kN>;
+  using L = Layout<kM, kN, kStages>;
   extern __shared__ __align__(1024) char shared[];
   Barrier* const barriers = reinterpret_cast<Barrier*>(shared + L::kBarriers);
   Barrier* const turn = barriers + 2 * kStages;
@@ -250,20 +251,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = uniform(threadIdx.x / kWarpgroup);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (threadIdx.x == 0) produce<kM, kN>(ring, schedule, grad_map, embedding_map);
+    if (threadIdx.x == 0) produce<kM, kN, kStages>(ring, schedule, grad_map, embedding_map);
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<Z, T, kM, kN>(p, scalars, ring, turn, schedule, warpgroup - 1);
+    consume<Z, T, kM, kN, kStages>(p, scalars, ring, turn, schedule, warpgroup - 1);
   }
   cute::cluster_sync();  // nor leaves while others still arrive there
 #endif
 }
 
-template <typename Z, typename T, int kM, int kN>
+template <typename Z, typename T, int kM, int kN, int kStages>
 cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  constexpr int kBytes = Layout<kM, kN>::kBytes;
-  if (plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
+  constexpr int kBytes = Layout<kM, kN, kStages>::kBytes;
+  if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{kM} * plan.cluster_m);
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{kN} * plan.cluster_n);
@@ -283,14 +284,14 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
                           static_cast<uint32_t>(rows),
                           static_cast<uint32_t>(tiles),
                           static_cast<uint32_t>(plan.grid / cluster)};
-  return launch_kernel<logit_update_sm90_kernel<Z, T, kM, kN>, kBytes>(
+  return launch_kernel<logit_update_sm90_kernel<Z, T, kM, kN, kStages>, kBytes>(
       {plan.grid, kThreads, kBytes, cluster}, stream, p, UpdateScalars(p), schedule, grad_map, embedding_map);
 }
 
 template <typename Z, typename T>
 cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.block_m == 64 && plan.block_n == 256) return launch<Z, T, 64, 256>(p, plan, stream);
-  if (plan.block_m == 128 && plan.block_n == 128) return launch<Z, T, 128, 128>(p, plan, stream);
+  if (plan.block_m == 64 && plan.block_n == 256) return launch<Z, T, 64, 256, 3>(p, plan, stream);
+  if (plan.block_m == 128 && plan.block_n == 128) return launch<Z, T, 128, 128, 4>(p, plan, stream);
   return cudaErrorInvalidValue;
 }
 
@@ -299,8 +300,8 @@ cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream
 // Of z in E's dtype or fp32, in aligned rows.
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   const auto one_or_two = [](int size) { return size == 1 || size == 2; };
-  if (plan.threads != kThreads || plan.stages != kStages || plan.block_k != Shared::kStep ||
-      !one_or_two(plan.cluster_m) || !one_or_two(plan.cluster_n) || !rows_aligned(p)) {
+  if (plan.threads != kThreads || plan.block_k != Shared::kStep || !one_or_two(plan.cluster_m) ||
+      !one_or_two(plan.cluster_n) || !rows_aligned(p)) {
     return cudaErrorInvalidValue;
   }
   return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {

@@ -14,7 +14,7 @@ namespace {
 // What was built. A kernel takes its smallest tile that holds all rows, else its largest.
 constexpr Plan kBuilt[] = {
     // kernel                  tile          stages  threads
-    {Kernel::kLogitUpdateSm90, 64, 256, 64, 4, 384},   //
+    {Kernel::kLogitUpdateSm90, 64, 256, 64, 3, 384},   //
     {Kernel::kLogitUpdateSm90, 128, 128, 64, 4, 384},  //
     {Kernel::kLogitUpdateSm80, 16, 256, 32, 4, 128},   //
     {Kernel::kLogitUpdateSm80, 64, 128, 32, 4, 128},   //
@@ -104,7 +104,7 @@ void choose_clusters(Plan& plan, const Shape& s, const Device& device, const Pla
 int64_t shared_bytes(const Plan& plan, const Shape& s) {
   switch (plan.kernel) {
     case Kernel::kLogitUpdateSm90:
-      return UpdateShared::bytes(plan.block_m, plan.block_n);
+      return UpdateShared::bytes(plan.block_m, plan.block_n, plan.stages);
     case Kernel::kLogitUpdateSm80: {
       const int64_t ring = plan.stages * plan.block_k * (plan.block_m + plan.block_n) * size_of(s.embedding) +
                            plan.block_m * static_cast<int64_t>(sizeof(int64_t));
