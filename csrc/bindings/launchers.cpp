@@ -126,7 +126,9 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), op, overrides, logit_update);
+  Shape shape = shape_of(p);
+  shape.logits_aligned = rows_aligned(p);
+  return run(p, shape, op, overrides, logit_update);
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {

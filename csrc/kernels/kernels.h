@@ -126,6 +126,15 @@ struct LogitUpdateParams {
   bool last;     // does not write them
   void* workspace;
 };
+// Shape::logits_aligned of an update: of every [N, V] matrix, where it is there.
+inline bool rows_aligned(const LogitUpdateParams& p) {
+  const auto absent_or_aligned = [](const float* base, int64_t stride) {
+    return base == nullptr || rows_aligned(base, stride, DType::kFloat32);
+  };
+  return rows_aligned(p.logits, p.logits_stride, p.logits_dtype) &&
+         absent_or_aligned(p.gradient, p.gradient_stride) && absent_or_aligned(p.exp_avg, p.exp_avg_stride) &&
+         absent_or_aligned(p.exp_avg_sq, p.exp_avg_sq_stride);
+}
 cudaError_t logit_update(const LogitUpdateParams& params, const Plan& plan, cudaStream_t stream);
 
 struct CommitParams {

@@ -26,8 +26,8 @@ __device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const Up
 #pragma unroll 1
   for (int first = threadIdx.x; first < kRows * kQuads; first += kBatch * kSimtThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z, AnyColumns> logits[kBatch];
-    const auto columns = [&](int index) { return AnyColumns(p, scalars, first_column + index % kQuads * 4); };
+    FourLogits<Z> logits[kBatch];
+    const auto columns = [&](int index) { return columns_at(p, scalars, first_column + index % kQuads * 4); };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kSimtThreads;

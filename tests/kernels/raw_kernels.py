@@ -205,11 +205,14 @@ class RawKernels:
         }
         self.launch(launcher, arguments, reads, writes)
 
-    def logit_gradient(self, grad, logits, logsumexp, embedding, soft, rows, temperature):
-        gradient = torch.empty(logits.shape)
+    def logit_gradient(self, grad, logits, logsumexp, embedding, soft, rows, temperature, gradient=None):
+        new = ("gradient",) if gradient is None else ()
+        if gradient is None:  # in rows at 16-byte boundaries, as Hopper's kernel needs them
+            n, vocab = logits.shape
+            gradient = torch.empty(n, vocab + -vocab % 4)[:, :vocab]
         self._update(
             "logit_gradient", grad, logits, logsumexp, embedding, soft, rows, temperature,
-            {"gradient": gradient}, new=("gradient",),
+            {"gradient": gradient}, new=new,
         )  # fmt: skip
         return gradient
 
