@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from cases import DTYPES, placed
-from test_kernel_relaxed_embedding import AMPERE, TAU, ask, check, count, inputs
+from test_kernel_relaxed_embedding import AMPERE, TAU, ask, check, count, inputs, launches
 
 pytestmark = pytest.mark.simulator
 HOPPER = "relaxed_embedding_sm90"
@@ -128,6 +128,14 @@ def test_what_padding_holds_counts_for_nothing(hopper, reference, logits_dtype, 
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     check(reference, output[here], soft[here], z[here], lse[here], embedding, hard[here], weight[here])
+
+
+@pytest.mark.parametrize(("logits_dtype", "embedding_dtype"), PAIRS)
+def test_logits_are_read_without_bank_conflicts(hopper, reference, tmp_path, logits_dtype, embedding_dtype):
+    z, lse, embedding, hard, weight = inputs(reference, 130, 256, 72, logits_dtype, embedding_dtype)
+    counted, _ = launches(hopper, tmp_path, z, lse, embedding, hard, weight, TAU)
+    kind = "shared_load" if logits_dtype == torch.float32 else "ldmatrix"
+    assert counted[f"{kind}_conflict_degree"] == 1
 
 
 @pytest.mark.parametrize("vocab", [30_522, 30_523])
