@@ -136,7 +136,8 @@ __device__ __forceinline__ void produce(const Ring<L::kStageBytes>& ring, const 
   const uint32_t embedding_mask = ((1 << work.sharing_m) - 1) << (rank - work.rank_m);
   const uint32_t logits_mask = (work.sharing_n == 1 ? 1 : 1 + (1 << work.sharing_m))
                                << (rank - work.rank_n * work.sharing_m);
-  const int first_row = static_cast<int>(work.row_tile) * L::kM, part_rows = L::kM / s.logit_parts;
+  const int first_row = static_cast<int>(work.row_tile) * L::kM;
+  const int part_rows = s.logit_parts == 2 ? L::kM / 2 : L::kM;
   const int first_column = static_cast<int>(work.column_tile) * L::kColumns;
   RingPlace at;
 #pragma unroll 1
@@ -297,7 +298,7 @@ __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const S
   RingPlace at;
 
   const auto make_half = [&](int half, int step) {
-    const int ids_left = static_cast<int>(min(p.vocab - int64_t{first_step + step} * kStep, int64_t{kStep}));
+    const int ids_left = static_cast<int>(p.vocab) - (first_step + step) * kStep;
     const char* tile = ring.stage(at.stage) + L::kEmbeddingBytes;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -390,7 +391,7 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   if (warp < kWarpgroup / 32) {
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
-    if (threadIdx.x == 0) {
+    if (warp == 0 && cute::elect_one_sync()) {
       const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
       produce<L>(ring, schedule, work, first_step, steps, hint, embedding, logits);
     }
