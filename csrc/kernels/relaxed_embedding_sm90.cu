@@ -27,10 +27,10 @@
 //   consumer    q(0a) | wgmma 0a | wgmma 0b | wgmma 1a | ...
 //                     | q(0b)    | q(1a)    | q(1b)    | ...
 //
-// Cluster  CTAs of one column of tiles, two or four along the rows, share E: each fetches a share of the
-// boxes
-//          for all. Two of one row share z the same way. Row tiles that fill no cluster lie along the columns
-//          with theirs, in pairs that share z. CTAs that share and have only rows of padding end at once.
+// Cluster  CTAs of one column of tiles, two or four along the rows, share E: each fetches a part of the boxes
+//          for all. Two CTAs of one row share z the same way. Row tiles that fill no cluster have theirs
+//          along the columns, in pairs that share z. CTAs that share and have only rows of padding end at
+//          once.
 //
 // Grid     CTAs of a cluster, row tiles, tiles of d, splits, so that CTAs that share E run together.
 //
@@ -96,19 +96,19 @@ struct Work {
   __device__ __forceinline__ explicit Work(const Schedule& s) {
     const unsigned size = s.cluster_m * s.cluster_n;
     const unsigned cluster = blockIdx.x / size, member = blockIdx.x % size;
-    const unsigned full = s.groups * (s.columns / s.cluster_n),
-                   left = s.rest * ((s.columns + size - 1) / size);
-    const unsigned i = cluster % (full + left);
-    split = cluster / (full + left);
-    if (i < full) {
+    const unsigned grouped = s.groups * (s.columns / s.cluster_n);
+    const unsigned clusters = grouped + s.rest * ((s.columns + size - 1) / size);
+    const unsigned i = cluster % clusters;
+    split = cluster / clusters;
+    if (i < grouped) {
       sharing_m = s.cluster_m, rank_m = static_cast<int>(member % s.cluster_m);
       sharing_n = s.cluster_n, rank_n = static_cast<int>(member / s.cluster_m);
       row_tile = i % s.groups * s.cluster_m + rank_m, column_tile = i / s.groups * s.cluster_n + rank_n;
     } else {  // tiles of d side by side; the last cluster may have some that are not there
       sharing_m = 1, rank_m = 0;
       sharing_n = s.rest_n, rank_n = static_cast<int>(member % s.rest_n);
-      row_tile = s.groups * s.cluster_m + (i - full) % s.rest;
-      column_tile = (i - full) / s.rest * size + member;
+      row_tile = s.groups * s.cluster_m + (i - grouped) % s.rest;
+      column_tile = (i - grouped) / s.rest * size + member;
     }
   }
 };
@@ -240,23 +240,12 @@ using cute::SM90::GMMA::Major;
 
 // 64 rows by kColumns by 16 ids.
 template <typename T, int kColumns>
-struct Product;
-template <>
-struct Product<__half, 192> {
-  using Atom = cute::SM90::GMMA::MMA_64x192x16_F32F16F16_RS<Major::K, Major::MN>;
-};
-template <>
-struct Product<__half, 256> {
-  using Atom = cute::SM90::GMMA::MMA_64x256x16_F32F16F16_RS<Major::K, Major::MN>;
-};
-template <>
-struct Product<__nv_bfloat16, 192> {
-  using Atom = cute::SM90::GMMA::MMA_64x192x16_F32BF16BF16_RS<Major::K, Major::MN>;
-};
-template <>
-struct Product<__nv_bfloat16, 256> {
-  using Atom = cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_RS<Major::K, Major::MN>;
-};
+using Product = std::conditional_t<
+    std::is_same_v<T, __half>,
+    std::conditional_t<kColumns == 192, cute::SM90::GMMA::MMA_64x192x16_F32F16F16_RS<Major::K, Major::MN>,
+                       cute::SM90::GMMA::MMA_64x256x16_F32F16F16_RS<Major::K, Major::MN>>,
+    std::conditional_t<kColumns == 192, cute::SM90::GMMA::MMA_64x192x16_F32BF16BF16_RS<Major::K, Major::MN>,
+                       cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_RS<Major::K, Major::MN>>>;
 
 // Tells the producers that fill this CTA's stages, those of its row and of its column of the cluster, that a
 // warp has left one: one lane for each.
@@ -273,14 +262,14 @@ struct Release {
   __device__ __forceinline__ void operator()(const Barrier& empty) const { empty.arrive(target, sends); }
 };
 
-// A consuming warpgroup: its 64 rows of the tile, from `first_row` on.
+// A consuming warpgroup, of which `warp` is one: its 64 rows of the tile.
 template <typename Z, typename T, int kConsumers>
 __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const SoftmaxScale& scale,
                                         const Schedule& schedule, const Work& work,
                                         const Ring<Layout<Z, kConsumers>::kStageBytes>& ring, int first_step,
                                         int steps, int warp) {
   using L = Layout<Z, kConsumers>;
-  using Atom = typename Product<T, L::kColumns>::Atom;
+  using Atom = Product<T, L::kColumns>;
   using Reader = LogitReader<Z, L::kLogitBoxBytes>;
   constexpr int kHalf = kStep / 2, kBlocks = kHalf / 16;  // products of half a step
 
@@ -387,11 +376,10 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
   }
   cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there
 
-  // From one lane, so that the compiler knows it to be the same in all.
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   if (warp < kWarpgroup / 32) {
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
-    if (warp == 0 && cute::elect_one_sync()) {
+    if (warp == 0 && cute::elect_one_sync()) {  // of threadIdx.x == 0 it is not known to be one thread
       const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
       produce<L>(ring, schedule, work, first_step, steps, hint, embedding, logits);
     }

@@ -27,6 +27,12 @@ namespace entrgi {
 
 constexpr int kWarpgroup = 128;
 
+// A value that is the same in all lanes of a warp, known to be: what comes from threadIdx.x the compiler
+// takes to differ, keeps out of uniform registers and moves there for every descriptor and barrier (R2UR).
+__device__ __forceinline__ int uniform(int value) {
+  return __shfl_sync(~0u, value, 0);
+}
+
 #ifdef ENTRGI_CLUSTERS
 // An mbarrier in shared memory. CUTLASS's own does not tell the compiler that it orders memory, and asserts
 // that it counts something: an assertion is a function call, even one that is never made, and where a kernel
