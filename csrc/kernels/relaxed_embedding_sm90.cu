@@ -380,7 +380,8 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
   if (warp < kWarpgroup / 32) {
     if constexpr (kConsumers > 1) cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters<kConsumers>>();
     if (warp == 0 && cute::elect_one_sync()) {  // of threadIdx.x == 0 it is not known to be one thread
-      const uint64_t hint = p.n <= L::kM ? kStreamThroughL2 : kNormalInL2;
+      // Read once, E leaves L2 to z and the partial sums.
+      const uint64_t hint = schedule.groups + schedule.rest == 1 ? kStreamThroughL2 : kNormalInL2;
       produce<L>(ring, schedule, work, first_step, steps, hint, embedding, logits);
     }
     __syncwarp();
