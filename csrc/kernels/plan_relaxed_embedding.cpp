@@ -122,8 +122,8 @@ void set_stages(Plan& plan, const Shape& s, const PlanOverrides& o) {
   plan.shared_bytes = plan.stages * stage;
 }
 
-// Row tiles times steps in which a CTA's share of the embedding and of the logits is fetched anew, for one
-// tile of columns.
+// For one tile of columns and one step: how many tiles of the embedding and of the logits L2 delivers, each
+// once to all that share it.
 double fetched_embedding(const RelaxedEmbeddingTiles& tiles) {
   return static_cast<double>(tiles.groups + tiles.rest);
 }
