@@ -138,8 +138,7 @@ double fetched_logits(const RelaxedEmbeddingTiles& tiles, const Plan& plan) {
 //   tensor cores   block_m block_n block_k / 2048
 //   L2             delivers 32 bytes per clock and multiprocessor: what is shared once to all that share it
 //   ingress        64 bytes per clock enter a multiprocessor, shared or not
-//   shared memory  moves 128: both tiles are written, the logits read once, the embedding once for each 64
-//   rows
+//   shared memory  moves 128: both tiles are written, the logits read once, the embedding by each consumer
 // The widest column tile is the slowest, so columns of padding count.
 double estimate(const Plan& plan, const Shape& s, const Device& device) {
   constexpr double kTensorRate = 2048, kL2Rate = 32, kIngressRate = 64, kSharedRate = 128;  // per clock

@@ -176,7 +176,7 @@ __device__ __forceinline__ void unpack(float (&z)[2], uint32_t pair) {
 // What a lane reads of the z tile: operand A's registers i = 0 ... 3 hold row row_of(lane) (+ 8 if i is odd)
 // of a warp's 16 and ids 2 (lane % 4) + {0, 1} (+ 8 from i = 2 on) of 16. The swizzle exchanges 16-byte
 // chunks by the row alone, so other ids of the same rows are an exclusive or away.
-template <typename Z, int kBoxBytes>
+template <typename Z, int kLogitBoxBytes>
 struct LogitReader {
   uint32_t offset;
 
@@ -190,8 +190,8 @@ struct LogitReader {
     for (int i = 0; i < 4; ++i) unpack<Z>(z[i], raw[i]);
   }
 };
-template <int kBoxBytes>
-struct LogitReader<float, kBoxBytes> {
+template <int kLogitBoxBytes>
+struct LogitReader<float, kLogitBoxBytes> {
   uint32_t offset;
 
   // Half a warp reads 32 bytes of four rows at once. Of two neighbouring rows the swizzle leaves those in the
@@ -206,7 +206,7 @@ struct LogitReader<float, kBoxBytes> {
     for (int i = 0; i < 4; ++i) {
       const float2 pair =
           *reinterpret_cast<const float2*>(tile + (offset ^ (id % kIds + i / 2 * 8) * sizeof(float)) +
-                                           id / kIds * kBoxBytes + i % 2 * 8 * kSwizzleBytes);
+                                           id / kIds * kLogitBoxBytes + i % 2 * 8 * kSwizzleBytes);
       z[i][0] = pair.x, z[i][1] = pair.y;
     }
   }
