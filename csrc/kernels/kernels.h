@@ -88,9 +88,11 @@ struct RelaxedEmbeddingParams {
   double temperature;
   const int64_t* hard_tokens;  // [N] or null: the expectation
   const float* weight;         // [N] or null: 1
-  const int64_t* rows;         // [N] or null: identity; outside [0, R): padding, nothing is read or written
-  int64_t num_output_rows;     // R
-  void* output;                // [R, d] in the embedding's dtype
+  // [N] or null: identity. Outside [0, R): padding; nothing of it is written. Its logits must be memory of
+  // the matrix, whatever they hold: they may be read with their neighbours', and count for nothing.
+  const int64_t* rows;
+  int64_t num_output_rows;  // R
+  void* output;             // [R, d] in the embedding's dtype
   int64_t output_stride;
   float* soft;  // [N, d]
   int64_t soft_stride;
