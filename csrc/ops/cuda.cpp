@@ -12,8 +12,8 @@
 namespace entrgi::ops {
 namespace {
 
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+DType kernel_dtype(const Tensor& t) {
+  switch (dtype_of(t)) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     case ScalarType::Half:
@@ -43,12 +43,12 @@ class Launch {
     stream_ = static_cast<cudaStream_t>(stream);
     Device device{};
     report(current_device(&device));
-    check(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
-          device.arch / 10, ".", device.arch % 10);
+    ENTRGI_CHECK(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
+                 device.arch / 10, ".", device.arch % 10);
     try {
       plan_ = make_forced_plan(op, shape, device);
     } catch (const std::invalid_argument& error) {
-      check(false, error.what());
+      fail(error.what());
     }
     workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
   }
@@ -61,8 +61,8 @@ class Launch {
 
  private:
   void report(cudaError_t error) const {
-    check(error == cudaSuccess, name_of(op_), ": CUDA error ", cudaGetErrorName(error), ", ",
-          cudaGetErrorString(error));
+    ENTRGI_CHECK(error == cudaSuccess, name_of(op_), ": CUDA error ", cudaGetErrorName(error), ", ",
+                 cudaGetErrorString(error));
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
@@ -73,22 +73,23 @@ class Launch {
 };
 
 bool rows_aligned(const Tensor& matrix) {
-  return entrgi::rows_aligned(matrix.data_ptr(), matrix.stride(0), dtype_of(matrix));
+  return entrgi::rows_aligned(matrix.data_ptr(), matrix.stride(0), kernel_dtype(matrix));
 }
 
 Shape shape_of(const Tensor& logits) {
-  return {logits.size(0), logits.size(1), 1, 0, dtype_of(logits), dtype_of(logits), rows_aligned(logits)};
+  return {logits.size(0),       logits.size(1),      1, 0, kernel_dtype(logits),
+          kernel_dtype(logits), rows_aligned(logits)};
 }
 
 Shape shape_of(const Tensor& logits, const Tensor& embedding) {
-  return {logits.size(0),   logits.size(1),      embedding.size(1),    0,
-          dtype_of(logits), dtype_of(embedding), rows_aligned(logits), rows_aligned(embedding)};
+  return {logits.size(0),       logits.size(1),          embedding.size(1),    0,
+          kernel_dtype(logits), kernel_dtype(embedding), rows_aligned(logits), rows_aligned(embedding)};
 }
 
 template <typename Params>
 void bind_logits(Params& p, const Tensor& logits, double temperature) {
   p.logits = logits.data_ptr();
-  p.logits_dtype = dtype_of(logits);
+  p.logits_dtype = kernel_dtype(logits);
   p.n = logits.size(0);
   p.vocab = logits.size(1);
   p.logits_stride = logits.stride(0);
@@ -126,7 +127,7 @@ Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor g
   grad_entropy = dense(grad_entropy);
   grad_tempered_entropy = dense(grad_tempered_entropy);
   const Tensor values[] = {dense(logsumexp), dense(unit_logsumexp), dense(entropy), dense(tempered_entropy)};
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), logits.scalar_type());
+  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), dtype_of(logits));
   LogitStatisticsBackwardParams p{};
   bind_logits(p, logits, temperature);
   p.grad_logsumexp = pointer_to<float>(grad_logsumexp);
@@ -147,6 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
     const Tensor& logits, const Tensor& keys, double temperature, double top_p, std::optional<int64_t> top_k,
     OptionalTensor forbidden, OptionalTensor error_flag) {
   check_sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag);
+  count_as_written(error_flag);
   const Launch launch(Op::kSampleTokens, shape_of(logits), logits);
   const Tensor dense_keys = dense(keys);
   forbidden = dense(forbidden);
@@ -176,7 +178,7 @@ Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
   GumbelPerturbParams p{};
   p.logits = logits.data_ptr();
-  p.logits_dtype = dtype_of(logits);
+  p.logits_dtype = kernel_dtype(logits);
   p.n = logits.size(0);
   p.vocab = logits.size(1);
   p.logits_stride = logits.stride(0);
@@ -192,7 +194,7 @@ template <typename Params>
 void bind_embedding(Params& p, const Tensor& embedding, const Tensor& logsumexp, const Tensor& soft,
                     const OptionalTensor& rows) {
   p.embedding = embedding.data_ptr();
-  p.embedding_dtype = dtype_of(embedding);
+  p.embedding_dtype = kernel_dtype(embedding);
   p.dim = embedding.size(1);
   p.embedding_stride = embedding.stride(0);
   p.logsumexp = pointer_to<float>(logsumexp);
@@ -224,7 +226,7 @@ std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor&
                                              OptionalTensor weight, double temperature) {
   check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature);
   const int64_t n = logits.size(0), d = embedding.size(1);
-  const Tensor output = empty_matrix(logits, n, d, embedding.scalar_type());
+  const Tensor output = empty_matrix(logits, n, d, dtype_of(embedding));
   const Tensor soft = empty_matrix(logits, n, d, ScalarType::Float);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, std::nullopt,
                         temperature);
@@ -236,6 +238,7 @@ void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& 
                         OptionalTensor weight, OptionalTensor rows, double temperature) {
   check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows,
                            temperature);
+  count_as_written(output, soft);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature);
 }
 
@@ -278,6 +281,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
                 bool last) {
   check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, rows, temperature, lr,
                    beta1, beta2, eps, step, last);
+  count_as_written(logits, exp_avg, exp_avg_sq);
   run_logit_update(Op::kAdamStep, UpdateRule::kAdam, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) {
                      p.exp_avg = pointer_to<float>(exp_avg);
@@ -296,6 +300,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
 void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp, const Tensor& embedding,
                const Tensor& soft, OptionalTensor rows, double temperature, double lr) {
   check_sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  count_as_written(logits);
   run_logit_update(Op::kSgdStep, UpdateRule::kSgd, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) { p.lr = lr; });
 }
@@ -305,6 +310,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
              OptionalTensor keys, std::optional<int64_t> eos_token_id, double alg_temp) {
   check_commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id,
                 alg_temp);
+  count_as_written(tokens, committed);
   const int64_t n = candidates.size(0), trajectories = tokens.size(0);
   const Launch launch(Op::kCommit, {n, 1, 1, trajectories, DType::kFloat32, DType::kFloat32}, tokens);
   const Tensor inputs[] = {dense(candidates), dense(confidence), dense(positions), dense(splits),
