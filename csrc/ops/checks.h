@@ -67,11 +67,11 @@ inline std::string name_of(ScalarType dtype) {
 
 // Tensor::scalar_type asks torch for the numbers of its dtypes, one after the other, in every call.
 inline ScalarType dtype_of(const Tensor& t) {
-  static const std::pair<int32_t, ScalarType> known[] = {{aoti_torch_dtype_float32(), ScalarType::Float},
-                                                         {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
-                                                         {aoti_torch_dtype_int64(), ScalarType::Long},
-                                                         {aoti_torch_dtype_float16(), ScalarType::Half},
-                                                         {aoti_torch_dtype_float64(), ScalarType::Double}};
+  static const std::pair<int32_t, ScalarType> known[] = {
+      {aoti_torch_dtype_float32(), ScalarType::Float},  {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+      {aoti_torch_dtype_int64(), ScalarType::Long},     {aoti_torch_dtype_float16(), ScalarType::Half},
+      {aoti_torch_dtype_float64(), ScalarType::Double}, {aoti_torch_dtype_int32(), ScalarType::Int},
+      {aoti_torch_dtype_bool(), ScalarType::Bool}};
   int32_t number = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &number));
   for (const auto& [known_number, dtype] : known) {
@@ -220,6 +220,17 @@ inline void check_hard_tokens(const OptionalTensor& hard_tokens, const OptionalT
   ENTRGI_CHECK(!weight || hard_tokens, "weight must be None when hard_tokens is None");
 }
 
+// A mask of the vocabulary, or the ids themselves.
+inline void check_forbidden(const Tensor& forbidden, const Tensor& logits) {
+  ENTRGI_CHECK(same_device(forbidden, logits), "forbidden must be on ", device_of(logits), ", got ",
+               describe(forbidden));
+  const ScalarType dtype = dtype_of(forbidden);
+  const int64_t vocab = logits.size(1);
+  ENTRGI_CHECK(forbidden.dim() == 1 &&
+                   (dtype == ScalarType::Int || (dtype == ScalarType::Bool && forbidden.size(0) == vocab)),
+               "forbidden must be bool [", vocab, "], or int32 [F], their ids, got ", describe(forbidden));
+}
+
 // ---- one check for each operator --------------------------------------------------------------------------
 
 inline void check_logit_statistics(const Tensor& logits, double temperature) {
@@ -253,7 +264,7 @@ inline void check_sample_tokens(const Tensor& logits, const Tensor& keys, double
   check_top_p(top_p);
   check_top_k(top_k);
   check_matrix("keys", keys, logits.size(0), 4, ScalarType::Long, logits);
-  check_vector("forbidden", forbidden, logits.size(1), ScalarType::Bool, logits);
+  if (forbidden) check_forbidden(*forbidden, logits);
   check_vector("error_flag", error_flag, 1, ScalarType::Int, logits);
 }
 

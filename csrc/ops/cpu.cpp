@@ -130,7 +130,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   options.temperature = temperature;
   options.top_p = top_p;
   options.top_k = top_k.value_or(0);
-  options.forbidden = pointer_to<uint8_t>(forbidden);
+  if (forbidden && dtype_of(*forbidden) == ScalarType::Int) {
+    options.forbidden_ids = pointer_to<int32_t>(forbidden);
+    options.num_forbidden = forbidden->size(0);
+  } else {
+    options.forbidden = pointer_to<uint8_t>(forbidden);
+  }
   options.keys = static_cast<const int64_t*>(dense_keys.data_ptr());
   cpu::sample_tokens(matrix_of(logits), logits.size(0), logits.size(1), options,
                      pointers_of(logsumexp, entropy, tempered_entropy, argmax),

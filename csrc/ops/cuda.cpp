@@ -33,6 +33,11 @@ T* pointer_to(const OptionalTensor& t) {
   return t ? static_cast<T*>(t->data_ptr()) : nullptr;
 }
 
+void report(const char* what, cudaError_t error) {
+  ENTRGI_CHECK(error == cudaSuccess, what, ": CUDA error ", cudaGetErrorName(error), ", ",
+               cudaGetErrorString(error));
+}
+
 // The device of a tensor made current, its stream, the plan for a shape (ENTRGI_FORCE_PLAN included) and the
 // workspace that the plan asks for.
 class Launch {
@@ -42,7 +47,7 @@ class Launch {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
     Device device{};
-    report(current_device(&device));
+    report(name_of(op), current_device(&device));
     ENTRGI_CHECK(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
                  device.arch / 10, ".", device.arch % 10);
     try {
@@ -50,21 +55,18 @@ class Launch {
     } catch (const std::invalid_argument& error) {
       fail(error.what());
     }
-    workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
+    if (plan_.workspace_bytes > 0) {
+      workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
+    }
   }
 
   template <typename Params, typename Launcher>
   void run(Params params, Launcher launcher) const {
-    params.workspace = workspace_->data_ptr();
-    report(launcher(params, plan_, stream_));
+    params.workspace = pointer_to<void>(workspace_);
+    report(name_of(op_), launcher(params, plan_, stream_));
   }
 
  private:
-  void report(cudaError_t error) const {
-    ENTRGI_CHECK(error == cudaSuccess, name_of(op_), ": CUDA error ", cudaGetErrorName(error), ", ",
-                 cudaGetErrorString(error));
-  }
-
   torch::stable::accelerator::DeviceGuard guard_;
   Op op_;
   cudaStream_t stream_ = nullptr;
@@ -161,7 +163,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   p.keys = pointer_to<int64_t>(dense_keys);
   p.top_p = top_p;
   p.top_k = top_k.value_or(0);
-  p.forbidden = pointer_to<bool>(forbidden);
+  if (forbidden && dtype_of(*forbidden) == ScalarType::Int) {
+    p.forbidden_ids = pointer_to<int32_t>(*forbidden);
+    p.num_forbidden = forbidden->size(0);
+  } else {
+    p.forbidden = pointer_to<bool>(forbidden);
+  }
   p.error_flag = pointer_to<int32_t>(error_flag);
   p.token = pointer_to<int64_t>(token);
   p.probability = pointer_to<float>(probability);
@@ -335,8 +342,18 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   launch.run(p, entrgi::commit);
 }
 
+void warm_up(int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  report("warm_up", entrgi::warm_up());
+}
+
 }  // namespace
 }  // namespace entrgi::ops
+
+// It has no tensor whose device could choose an implementation.
+STABLE_TORCH_LIBRARY_IMPL(entrgi, CompositeExplicitAutograd, m) {
+  m.impl("warm_up", TORCH_BOX(&entrgi::ops::warm_up));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(entrgi, CUDA, m) {
   using namespace entrgi::ops;

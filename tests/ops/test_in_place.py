@@ -68,3 +68,17 @@ def test_under_no_grad_and_inference_mode(device, name):
             call(name, keywords)
             for key in WRITTEN[name]:
                 torch.testing.assert_close(keywords[key], expected[key], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["relaxed_embedding_", "adam_step_", "sgd_step_"])
+def test_autograd_takes_no_part(device, name):
+    """Leaves that require a gradient are written, too, and gradients are recorded afterwards as before."""
+    expected, keywords = arguments(name, device), arguments(name, device)
+    call(name, expected)
+    for key in WRITTEN[name]:
+        keywords[key].requires_grad_()
+    call(name, keywords)
+    assert torch.is_grad_enabled()
+    for key in WRITTEN[name]:
+        assert keywords[key].is_leaf, key
+        torch.testing.assert_close(keywords[key].detach(), expected[key], equal_nan=True)

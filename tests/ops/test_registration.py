@@ -35,6 +35,12 @@ def test_opcheck(device, name, optional):
     torch.library.opcheck(operator(name), schema_arguments(name, keywords))
 
 
+def test_opcheck_with_a_list_of_forbidden_ids(device):
+    keywords = arguments("sample_tokens", device)
+    keywords["forbidden"] = torch.tensor([4, 1, 4], dtype=torch.int32, device=device)
+    torch.library.opcheck(operator("sample_tokens"), schema_arguments("sample_tokens", keywords))
+
+
 @pytest.mark.parametrize("name", ["logit_statistics", "relaxed_embedding"])
 def test_opcheck_with_gradient(device, name):
     keywords = arguments(name, device)
@@ -115,12 +121,14 @@ def test_compile_of_every_operator(device, name):
 
 
 @pytest.mark.slow
-def test_compile_with_inductor(device):
+@pytest.mark.parametrize("forbidden", [None, [4, 1, 4]])
+def test_compile_with_inductor(device, forbidden):
     torch.compiler.reset()
     logits, keys = random_logits(3, 17, device=device), random_keys(3, device)
+    ids = None if forbidden is None else torch.tensor(forbidden, dtype=torch.int32, device=device)
 
     def draw(logits, keys):
-        sample = sample_tokens(logits * 2, keys, 0.7, 0.9)
+        sample = sample_tokens(logits * 2, keys, 0.7, 0.9, forbidden=ids)
         return sample.token + 1, sample.probability * 2
 
     got, expected = torch.compile(draw, fullgraph=True)(logits, keys), draw(logits, keys)
