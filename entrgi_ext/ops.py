@@ -125,8 +125,9 @@ def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: in [0, 1e6], in units of the logits.
 
     Returns:
-        acc [N, V], contiguous. On the CPU the noise is computed in float64 and the result rounded once; on CUDA in
-        float32. Both tails of g are kept: its 64-bit uniforms reach from -3.8 to 45.0. Not differentiable.
+        acc [N, V], rows at 16-byte boundaries (so there may be room between them). On the CPU the noise is computed in
+        float64 and the result rounded once; on CUDA in float32. Both tails of g are kept: its 64-bit uniforms reach
+        from -3.8 to 45.0. Not differentiable.
 
     Raises:
         RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite, naming the
@@ -241,7 +242,7 @@ def logit_gradient(
             0, and nothing of it is read (logits, logsumexp, soft). None: the identity, and R == N.
 
     Returns:
-        acc [N, V]. Not differentiable.
+        acc [N, V], rows at 16-byte boundaries (so there may be room between them). Not differentiable.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows out of range.

@@ -89,6 +89,14 @@ def _vector(like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_empty((like.shape[0],), dtype=dtype)
 
 
+def _accumulator_rows(logits: Tensor) -> Tensor:
+    """acc [N, V] whose rows start at 16-byte boundaries."""
+    dtype = accumulator_dtype(logits)
+    step = 16 // dtype.itemsize
+    stride = (logits.shape[1] + step - 1) // step * step
+    return logits.new_empty_strided(logits.shape, (stride, 1), dtype=dtype)
+
+
 @_fake("logit_statistics")
 def _(logits, temperature):
     acc = accumulator_dtype(logits)
@@ -108,7 +116,7 @@ def _(logits, keys, temperature, top_p, top_k, forbidden, error_flag):
 
 @_fake("gumbel_perturb")
 def _(logits, keys, scale):
-    return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
+    return _accumulator_rows(logits)
 
 
 @_fake("relaxed_embedding")
@@ -119,7 +127,7 @@ def _(logits, logsumexp, embedding, hard_tokens, weight, temperature):
 
 @_fake("logit_gradient")
 def _(grad, logits, logsumexp, embedding, soft, rows, temperature):
-    return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
+    return _accumulator_rows(logits)
 
 
 for _name in ("relaxed_embedding_", "adam_step_", "sgd_step_", "commit_"):

@@ -421,6 +421,15 @@ inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, Sc
   return empty_strided(like, 2, sizes, strides, dtype);
 }
 
+// acc [N, V] whose rows start at 16-byte boundaries, as the fast CUDA kernels want those that they read and
+// write.
+inline Tensor empty_accumulator_rows(const Tensor& logits) {
+  const ScalarType dtype = accumulator_dtype(logits);
+  const int64_t rows = logits.size(0), columns = logits.size(1), step = dtype == ScalarType::Double ? 2 : 4;
+  const int64_t sizes[] = {rows, columns}, strides[] = {(columns + step - 1) / step * step, 1};
+  return empty_strided(logits, 2, sizes, strides, dtype);
+}
+
 inline Tensor empty_vector(const Tensor& like, int64_t length, ScalarType dtype) {
   const int64_t stride = 1;
   return empty_strided(like, 1, &length, &stride, dtype);

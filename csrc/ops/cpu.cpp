@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
 Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   check_gumbel_perturb(logits, keys, scale);
   const Tensor dense_keys = dense(keys);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
+  const Tensor out = empty_accumulator_rows(logits);
   cpu::gumbel_perturb(matrix_of(logits), logits.size(0), logits.size(1),
                       static_cast<const int64_t*>(dense_keys.data_ptr()), scale, matrix_of(out),
                       torch_threads());
@@ -211,7 +211,7 @@ void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& 
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
                       const Tensor& embedding, const Tensor& soft, OptionalTensor rows, double temperature) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
+  const Tensor out = empty_accumulator_rows(logits);
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
   cpu::logit_gradient(bound.relaxation, matrix_of(grad), matrix_of(out), torch_threads(), torch_gemm);
   return out;

@@ -182,7 +182,7 @@ Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   check_gumbel_perturb(logits, keys, scale);
   const Launch launch(Op::kGumbelPerturb, shape_of(logits), logits);
   const Tensor dense_keys = dense(keys);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
+  const Tensor out = empty_accumulator_rows(logits);
   GumbelPerturbParams p{};
   p.logits = logits.data_ptr();
   p.logits_dtype = kernel_dtype(logits);
@@ -273,7 +273,7 @@ void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
                       const Tensor& embedding, const Tensor& soft, OptionalTensor rows, double temperature) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
+  const Tensor out = empty_accumulator_rows(logits);
   run_logit_update(Op::kLogitGradient, UpdateRule::kGradient, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) {
                      p.gradient = pointer_to<float>(out);

@@ -67,11 +67,17 @@ class GuidanceGraphs:
         return GuidanceTrace(*(getattr(graph.trace, field.name).clone() for field in fields(GuidanceTrace)))
 
     def static(self, place: int, tensor: Tensor) -> Tensor:
-        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer."""
+        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer.
+
+        Its strides are kept: rows of the logits have room between them (:mod:`entrgi.rows`).
+        """
+        if 0 in tensor.stride():  # an expanded tensor cannot be written
+            tensor = tensor.contiguous()
+        size = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         storage = self.storage.get(place)
-        if storage is None or storage.dtype != tensor.dtype or storage.numel() < tensor.numel():
-            self.storage[place] = storage = tensor.new_empty(tensor.numel())
-        return storage[: tensor.numel()].view(tensor.shape).copy_(tensor)
+        if storage is None or storage.dtype != tensor.dtype or storage.numel() < size:
+            self.storage[place] = storage = tensor.new_empty(size)
+        return storage.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
     def capture(self, optimize: Optimize, inputs: list[Tensor]) -> tuple[GuidanceTrace, Callable[[], object]]:
         """Warm up beside the current stream, which changes ``inputs``, then capture. What is returned, and the replay.

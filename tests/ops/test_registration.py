@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import entrgi_ext
 from entrgi_ext import logit_statistics, reference, relaxed_embedding, sample_tokens
 
-from .calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, schema_arguments
+from .calls import OPERATORS, WRITTEN, N, arguments, backward_arguments, call, schema_arguments
 from .helpers import LOGIT_DTYPES, assert_same, random_embedding, random_keys, random_logits, skip_fp64_on_cuda
 
 OPTIONAL = {
@@ -72,11 +72,24 @@ def test_fakes_agree_with_the_real_ones(device, name, dtype, n):
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
 
-def test_fakes_of_strided_logits_give_contiguous_results(device):
+def test_fakes_of_strided_logits(device):
+    """Strides of the results do not depend on those of the logits."""
     for name in ("logit_gradient", "relaxed_embedding", "gumbel_perturb"):
         keywords = arguments(name, device)
         keywords["logits"] = torch.cat([keywords["logits"]] * 2, dim=1)[:, : keywords["logits"].shape[1]]
         torch.library.opcheck(operator(name), schema_arguments(name, keywords))
+
+
+@pytest.mark.parametrize("name", ["logit_gradient", "gumbel_perturb"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("v", [1, 37, 38, 39, 40])
+def test_rows_of_results_start_at_16_byte_boundaries(device, name, dtype, v):
+    skip_fp64_on_cuda(device, dtype)
+    result = call(name, arguments(name, device, dtype, v=v))
+    assert result.shape == (N, v)
+    assert result.data_ptr() % 16 == 0
+    assert result.stride(0) * result.element_size() % 16 == 0
+    assert result.stride(0) < v + 16 // result.element_size()
 
 
 def guided_reward(logits, embedding, hard, temperature):
