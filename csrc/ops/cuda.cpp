@@ -347,12 +347,21 @@ void warm_up(int64_t device) {
   report("warm_up", entrgi::warm_up());
 }
 
+// Of what the driver supports, 0 without one, and of the runtime built in: 13020 is 13.2.
+std::tuple<int64_t, int64_t> cuda_versions() {
+  int driver = 0, runtime = 0;
+  report("cuda_versions", cudaDriverGetVersion(&driver));
+  report("cuda_versions", cudaRuntimeGetVersion(&runtime));
+  return {driver, runtime};
+}
+
 }  // namespace
 }  // namespace entrgi::ops
 
-// It has no tensor whose device could choose an implementation.
+// They have no tensor whose device could choose an implementation.
 STABLE_TORCH_LIBRARY_IMPL(entrgi, CompositeExplicitAutograd, m) {
   m.impl("warm_up", TORCH_BOX(&entrgi::ops::warm_up));
+  m.impl("cuda_versions", TORCH_BOX(&entrgi::ops::cuda_versions));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(entrgi, CUDA, m) {

@@ -36,4 +36,5 @@ STABLE_TORCH_LIBRARY(entrgi, m) {
       " Tensor positions, Tensor splits, Tensor counts, Tensor? keys, int? eos_token_id, float alg_temp)"
       " -> ()");
   m.def("warm_up(int device) -> ()");
+  m.def("cuda_versions() -> (int driver, int runtime)");
 }
