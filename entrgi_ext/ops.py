@@ -250,8 +250,8 @@ def logit_gradient(
     Example:
         >>> gradient = logit_gradient(inputs.grad, logits, logsumexp, embedding, soft, 0.7)
     """
-    with torch.no_grad():
-        return _ops.logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature)
+    constants = (_constant(tensor) for tensor in (grad, logits, logsumexp, embedding, soft))
+    return _ops.logit_gradient(*constants, rows, temperature)
 
 
 def adam_step_(

@@ -45,26 +45,33 @@ cpu::Parallel torch_threads() {
   parallel.threads = static_cast<int>(torch::stable::get_num_threads());
   parallel.run = [](int64_t count, int64_t cost, const cpu::Range& body) {
     constexpr int64_t kThreadCost = 16384;  // some 10 microseconds: what waking a thread costs
+    const int64_t grain = std::max<int64_t>(1, kThreadCost / std::max<int64_t>(1, cost));
+    if (count <= grain) {  // one thread's work, without a way through torch
+      if (count > 0) body(0, count);
+      return;
+    }
     std::exception_ptr error;
     std::mutex mutex;
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kThreadCost / std::max<int64_t>(1, cost)),
-                                [&](int64_t begin, int64_t end) {
-                                  try {
-                                    body(begin, end);
-                                  } catch (...) {
-                                    const std::lock_guard<std::mutex> lock(mutex);
-                                    if (!error) error = std::current_exception();
-                                  }
-                                });
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      try {
+        body(begin, end);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+    });
     if (error) std::rethrow_exception(error);
   };
   return parallel;
 }
 
 Tensor view_of(const Matrix& m, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
-  const ScalarType dtype = m.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::from_blob(m.data, {rows, columns}, {row_stride, column_stride},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  const int32_t dtype = m.dtype == DType::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(m.data, 2, sizes, strides, 0, dtype,
+                                                                   aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // torch's matrix product on memory that is not a tensor's. The CPU kernel is called directly, below autograd
