@@ -377,20 +377,33 @@ class NoGrad {
   bool before_ = aoti_torch_grad_mode_is_enabled();
 };
 
-inline void bump_version(const Tensor& t) {
+inline bool has_version(const Tensor& t) {
+  StableIValue stack[] = {torch::stable::detail::from(t)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_inference", "", stack, TORCH_ABI_VERSION));
+  return !torch::stable::detail::to<bool>(stack[0]);
+}
+
+inline void bump_version(const Tensor& t, bool known_to_have_one = false) {
+  if (!known_to_have_one && !has_version(t)) return;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(t.get(), t.get(), 0));
 }
-inline void bump_version(const OptionalTensor& t) {
-  if (t) bump_version(*t);
+inline void bump_version(const OptionalTensor& t, bool known_to_have_one = false) {
+  if (t) bump_version(*t, known_to_have_one);
 }
 
 // Bumps the version counters of what an operator writes: without this a tensor saved for backward and then
 // overwritten would give a wrong gradient without an error. The stable ABI has no call for it. torch's copy
 // of a tensor onto itself does it, and returns before it touches an element.
-template <typename... Tensors>
-void count_as_written(const Tensors&... tensors) {
+//
+// Tensors made in inference mode have no counter, and torch refuses to write them elsewhere. Where the first
+// has one the others are not asked, which would take as long as all the rest: they are written as torch's own
+// operators would write them.
+template <typename... Others>
+void count_as_written(const Tensor& first, const Others&... others) {
   const NoGrad no_grad;  // the operators take no part in autograd
-  (bump_version(tensors), ...);
+  const bool counted = has_version(first);
+  if (counted) bump_version(first, true);
+  (bump_version(others, counted), ...);
 }
 
 // ---- allocation -------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
     const Tensor& logits, const Tensor& keys, double temperature, double top_p, std::optional<int64_t> top_k,
     OptionalTensor forbidden, OptionalTensor error_flag) {
   check_sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag);
-  count_as_written(error_flag);
+  if (error_flag) count_as_written(*error_flag);
   const Tensor dense_keys = dense(keys);
   forbidden = dense(forbidden);
   auto out = empty_sample(logits);
