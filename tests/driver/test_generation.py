@@ -196,3 +196,20 @@ def test_a_list_of_forbidden_ids_generates_the_same(monkeypatch):
     got = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
     assert torch.equal(got.sequences, expected.sequences)
     assert len(lists) == 1
+
+
+def test_a_denoiser_that_runs_in_inference_mode(monkeypatch):
+    """Its logits are then guided outside, in place."""
+    options = {"max_new_tokens": 5, "steps": 5, "seed": 3}
+    expected = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
+    denoiser = tiny.denoiser()
+    logits = denoiser.logits
+
+    def in_inference_mode(*args):
+        with torch.inference_mode():
+            result = logits(*args)
+        assert result.is_inference()
+        return result
+
+    monkeypatch.setattr(denoiser, "logits", in_inference_mode)
+    assert torch.equal(generate("the movie", denoiser, tiny.bert_reward(), **options).sequences, expected.sequences)
