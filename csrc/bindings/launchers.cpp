@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "fields.h"
 #include "kernels/kernels.h"
 #include "kernels/plan_forced.h"
@@ -109,6 +111,45 @@ py::dict run_statistics_backward(const py::kwargs& kwargs) {
   return run(p, shape_of(p), Op::kLogitStatisticsBackward, overrides, logit_statistics_backward);
 }
 
+// A product for the kernels that want one, in fp64 on the host: what is tested is what they give it and what
+// they make of its results.
+std::vector<float> rows_of(const float* from, int64_t rows, int64_t columns, int64_t stride) {
+  std::vector<float> dense(static_cast<size_t>(rows * columns));
+  const size_t width = static_cast<size_t>(columns) * sizeof(float);
+  check(cudaMemcpy2D(dense.data(), width, from, static_cast<size_t>(stride) * sizeof(float), width,
+                     static_cast<size_t>(rows), cudaMemcpyDeviceToHost),
+        "gemm");
+  return dense;
+}
+
+void host_gemm(const Fp32Product& p, cudaStream_t stream) {
+  check(cudaStreamSynchronize(stream), "gemm");
+  const std::vector<float> a = rows_of(p.a, p.m, p.k, p.a_stride);
+  const std::vector<float> b =
+      p.b_transposed ? rows_of(p.b, p.n, p.k, p.b_stride) : rows_of(p.b, p.k, p.n, p.b_stride);
+  std::vector<float> c(static_cast<size_t>(p.m * p.n));
+  if (p.accumulate) c = rows_of(p.c, p.m, p.n, p.c_stride);
+  const int64_t of_k = p.b_transposed ? 1 : p.n, of_n = p.b_transposed ? p.k : 1;
+  for (int64_t i = 0; i < p.m; ++i) {
+    for (int64_t j = 0; j < p.n; ++j) {
+      double sum = c[i * p.n + j];
+      for (int64_t k = 0; k < p.k; ++k) sum += double{a[i * p.k + k]} * b[j * of_n + k * of_k];
+      c[i * p.n + j] = static_cast<float>(sum);
+    }
+  }
+  const size_t width = static_cast<size_t>(p.n) * sizeof(float);
+  check(cudaMemcpy2D(p.c, static_cast<size_t>(p.c_stride) * sizeof(float), c.data(), width, width,
+                     static_cast<size_t>(p.m), cudaMemcpyHostToDevice),
+        "gemm");
+}
+
+template <typename Launcher>
+auto with_host_gemm(Launcher launcher) {
+  return [launcher](const auto& p, const Plan& plan, cudaStream_t stream) {
+    return launcher(p, plan, host_gemm, stream);
+  };
+}
+
 template <typename Params>
 void read_embedding(const Fields& fields, Params& p) {
   FIELD(embedding), FIELD(embedding_dtype), FIELD(dim), FIELD(embedding_stride), FIELD(logsumexp);
@@ -123,7 +164,7 @@ py::dict run_relaxed_embedding(const py::kwargs& kwargs) {
   FIELD(hard_tokens), FIELD(weight), FIELD(num_output_rows), FIELD(output), FIELD(output_stride);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), Op::kRelaxedEmbedding, overrides, relaxed_embedding);
+  return run(p, shape_of(p), Op::kRelaxedEmbedding, overrides, with_host_gemm(relaxed_embedding));
 }
 
 py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
@@ -139,7 +180,7 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   fields.done();
   Shape shape = shape_of(p);
   shape.logits_aligned = rows_aligned(p);
-  return run(p, shape, op, overrides, logit_update);
+  return run(p, shape, op, overrides, with_host_gemm(logit_update));
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {

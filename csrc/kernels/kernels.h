@@ -82,6 +82,22 @@ struct LogitStatisticsBackwardParams {
 cudaError_t logit_statistics_backward(const LogitStatisticsBackwardParams& params, const Plan& plan,
                                       cudaStream_t stream);
 
+// c [m, n] = a [m, k] b, plus c itself where `accumulate`; b is [k, n], or [n, k] where `b_transposed`. All
+// fp32.
+struct Fp32Product {
+  const float* a;
+  int64_t a_stride;
+  const float* b;
+  int64_t b_stride;
+  float* c;
+  int64_t c_stride;
+  int64_t m, n, k;
+  bool b_transposed, accumulate;
+};
+// The caller's matrix product, which the kernels called matmul use: this layer links no BLAS. It queues the
+// product on the stream, allocates and waits as little as the launchers do, and throws where it fails.
+using Fp32Gemm = void (*)(const Fp32Product& product, cudaStream_t stream);
+
 struct RelaxedEmbeddingParams {
   const void* logits;  // [N, V]
   DType logits_dtype;
@@ -103,7 +119,8 @@ struct RelaxedEmbeddingParams {
   int64_t soft_stride;
   void* workspace;
 };
-cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& params, const Plan& plan, cudaStream_t stream);
+cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& params, const Plan& plan, Fp32Gemm gemm,
+                              cudaStream_t stream);
 
 enum class UpdateRule { kGradient, kAdam, kSgd };
 
@@ -142,7 +159,8 @@ inline bool rows_aligned(const LogitUpdateParams& p) {
          absent_or_aligned(p.gradient, p.gradient_stride) && absent_or_aligned(p.exp_avg, p.exp_avg_stride) &&
          absent_or_aligned(p.exp_avg_sq, p.exp_avg_sq_stride);
 }
-cudaError_t logit_update(const LogitUpdateParams& params, const Plan& plan, cudaStream_t stream);
+cudaError_t logit_update(const LogitUpdateParams& params, const Plan& plan, Fp32Gemm gemm,
+                         cudaStream_t stream);
 
 struct CommitParams {
   int64_t* tokens;  // [P, S]

@@ -3,9 +3,9 @@
 //   dReward/dz_i = q_i (G . E_i - G . e_soft) / tau,   q_i = exp(z_i / tau - logsumexp)
 //
 // First this kernel, inner[n] = G[rows[n]] . soft[n] in fp32: the two terms of the bracket cancel, so e_soft
-// is taken unblended and unrounded. Where TMA is to read G, the same pass leaves a dense copy of the gathered
-// rows, with zeros for padding. Then the product G E^T with the rest as its epilogue (logit_update_sm90.cu,
-// logit_update_sm80.cu, logit_update_simt.cu).
+// is taken unblended and unrounded. Where TMA or torch is to read G, the same pass leaves a dense copy of the
+// gathered rows, with zeros for padding. Then the product G E^T with the rest as its epilogue
+// (logit_update_sm90.cu, logit_update_sm80.cu, logit_update_simt.cu, logit_update_matmul.cu).
 //
 // Layouts  G [R, d] in E's dtype, soft fp32 [N, d], inner fp32 [N] and the copy (logit_update_layout.h).
 // Floor    of this kernel: N d (2 sizeof(G) + 4) bytes, a thousandth of the product's.
@@ -54,15 +54,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  const bool is_float = p.embedding_dtype == DType::kFloat32;
+cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, Fp32Gemm gemm, cudaStream_t stream) {
+  const bool is_float = p.embedding_dtype == DType::kFloat32,
+             matmul = plan.kernel == Kernel::kLogitUpdateMatmul;
   const bool needs_moments = p.rule == UpdateRule::kAdam && !(p.step == 1 && p.last);
-  if (is_float != (plan.kernel == Kernel::kLogitUpdateSimt) || p.vocab < 1 || p.dim < 1 ||
+  if (is_float != (matmul || plan.kernel == Kernel::kLogitUpdateSimt) || p.vocab < 1 || p.dim < 1 ||
       (needs_moments && (p.exp_avg == nullptr || p.exp_avg_sq == nullptr))) {
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  const bool gather = plan.kernel == Kernel::kLogitUpdateSm90;
+  const bool gather = matmul || plan.kernel == Kernel::kLogitUpdateSm90;
   char* gathered = gather ? static_cast<char*>(p.workspace) + GatheredGrad::offset(p.n) : nullptr;
   const cudaError_t error = with_type(p.embedding_dtype, [&]<typename T>() {
     return launch_kernel<inner_product_kernel<T>>({p.n, kThreads}, stream, p, reinterpret_cast<T*>(gathered),
@@ -76,6 +77,8 @@ cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, cudaStrea
       return logit_update_sm80(p, plan, stream);
     case Kernel::kLogitUpdateSimt:
       return logit_update_simt(p, plan, stream);
+    case Kernel::kLogitUpdateMatmul:
+      return logit_update_matmul(p, plan, gemm, stream);
     default:
       return cudaErrorInvalidValue;
   }

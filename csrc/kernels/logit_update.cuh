@@ -241,10 +241,12 @@ struct FourLogits {
 };
 #endif
 
-// The matrix products with their epilogue; the workspace holds G . e_soft [N], and for the first the gathered
-// rows of G (GatheredGrad).
+// The matrix products with their epilogue; the workspace holds G . e_soft [N], and for the first and the last
+// the gathered rows of G (GatheredGrad).
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
+cudaError_t logit_update_matmul(const LogitUpdateParams& p, const Plan& plan, Fp32Gemm gemm,
+                                cudaStream_t stream);
 
 }  // namespace entrgi

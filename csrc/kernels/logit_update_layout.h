@@ -5,12 +5,14 @@
 
 namespace entrgi {
 
-// Workspace: inner[n] = G[rows[n]] . e_soft[n], then, for TMA, the gathered rows of G, whose padding rows are
-// 0. `pitch` is in elements, `offset` in bytes; both keep rows on 16-byte boundaries.
+// Workspace: inner[n] = G[rows[n]] . e_soft[n], then, for TMA and torch, the gathered rows of G, whose
+// padding rows are 0. `pitch` is in elements, `offset` in bytes; both keep rows on 16-byte boundaries.
 struct GatheredGrad {
   static constexpr int64_t pitch(int64_t dim) { return (dim + 7) / 8 * 8; }
   static constexpr int64_t offset(int64_t n) { return (n * 4 + 127) / 128 * 128; }
-  static constexpr int64_t end(int64_t n, int64_t dim) { return offset(n) + n * pitch(dim) * 2; }
+  static constexpr int64_t end(int64_t n, int64_t dim, int64_t element_bytes) {
+    return offset(n) + n * pitch(dim) * element_bytes;
+  }
 };
 
 // Shared memory of logit_update_sm90: the ring, the products that each consuming warp passes through it, two

@@ -57,12 +57,16 @@ const char* name_of(Kernel kernel) {
       return "relaxed_embedding_sm80";
     case Kernel::kRelaxedEmbeddingSimt:
       return "relaxed_embedding_simt";
+    case Kernel::kRelaxedEmbeddingMatmul:
+      return "relaxed_embedding_matmul";
     case Kernel::kLogitUpdateSm90:
       return "logit_update_sm90";
     case Kernel::kLogitUpdateSm80:
       return "logit_update_sm80";
     case Kernel::kLogitUpdateSimt:
       return "logit_update_simt";
+    case Kernel::kLogitUpdateMatmul:
+      return "logit_update_matmul";
     case Kernel::kCommit:
       return "commit";
   }

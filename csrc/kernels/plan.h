@@ -83,9 +83,11 @@ enum class Kernel {
   kRelaxedEmbeddingSm90,
   kRelaxedEmbeddingSm80,
   kRelaxedEmbeddingSimt,
+  kRelaxedEmbeddingMatmul,
   kLogitUpdateSm90,
   kLogitUpdateSm80,
   kLogitUpdateSimt,
+  kLogitUpdateMatmul,
   kCommit,
 };
 
@@ -97,9 +99,11 @@ constexpr Kernel kKernels[] = {
     Kernel::kRelaxedEmbeddingSm90,
     Kernel::kRelaxedEmbeddingSm80,
     Kernel::kRelaxedEmbeddingSimt,
+    Kernel::kRelaxedEmbeddingMatmul,
     Kernel::kLogitUpdateSm90,
     Kernel::kLogitUpdateSm80,
     Kernel::kLogitUpdateSimt,
+    Kernel::kLogitUpdateMatmul,
     Kernel::kCommit,
 };
 
@@ -156,7 +160,9 @@ Floor floor_of(Op op, const Shape& shape, int64_t step = 2, bool last = false);
 // What the kernels of an operator ask of the memory system under a plan, where nothing depends on the data:
 // bytes requested, before any cache. A simulator counts the same (benchmarks/simulated.py); `flops` are those
 // issued to tensor cores or, for fp32 embeddings, to the ordinary ones, tile padding included. A word that
-// all threads of a CTA read counts once for each of them. commit_ has none: its rows per trajectory are data.
+// all threads of a CTA read counts once for each of them. The products of the matmul kernels are torch's:
+// their operands and results count once, and FLOPs without padding. commit_ has none: its rows per trajectory
+// are data.
 struct Requests {
   int64_t load_bytes;   // by threads: ordinary loads and cp.async
   int64_t bulk_bytes;   // by TMA and bulk copies, counted where they are issued

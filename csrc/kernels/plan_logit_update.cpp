@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "logit_update_layout.h"
-#include "plan_operators.h"
+#include "matmul_layout.h"
 
 namespace entrgi {
 namespace {
@@ -38,7 +38,8 @@ Kernel choose_kernel(const Shape& s, const Device& device, const std::string& as
     where += reason;
   };
   if (s.embedding == DType::kFloat32) {
-    possible = {Kernel::kLogitUpdateSimt};
+    possible = {Kernel::kLogitUpdateSimt, Kernel::kLogitUpdateMatmul};
+    if (s.n >= kMatmulRows) std::swap(possible[0], possible[1]);
   } else if (!device.has_wgmma()) {
     only_ampere(" on this device");
   } else if (s.logits != s.embedding && s.logits != DType::kFloat32) {
@@ -120,6 +121,11 @@ int64_t shared_bytes(const Plan& plan, const Shape& s) {
 
 Plan plan_logit_update(Op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   const Kernel kernel = choose_kernel(s, device, overrides.kernel);
+  if (kernel == Kernel::kLogitUpdateMatmul) {
+    Plan plan = plan_matmul(kernel, s, overrides);
+    plan.workspace_bytes += GatheredGrad::end(s.n, s.dim, size_of(s.embedding));
+    return plan;
+  }
   std::vector<Plan> candidates;
   std::copy_if(std::begin(kBuilt), std::end(kBuilt), std::back_inserter(candidates),
                [&](const Plan& plan) { return plan.kernel == kernel; });
@@ -141,22 +147,46 @@ Plan plan_logit_update(Op, const Shape& s, const Device& device, const PlanOverr
     // Persistent: all clusters that run at once, or as many clusters as `splits` asks for.
     const int64_t clusters = overrides.splits > 0 ? overrides.splits : device.resident(cluster);
     plan.grid = std::min(plan.grid, std::max<int64_t>(clusters, 1) * cluster);
-    plan.workspace_bytes = GatheredGrad::end(s.n, s.dim);
+    plan.workspace_bytes = GatheredGrad::end(s.n, s.dim, size_of(s.embedding));
   }
   return plan;
 }
 
-Requests logit_update_requests(Op op, const Shape& s, const Plan& plan, int64_t step, bool last) {
-  const int64_t logits = s.n * s.vocab, element = size_of(s.embedding);
+namespace {
+
+// The inner products; then every logit and its moments.
+Requests common_requests(Op op, const Shape& s, int64_t step, bool last) {
+  const int64_t logits = s.n * s.vocab;
   const bool moments = op == Op::kAdamStep;
+  Requests r{};
+  r.load_bytes =
+      s.n * s.dim * (size_of(s.embedding) + 4) + logits * (size_of(s.logits) + (moments && step > 1 ? 8 : 0));
+  r.store_bytes = s.n * 4 + logits * (op == Op::kLogitGradient ? 4 : size_of(s.logits)) +
+                  (moments && !last ? logits * 8 : 0);
+  return r;
+}
+
+// Every thread reads logsumexp and inner product of its row; torch reads the gathered rows of G and the
+// embedding and writes the products, which are read again.
+void add_matmul(Requests& r, const Shape& s, const Plan& plan) {
+  r.load_bytes +=
+      s.n * s.vocab * 4 + (s.n + s.vocab) * s.dim * 4 + s.n * matmul_ctas(s.vocab, plan) * plan.threads * 8;
+  r.store_bytes += s.n * s.vocab * 4 + s.n * s.dim * 4;
+  r.flops = 2 * s.n * s.vocab * s.dim;
+}
+
+}  // namespace
+
+Requests logit_update_requests(Op op, const Shape& s, const Plan& plan, int64_t step, bool last) {
+  Requests r = common_requests(op, s, step, last);
+  if (plan.kernel == Kernel::kLogitUpdateMatmul) {
+    add_matmul(r, s, plan);
+    return r;
+  }
+  const int64_t element = size_of(s.embedding);
   const int64_t tiles_m = ceil_div(s.n, plan.block_m * plan.cluster_m) * plan.cluster_m;
   const int64_t tiles_n = ceil_div(s.vocab, plan.block_n * plan.cluster_n) * plan.cluster_n;
   const int64_t steps = ceil_div(s.dim, plan.block_k);
-  Requests r{};
-  // The inner products; then every logit and its moments.
-  r.load_bytes = s.n * s.dim * (element + 4) + logits * (size_of(s.logits) + (moments && step > 1 ? 8 : 0));
-  r.store_bytes = s.n * 4 + logits * (op == Op::kLogitGradient ? 4 : size_of(s.logits)) +
-                  (moments && !last ? logits * 8 : 0);
   r.flops = tiles_m * tiles_n * steps * 2 * plan.block_m * plan.block_n * plan.block_k;
   // logsumexp and inner product of a row, 8 bytes: read once for each `columns` of a tile's columns.
   const auto row_scalars = [&](int64_t columns) { return 8 * s.n * tiles_n * plan.block_n / columns; };

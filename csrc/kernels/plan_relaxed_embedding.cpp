@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "matmul_layout.h"
 #include "relaxed_embedding_layout.h"
 
 namespace entrgi {
@@ -18,6 +19,7 @@ namespace {
 //   ... 16     sm90   64 x 256                               sm80   16 x 256    simt  16 x 256
 //   ... 64     sm90   64 x 256                               sm80   64 x 128    simt  64 x 128
 //   65 ...     sm90  128 x 256 or 192 x 192, clusters        sm80  128 x 128    simt 128 x 128
+//   128 ...                                                                     matmul (plan_matmul.cpp)
 struct Built {
   Kernel kernel;
   int block_m, block_n, block_k, threads, stages;  // stages 0: as many as shared memory holds
@@ -64,7 +66,8 @@ std::string describe(DType dtype, bool aligned) {
 Kernel choose_kernel(const Shape& s, const Device& device, const std::string& wanted) {
   std::vector<Kernel> possible = {Kernel::kRelaxedEmbeddingSm80};
   if (s.embedding == DType::kFloat32) {
-    possible = {Kernel::kRelaxedEmbeddingSimt};
+    possible = {Kernel::kRelaxedEmbeddingSimt, Kernel::kRelaxedEmbeddingMatmul};
+    if (s.n >= kMatmulRows) std::swap(possible[0], possible[1]);
   } else if (hopper_can_serve(s, device)) {
     possible = {Kernel::kRelaxedEmbeddingSm90, Kernel::kRelaxedEmbeddingSm80};
   }
@@ -235,17 +238,44 @@ Plan plan_other(const Shape& s, const Device& device, const PlanOverrides& o, co
 
 Plan plan_relaxed_embedding(const Shape& s, const Device& device, const PlanOverrides& o) {
   const Kernel kernel = choose_kernel(s, device, o.kernel);
-  const std::vector<Built> tiles = choose_tiles(s, kernel, o);
-  Plan plan = kernel == Kernel::kRelaxedEmbeddingSm90 ? plan_hopper(s, device, o, tiles)
-                                                      : plan_other(s, device, o, tiles.front());
-  plan.workspace_bytes = plan.splits * s.n * pitch_of(s.dim) * static_cast<int64_t>(sizeof(float));
+  Plan plan{};
+  if (kernel == Kernel::kRelaxedEmbeddingMatmul) {
+    plan = plan_matmul(kernel, s, o);
+  } else {
+    const std::vector<Built> tiles = choose_tiles(s, kernel, o);
+    plan = kernel == Kernel::kRelaxedEmbeddingSm90 ? plan_hopper(s, device, o, tiles)
+                                                   : plan_other(s, device, o, tiles.front());
+  }
+  plan.workspace_bytes += plan.splits * s.n * pitch_of(s.dim) * static_cast<int64_t>(sizeof(float));
   return plan;
 }
+
+namespace {
+
+// Parts, hard row, token and weight for each element; soft and output.
+void add_reduction(Requests& requests, const Shape& s, const Plan& plan) {
+  requests.load_bytes += s.n * s.dim * (plan.splits * 4 + size_of(s.embedding) + 8 + 4);
+  requests.store_bytes += s.n * s.dim * (4 + size_of(s.embedding));
+}
+
+// Every thread reads its row's logsumexp; torch reads q and the embedding and writes the only part.
+Requests matmul_requests(const Shape& s, const Plan& plan) {
+  Requests requests{};
+  requests.load_bytes = s.n * s.vocab * (size_of(s.logits) + 4) + s.vocab * s.dim * 4 +
+                        s.n * matmul_ctas(s.vocab, plan) * plan.threads * 4;
+  requests.store_bytes = s.n * s.vocab * 4 + s.n * s.dim * 4;
+  requests.flops = 2 * s.n * s.vocab * s.dim;
+  add_reduction(requests, s, plan);
+  return requests;
+}
+
+}  // namespace
 
 // With hard tokens and weights, all rows present and no `rows`. A row of the logits is read once for each
 // tile of columns, a row of the embedding once for each tile of rows. By TMA, a box sent to several CTAs
 // counts once, and whole even where it reaches past the matrix.
 Requests relaxed_embedding_requests(const Shape& s, const Plan& plan) {
+  if (plan.kernel == Kernel::kRelaxedEmbeddingMatmul) return matmul_requests(s, plan);
   const RelaxedEmbeddingTiles tiles(s.n, s.dim, plan);
   const int64_t columns = tiles.columns, steps = ceil_div(s.vocab, plan.block_k);
   const int64_t rows_of_parts = columns * plan.splits * s.n;  // a row in a tile of columns and a split
@@ -273,9 +303,7 @@ Requests relaxed_embedding_requests(const Shape& s, const Plan& plan) {
       requests.store_bytes = plan.splits * s.n * pitch_of(s.dim) * 4;
       break;
   }
-  // The reduction: parts, hard row, token and weight for each element; soft and output.
-  requests.load_bytes += s.n * s.dim * (plan.splits * 4 + size_of(s.embedding) + 8 + 4);
-  requests.store_bytes += s.n * s.dim * (4 + size_of(s.embedding));
+  add_reduction(requests, s, plan);
   return requests;
 }
 

@@ -1,6 +1,7 @@
 // Relaxed embedding: output[rows[n]] = soft + w (E[x] - soft) and soft = q E, q = softmax(z / tau).
 //
-// A matrix product over parts of the vocabulary (relaxed_embedding_sm90.cu, _sm80.cu, _simt.cu), then this
+// A matrix product over parts of the vocabulary (relaxed_embedding_sm90.cu, _sm80.cu, _simt.cu,
+// _matmul.cu), then this
 // reduction: one thread per output element sums the parts in order, which makes the result reproducible,
 // and blends in the gathered row of the hard token.
 //
@@ -50,9 +51,11 @@ __global__ void __launch_bounds__(kThreads)
   static_cast<T*>(p.output)[row * p.output_stride + column] = from_float<T>(value);
 }
 
-cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
+cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm, cudaStream_t stream) {
   const bool is_float = p.embedding_dtype == DType::kFloat32;
-  if (is_float != (plan.kernel == Kernel::kRelaxedEmbeddingSimt)) return cudaErrorInvalidValue;
+  const bool takes_float =
+      plan.kernel == Kernel::kRelaxedEmbeddingSimt || plan.kernel == Kernel::kRelaxedEmbeddingMatmul;
+  if (is_float != takes_float) return cudaErrorInvalidValue;
   switch (plan.kernel) {
     case Kernel::kRelaxedEmbeddingSm90:
       return relaxed_embedding_sm90(p, plan, stream);
@@ -60,6 +63,8 @@ cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStrea
       return relaxed_embedding_sm80(p, plan, stream);
     case Kernel::kRelaxedEmbeddingSimt:
       return relaxed_embedding_simt(p, plan, stream);
+    case Kernel::kRelaxedEmbeddingMatmul:
+      return relaxed_embedding_matmul(p, plan, gemm, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -67,10 +72,11 @@ cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStrea
 
 }  // namespace
 
-cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
+cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm,
+                              cudaStream_t stream) {
   if (plan.splits < 1 || p.vocab < 1 || p.dim < 1) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
-  if (const cudaError_t error = product(p, plan, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = product(p, plan, gemm, stream); error != cudaSuccess) return error;
 
   const int64_t blocks_per_row = (p.dim + kThreads - 1) / kThreads;
   return with_type(p.embedding_dtype, [&]<typename T>() {

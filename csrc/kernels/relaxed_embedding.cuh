@@ -39,5 +39,7 @@ __device__ __forceinline__ int64_t output_row(const RelaxedEmbeddingParams& p, i
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
+cudaError_t relaxed_embedding_matmul(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm,
+                                     cudaStream_t stream);
 
 }  // namespace entrgi

@@ -2,8 +2,10 @@
 // Nothing here reads device memory or waits for it, so every operator can be captured in a CUDA graph.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "../kernels/kernels.h"
 #include "../kernels/plan_forced.h"
@@ -209,6 +211,34 @@ Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   return out;
 }
 
+// torch's matrix product on memory that is not a tensor's, on its current stream, which is the launch's. The
+// CUDA kernel is called directly, below autograd and autocast: neither may change what happens inside an
+// operator.
+void torch_gemm(const Fp32Product& p, cudaStream_t) {
+  int device = 0;
+  report("gemm", cudaGetDevice(&device));
+  const auto view = [&](const float* data, int64_t rows, int64_t columns, int64_t row_stride,
+                        int64_t column_stride) {
+    return torch::stable::from_blob(const_cast<float*>(data), {rows, columns}, {row_stride, column_stride},
+                                    {torch::headeronly::DeviceType::CUDA, static_cast<int8_t>(device)},
+                                    ScalarType::Float);
+  };
+  const Tensor a = view(p.a, p.m, p.k, p.a_stride, 1), c = view(p.c, p.m, p.n, p.c_stride, 1);
+  const Tensor b = p.b_transposed ? view(p.b, p.k, p.n, 1, p.b_stride) : view(p.b, p.k, p.n, p.b_stride, 1);
+  if (p.accumulate) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(c.get(), c.get(), a.get(), b.get(), 1.0, 1.0));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(c.get(), a.get(), b.get()));
+  }
+}
+
+template <typename Launcher>
+auto with_torch_gemm(Launcher launcher) {
+  return [launcher](const auto& p, const Plan& plan, cudaStream_t stream) {
+    return launcher(p, plan, torch_gemm, stream);
+  };
+}
+
 template <typename Params>
 void bind_embedding(Params& p, const Tensor& embedding, const Tensor& logsumexp, const Tensor& soft,
                     const OptionalTensor& rows) {
@@ -237,7 +267,7 @@ void run_relaxed_embedding(const Tensor& output, const Tensor& soft, const Tenso
   p.num_output_rows = output.size(0);
   p.output = output.data_ptr();
   p.output_stride = output.stride(0);
-  launch.run(p, entrgi::relaxed_embedding);
+  launch.run(p, with_torch_gemm(entrgi::relaxed_embedding));
 }
 
 std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor& logsumexp,
@@ -279,7 +309,7 @@ void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor
   Shape shape = shape_of(logits, embedding);
   shape.logits_aligned = entrgi::rows_aligned(p);
   const Launch launch(op, shape, logits);
-  launch.run(p, entrgi::logit_update);
+  launch.run(p, with_torch_gemm(entrgi::logit_update));
 }
 
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,

@@ -201,6 +201,42 @@ def test_splits_are_for_kernels_that_have_them(bindings):
                 bindings.plan(op, 64, 152_064, 2048, splits=7, **other)
 
 
+MATMUL = [("relaxed_embedding", "relaxed_embedding"), ("adam_step_", "logit_update")]
+
+
+@pytest.mark.parametrize(("op", "family"), MATMUL)
+def test_many_rows_of_fp32_embeddings_are_the_callers_product(bindings, op, family):
+    """From 128 rows on, in chunks of the vocabulary that take 64 MiB at most; either kernel can be asked for."""
+    fp32 = {"logits_dtype": "bfloat16", "embedding_dtype": "float32"}
+    vocab, dim = 152_064, 2048
+    for n in (1, 64, 127):
+        assert bindings.plan(op, n, vocab, dim, **fp32)["kernel"] == f"{family}_simt"
+        assert bindings.plan(op, n, vocab, dim, **fp32, kernel=f"{family}_matmul")["kernel"] == f"{family}_matmul"
+    for n in (128, 200, 512, 2048):
+        plan = bindings.plan(op, n, vocab, dim, **fp32)
+        ids = plan["tile"][1]
+        assert plan["kernel"] == f"{family}_matmul"
+        assert 32 << 20 < n * ids * 4 <= 64 << 20
+        rest = plan["workspace_bytes"] - n * ids * 4  # partial sums, or the gathered gradient and inner products
+        assert n * dim * 4 <= rest <= n * (dim + 8) * 4 + 128
+        assert bindings.plan(op, n, vocab, dim, **fp32, kernel=f"{family}_simt")["kernel"] == f"{family}_simt"
+        assert bindings.plan(op, n, vocab, dim, **fp32, block_n=1024)["tile"] == (0, 1024, 0)
+    many = bindings.plan(op, 2**20, vocab, 1, **fp32)  # a chunk is never less than 256 ids
+    assert many["tile"] == (0, 256, 0)
+
+
+@pytest.mark.parametrize(("op", "family"), MATMUL)
+def test_what_the_callers_product_has_no_choice_of(bindings, op, family):
+    shape = (op, 128, 1000, 64, "float32", "float32")
+    with pytest.raises(ValueError, match=rf"block_n must be a multiple of 4 for {family}_matmul, got 6"):
+        bindings.plan(*shape, block_n=6)
+    for field, own in (("splits", 1), ("block_m", 0), ("block_k", 0), ("stages", 0), ("cluster_m", 1)):
+        with pytest.raises(ValueError, match=rf"{field} must be {own} in {family}_matmul for {op} .* got 3"):
+            bindings.plan(*shape, **{field: 3})
+    with pytest.raises(ValueError, match=rf"kernel must be .* got {family}_matmul"):
+        bindings.plan(op, 128, 1000, 64, kernel=f"{family}_matmul")
+
+
 def test_hopper_kernels_need_hopper(bindings):
     for op in OPERATORS:
         shape = (op, 64, 152_064, 2048)
@@ -276,8 +312,8 @@ def test_forced_plans_that_cannot_be_followed(bindings):
         ("sample_tokens:", "expected field=value, got ''"),
         ("sample_tokens:splits", "expected field=value, got 'splits'"),
         ("sample_tokens:tiles=1", "cluster_m, cluster_n), got 'tiles'"),
-        ("sample_tokens:kernel=fast", "logit_update_simt, commit), got 'fast'"),
-        ("sample_tokens:kernel=", "logit_update_simt, commit), got ''"),
+        ("sample_tokens:kernel=fast", "logit_update_matmul, commit), got 'fast'"),
+        ("sample_tokens:kernel=", "logit_update_matmul, commit), got ''"),
         ("sample_tokens:splits=x", "expected a whole number >= 1 for splits, got 'x'"),
         ("sample_tokens:splits=2.5", "expected a whole number >= 1 for splits, got '2.5'"),
         ("sample_tokens:splits=0", "expected a whole number >= 1 for splits, got '0'"),

@@ -1,6 +1,7 @@
 """The relaxed embedding's kernels against ``entrgi_ext.reference``: every product, tile and alignment.
 
-Each test runs on the kernel that the plan chooses and, where that is Hopper's, on the one for sm_80 as well.
+Each test runs on the kernel that the plan chooses and, where that is Hopper's, on the one for sm_80 as well; with
+fp32 embeddings on both that take them.
 """
 
 import json
@@ -12,14 +13,13 @@ import pytest
 import torch
 from cases import DTYPES, placed, relative_l2
 from raw_kernels import RawKernels
-from variants import planned_and
+from variants import every_kernel, is_matmul
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7
 # Rows of the logits that select the tiles of 16, 64 and 128 rows.
 ROWS = [5, 40, 130]
-AMPERE = "relaxed_embedding_sm80"
-kernel = planned_and(AMPERE)
+kernel = every_kernel("relaxed_embedding")
 
 
 def aligned(matrix):
@@ -84,8 +84,9 @@ def test_alignments(kernels, reference, logits_dtype, embedding_dtype, granule):
         return placed(tensor, offset=step, pad=(step - tensor.shape[1]) % step + step)
 
     output, soft = placed(torch.zeros(6, 72, dtype=embedding_dtype), 3, 5), placed(torch.zeros(6, 72), 1, 2)
+    splits = 1 if is_matmul(kernels) else 2
     kernels.relaxed_embedding(
-        shifted(z), lse, shifted(embedding), hard, weight, TAU, output=output, soft=soft, splits=2
+        shifted(z), lse, shifted(embedding), hard, weight, TAU, output=output, soft=soft, splits=splits
     )
     check(reference, output, soft, z, lse, embedding, hard, weight)
 
@@ -164,7 +165,7 @@ def test_temperatures(kernels, reference, embedding_dtype, tau):
 @pytest.mark.parametrize("n", [4, 70])
 def test_splits_and_determinism(kernels, reference, embedding_dtype, n):
     z, lse, embedding, hard, weight = inputs(reference, n, 999, 65, torch.bfloat16, embedding_dtype)
-    for splits in (1, 2, 5, 1000):
+    for splits in (1,) if is_matmul(kernels) else (1, 2, 5, 1000):
         first = kernels.relaxed_embedding(z, lse, embedding, hard, weight, TAU, splits=splits)
         again = kernels.relaxed_embedding(z, lse, embedding, hard, weight, TAU, splits=splits)
         assert torch.equal(first[0], again[0])
@@ -188,7 +189,8 @@ def test_rows_beyond_32_bit_offsets(kernels, reference, dtype):
     rows[absent] = absent
     output, soft = torch.zeros(1, 24, dtype=dtype), torch.zeros(1, 24)
     far = dict.fromkeys(("logits", "output", "soft"), 2**33)
-    with kernels.overridden(**kernels.overrides, block_m=64, cluster_m=1), kernels.first_row_absent(far, absent):
+    tile = {} if is_matmul(kernels) else {"block_m": 64, "cluster_m": 1}
+    with kernels.overridden(**kernels.overrides, **tile), kernels.first_row_absent(far, absent):
         kernels.relaxed_embedding(z[absent:], lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
     here = slice(absent, None)
     check(reference, output, soft, z[here], lse[here], embedding, hard[here], weight[here])
@@ -245,6 +247,7 @@ def test_requests_are_what_the_simulator_counts(
     kernels, reference, tmp_path, request, n, vocab, dim, logits_dtype, dtype, splits
 ):
     z, lse, embedding, hard, weight = inputs(reference, n, vocab, dim, logits_dtype, dtype)
+    splits = 1 if is_matmul(kernels) else splits
     counted = count(kernels, tmp_path, z, lse, embedding, hard, weight, TAU, splits=splits)
 
     arch = 80 if request.node.callspec.params["kernels"] == "compute_80" else 90
@@ -257,6 +260,9 @@ def test_requests_are_what_the_simulator_counts(
     }
     options = shape | kernels.overrides | {"splits": splits, "arch": arch}
     (requests,) = ask(kernels, "requests", options)
+    if is_matmul(kernels):  # the product's own, which is not in the simulator
+        counted["global_load_bytes"] += (n + dim) * vocab * 4
+        counted["global_store_bytes"] += n * dim * 4
 
     assert requests["load_bytes"] == pytest.approx(counted["global_load_bytes"] + counted["cp_async_bytes"], rel=0.02)
     assert requests["bulk_bytes"] == pytest.approx(counted["tma_load_bytes"], rel=0.02)
