@@ -16,6 +16,8 @@ Common to all of them:
   logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators without such an argument know no
   padding: give them finite logits there.
 - Results do not change from run to run on one machine, bit for bit.
+- On CUDA, products of a float32 E with 128 rows or more are torch's own, at the precision that torch is set to
+  (``torch.set_float32_matmul_precision``).
 - On CUDA, ``ENTRGI_FORCE_PLAN`` replaces parts of the launch plans (:mod:`entrgi_ext.plans`): for experiments. What it
   asks for and cannot have raises ``RuntimeError`` at the launch. The CPU operators do not read it.
 

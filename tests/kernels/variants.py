@@ -5,7 +5,7 @@ import torch
 
 
 def every_kernel(operator: str):
-    """An autouse fixture: each test runs on the plan's kernel and, where that may be Hopper's, on the one for sm_80 too.
+    """An autouse fixture: a test runs on the plan's kernel and, where that may be Hopper's, on the one for sm_80 too.
 
     With fp32 embeddings it runs on the two kernels that take them, whatever the rows; chunks have 256 ids.
     """
