@@ -1,0 +1,28 @@
+"""What is not launched again: plans that hung or gave wrong results."""
+
+from __future__ import annotations
+
+import os
+
+from operator_bench.cases import Case
+from variants import plan_of
+
+ARCH = int(os.environ.get("GPU_DAY_ARCH", "90"))
+
+
+def avoided(plan: dict, case: Case, avoid: list[dict]) -> str:
+    """Why a plan must not run, empty where it may. An entry of ``avoid`` names fields of a plan, and the reason."""
+    facts = {**plan, "logits": case.logits, "embedding": case.embedding}
+    for entry in avoid:
+        fields = {name: value for name, value in entry.items() if name != "why"}
+        if all(facts.get(name) == value for name, value in fields.items()):
+            return entry["why"]
+    return ""
+
+
+def avoided_case(case: Case, avoid: list[dict]) -> str:
+    """The same for the plans of all of a case's parts, forced ones included."""
+    for part in range(len(case.what.parts)):
+        if why := avoided(plan_of(case, ARCH, part), case, avoid):
+            return why
+    return ""

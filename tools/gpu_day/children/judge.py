@@ -1,0 +1,68 @@
+"""Is a result right? Every row against fp64, by the benchmark's own references and bounds."""
+
+from __future__ import annotations
+
+import torch
+from operator_bench.cases import TEMPERATURE, TOP_P, Inputs
+from operator_bench.correctness import Truth, WrongResult, reference
+from operator_bench.registry import OURS
+from torch import Tensor
+
+WORST_ROW = 4.0  # times the bound on all rows together: a row alone may err by so much
+SAME_TOKENS = 0.98  # share of rows that draw the reference's own token: masses at a boundary may round apart
+
+
+def judge(x: Inputs, results: dict[str, Tensor]) -> dict:
+    """{"status", "errors" by result: over all rows and in the worst one; "why" where it is wrong}."""
+    truth, errors = Truth(x, rows=x.case.N), {}
+    if x.case.operator in ("commit", "gumbel_perturb"):
+        try:
+            errors["all"] = truth.check(OURS, results)
+        except WrongResult as wrong:
+            return {"status": "wrong", "why": str(wrong), "errors": errors}
+        return {"status": "right", "errors": errors}
+    complaints = []
+    for name, expected in truth.expected().items():
+        if name not in results:
+            continue
+        got = results[name].double()
+        if name == "argmax":
+            if not torch.equal(got.long(), expected.long()):
+                complaints.append("argmax is not the first maximum")
+            continue
+        difference = (got - expected).abs()
+        if name == "logits":  # beyond what rounding them to their dtype costs, relative to their change
+            new = truth.z + expected
+            difference = ((got - new).abs() - torch.finfo(x.logits_dtype).eps * new.abs()).clamp_min(0.0)
+        errors[name] = _ratio(difference, expected)
+        errors[f"{name}, worst row"] = worst = _worst_row(difference, expected)
+        bound = truth.bound(True, name)
+        if not (errors[name] <= bound and worst <= WORST_ROW * bound):  # NaN is not within a bound
+            complaints.append(f"{name} is off by {errors[name]:.2g}, in a row by {worst:.2g}; bound {bound:.2g}")
+    if "token" in results:
+        complaints += _tokens(x, truth, results["token"], errors)
+    return {"status": "wrong" if complaints else "right", "why": "; ".join(complaints), "errors": errors}
+
+
+def _ratio(difference: Tensor, expected: Tensor) -> float:
+    return (torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(expected)).item()
+
+
+def _worst_row(difference: Tensor, expected: Tensor) -> float:
+    if difference.dim() == 1:  # numbers of similar size, one a row
+        return (difference.max() / expected.abs().mean()).item()
+    rows = torch.linalg.vector_norm(difference, dim=1) / torch.linalg.vector_norm(expected, dim=1)
+    return rows.nan_to_num(nan=torch.inf).max().item()
+
+
+def _tokens(x: Inputs, truth: Truth, tokens: Tensor, errors: dict) -> list[str]:
+    if not bool(((tokens >= 0) & (tokens < x.case.V)).all()):
+        return ["a token is no id"]
+    try:
+        truth._token(OURS, tokens)
+    except WrongResult as wrong:
+        return [str(wrong)]
+    expected = reference().sample_tokens(truth.z, x.keys, TEMPERATURE, TOP_P).token
+    errors["other tokens"] = other = (tokens != expected).double().mean().item()
+    return [f"{other:.1%} of the tokens are not the reference's"] if other > 1 - SAME_TOKENS else []
+
