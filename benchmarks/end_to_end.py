@@ -18,7 +18,7 @@ the parts of a step from one more run with :class:`entrgi.timing.Recorder`, and 
 on the CPU the growth of the resident set in a fresh process over two denoising steps (the first one is the
 largest), on CUDA the allocator's peak of the timed runs. The reward's embedding by the denoiser's ids is part of it for
 both: entrgi makes it in every generation where it is not the reward's own table, the published code when it loads its
-models. Workloads that a run leaves out keep their rows in the file. ``--steps`` ends each generation after so many of its
+models. Workloads that a run leaves out keep their rows in the file. ``--steps`` ends each generation after so many
 steps, the first and largest ones, for a machine that is at hand for minutes only.
 """
 

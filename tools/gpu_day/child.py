@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 START_SECONDS = 60.0  # imports of torch and of the package
@@ -25,18 +26,16 @@ class Ended(Exception):
 
 def end_group(process: subprocess.Popen) -> None:
     """SIGKILL to a child that leads its own process group, and to all that it started."""
-    if process.poll() is None or process.returncode is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 class Child:
     """``children/NAME.py``, started at once; what it prints elsewhere than in answers goes to its log.
 
-    It says {"note": ...} when it is ready, and which process of it holds the device.
+    It says {"note": ...} when it is ready, which process of it holds the device, and under which plans it is about to
+    launch.
     """
 
     def __init__(self, script: str, arguments: list[str], environment: dict[str, str], log: Path):
@@ -49,10 +48,9 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
-                start_new_session=False,
                 preexec_fn=os.setpgrp,
             )
-        self.device_pid = self.process.pid
+        self.device_pid, self.plans = self.process.pid, []
 
     def ask(self, request: dict, seconds: float) -> dict:
         """The answer.
@@ -61,6 +59,7 @@ class Child:
             Expired: none within ``seconds``; imports of a fresh process do not count.
             Ended: the process is gone.
         """
+        self.plans = []
         while not self.ready:
             self._line(self.began + START_SECONDS)
         end = time.monotonic() + seconds
@@ -88,6 +87,7 @@ class Child:
             return message
         self.ready = self.ready or bool(note.get("ready"))
         self.device_pid = note.get("device_pid", self.device_pid)
+        self.plans = note.get("plans", self.plans)
         return None
 
     def last_words(self) -> str:
@@ -106,9 +106,7 @@ class Child:
 
     def close(self, seconds: float = 2.0) -> None:
         """Lets it end by itself, else ends it."""
-        try:
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
             self.process.stdin.close()
             self.process.wait(seconds)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            pass
         end_group(self.process)

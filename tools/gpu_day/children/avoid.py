@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from operator_bench.cases import Case
+from serve import Answers
 from variants import plan_of
 
 ARCH = int(os.environ.get("GPU_DAY_ARCH", "90"))
@@ -20,9 +21,13 @@ def avoided(plan: dict, case: Case, avoid: list[dict]) -> str:
     return ""
 
 
-def avoided_case(case: Case, avoid: list[dict]) -> str:
-    """The same for the plans of all of a case's parts, forced ones included."""
-    for part in range(len(case.what.parts)):
-        if why := avoided(plan_of(case, ARCH, part), case, avoid):
-            return why
-    return ""
+def plans_of(case: Case) -> list[dict]:
+    """Of all parts of a case; forced plans are the forced ones."""
+    return [plan_of(case, ARCH, part) for part in range(len(case.what.parts))]
+
+
+def avoided_case(case: Case, avoid: list[dict], answers: Answers) -> str:
+    """:func:`avoided` for the plans of all parts of a case, which the parent is told."""
+    plans = plans_of(case)
+    answers.note(plans=[{**plan, "logits": case.logits, "embedding": case.embedding} for plan in plans])
+    return next(filter(None, (avoided(plan, case, avoid) for plan in plans)), "")

@@ -27,7 +27,7 @@ FORBIDDEN = 397  # ids that the sampler never draws: Dream's mask and the ids of
 def case(case: dict, seconds: float, avoid: list[dict], compile: str = "none", only: tuple[str, ...] = ()) -> dict:
     """Rows of the benchmark's results for one case."""
     case = Case(**case)
-    if why := avoided_case(case, avoid):
+    if why := avoided_case(case, avoid, answers):
         return {"status": "skipped", "why": why}
     if compile != "none":
         torch._functorch.config.donated_buffer = False  # one forward pass, many backward passes
@@ -42,7 +42,7 @@ def case(case: dict, seconds: float, avoid: list[dict], compile: str = "none", o
 def draw(case: dict, spread: float, forbidden: bool, seconds: float, avoid: list[dict]) -> dict:
     """A top-p draw from logits of some spread: the flatter, the more ids are in the nucleus."""
     case = Case(**case)
-    if why := avoided_case(case, avoid):
+    if why := avoided_case(case, avoid, answers):
         return {"status": "skipped", "why": why}
     work, _ = case.floor()
     with measuring_stream(DEVICE):
@@ -51,7 +51,7 @@ def draw(case: dict, spread: float, forbidden: bool, seconds: float, avoid: list
         never = None
         if forbidden:
             never = torch.zeros(case.V, dtype=torch.bool, device=DEVICE)
-            never[-FORBIDDEN:] = True
+            never[-min(FORBIDDEN, case.V // 4) :] = True
         keys, logits = x.keys, x.logits
         source = torch.randn(x.sets, max(work // 8, 1), device=DEVICE)
         target = source.clone()

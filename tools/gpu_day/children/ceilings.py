@@ -48,7 +48,9 @@ def product(m: int, k: int, n: int, transposed: bool) -> dict:
     """bf16 [m, k] x [k, n], random; ``transposed``: the right one is stored [n, k]."""
     dtype = torch.bfloat16
     left = torch.randn(m, k, device=DEVICE, dtype=dtype)
-    right = torch.randn(n, k, device=DEVICE, dtype=dtype).T if transposed else torch.randn(k, n, device=DEVICE, dtype=dtype)
+    right = (
+        torch.randn(n, k, device=DEVICE, dtype=dtype).T if transposed else torch.randn(k, n, device=DEVICE, dtype=dtype)
+    )
     out = torch.empty(m, n, device=DEVICE, dtype=dtype)
     return _rate(lambda: torch.mm(left, right, out=out), 2 * m * k * n)
 

@@ -65,4 +65,3 @@ def _tokens(x: Inputs, truth: Truth, tokens: Tensor, errors: dict) -> list[str]:
     expected = reference().sample_tokens(truth.z, x.keys, TEMPERATURE, TOP_P).token
     errors["other tokens"] = other = (tokens != expected).double().mean().item()
     return [f"{other:.1%} of the tokens are not the reference's"] if other > 1 - SAME_TOKENS else []
-

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,15 +17,13 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "kernels")]
 
 import torch  # noqa: E402
 from avoid import avoided  # noqa: E402
+from cases import placed  # noqa: E402
 from judge import judge  # noqa: E402
 from operator_bench.cases import BETAS, CHECKED_LR, CHECKED_SGD_LR, EPS, STEP, TEMPERATURE, TOP_P, Case, Inputs  # noqa: E402
 from raw_kernels import RawKernels, _bytes_of  # noqa: E402
 from serve import Answers, serve  # noqa: E402
 from variants import FAMILIES, fields_of, variants  # noqa: E402
 
-from cases import placed  # noqa: E402
-
-PLANTED = {os.environ.get(f"GPU_DAY_{what}", ""): what for what in ("HANG", "WRONG")}  # of the dry run
 ADAM = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
 
 
@@ -84,21 +83,22 @@ def enumerate_all(arch: int, small: bool) -> dict:
     return {"status": "right", "cases": [{"family": family, **variant.as_dict()} for family, variant in found]}
 
 
-def check(variant: dict, avoid: list[dict]) -> dict:
+def check(variant: dict, avoid: list[dict], planted: str = "") -> dict:
+    """``planted``: what goes wrong in a dry run; a stopped process answers as little as a kernel that hangs."""
     case, plan = Case(**variant["case"]), variant["plan"]
     if why := avoided(plan, case, avoid):
         return {"status": "skipped", "why": why}
+    answers.note(plans=[{**plan, "logits": case.logits, "embedding": case.embedding}])
     x = Inputs(case, torch.device("cpu"), lr=CHECKED_SGD_LR if case.operator == "sgd_step" else CHECKED_LR)
-    planted = PLANTED.get(variant["name"])
-    if planted == "HANG":
+    if planted == "hang":
         if kernels.process is None:
             kernels._start()
         os.kill(kernels.process.pid, signal.SIGSTOP)
     kernels.overrides = variant["overrides"]
     results = launched(x, variant["aligned"])
-    if planted == "WRONG":
+    if planted == "wrong":
         next(iter(results.values()))[-1] += 50
-    ran = fields_of(*(kernels.plan[name] for name in ("kernel", "tile", "cluster", "splits")))
+    ran = {"op": plan["op"]} | fields_of(*(kernels.plan[name] for name in ("kernel", "tile", "cluster", "splits")))
     answer = judge(x, results)
     if ran != plan:
         answer = {**answer, "status": "wrong", "why": f"another plan ran: {ran}"}
@@ -118,5 +118,8 @@ if __name__ == "__main__":
     answers = Answers()
     torch.set_num_threads(int(os.environ.get("GPU_DAY_THREADS", "1")))
     prefix = shlex.split(os.environ.get("GPU_DAY_PREFIX", ""))
-    kernels = Launchers(Path(os.environ["GPU_DAY_BINDINGS"]), prefix, dict(os.environ))
+    bindings = Path(os.environ["GPU_DAY_BINDINGS"])
+    if bindings.is_dir():
+        bindings = bindings / f"_bindings{sysconfig.get_config_var('EXT_SUFFIX')}"
+    kernels = Launchers(bindings, prefix, dict(os.environ))
     serve(answers, {"enumerate": enumerate_all, "check": check, "findings": findings})

@@ -65,7 +65,7 @@ def plan_of(case: Case, arch: int, part: int = 0, **options: object) -> dict:
     """
     (name, _), shape = case.what.parts[part], (case.N, max(case.V, 1), max(case.d, 1), case.logits, case.embedding)
     plan = launch_plan(name, *shape, arch=arch, trajectories=case.trajectories, **options)
-    return fields_of(plan.kernel, plan.tile, plan.cluster, plan.splits)
+    return {"op": name, **fields_of(plan.kernel, plan.tile, plan.cluster, plan.splits)}
 
 
 def fields_of(kernel: str, tile: tuple, cluster: tuple, splits: int) -> dict:
