@@ -34,8 +34,8 @@ def end_group(process: subprocess.Popen) -> None:
 class Child:
     """``children/NAME.py``, started at once; what it prints elsewhere than in answers goes to its log.
 
-    It says {"note": ...} when it is ready, which process of it holds the device, and under which plans it is about to
-    launch.
+    It says {"note": ...} when it is ready, which process of it holds the device, under which plans it is about to
+    launch and, with ``launching``, that it waits for nothing but such a launch.
     """
 
     def __init__(self, script: str, arguments: list[str], environment: dict[str, str], log: Path):
@@ -50,7 +50,7 @@ class Child:
                 env=environment,
                 preexec_fn=os.setpgrp,
             )
-        self.device_pid, self.plans = self.process.pid, []
+        self.device_pid, self.plans, self.launching = self.process.pid, [], False
 
     def ask(self, request: dict, seconds: float) -> dict:
         """The answer.
@@ -59,7 +59,7 @@ class Child:
             Expired: none within ``seconds``; imports of a fresh process do not count.
             Ended: the process is gone.
         """
-        self.plans = []
+        self.plans, self.launching = [], False
         while not self.ready:
             self._line(self.began + START_SECONDS)
         end = time.monotonic() + seconds
@@ -88,6 +88,7 @@ class Child:
         self.ready = self.ready or bool(note.get("ready"))
         self.device_pid = note.get("device_pid", self.device_pid)
         self.plans = note.get("plans", self.plans)
+        self.launching = note.get("launching", self.launching)
         return None
 
     def last_words(self) -> str:

@@ -100,7 +100,7 @@ def surprises(lines: list[dict]) -> list[str]:
         found.append(f"{each['phase']}: {each['case']}: {status}: {why}")
     if any(each["event"] == "phase" and each["phase"] == "smoke" for each in lines):
         found += [f"no case of smoke is {what}" for what in PLANTED.values() if what not in seen]
-    found += [f"{each['event']}: {each}" for each in lines if each["event"] in ("stop", "cut", "dead")]
+    found += [f"{each['event']}: {each}" for each in lines if each["event"] in ("stop", "cut", "dead", "error")]
     return found
 
 

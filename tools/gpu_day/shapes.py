@@ -72,7 +72,7 @@ def _main(v: int, d: int, rows: tuple[int, int, int]) -> tuple[tuple[dict, str],
 
 def real() -> Shapes:
     v = 152_064
-    pairs = ((512, 2048), (64, 2048), (8, 2048), (256, 2048), (2048, 4096), (1, 1024), (64, 1024))
+    pairs = ((512, 2048), (64, 2048), (8, 2048), (256, 2048), (2048, 4096), (1, 1024), (64, 1024), (1, 2048))
     cluster = [Forced(case(EMBED, 512, v, 2048), f"{EMBED}:cluster_m={c}") for c in (1, 2, 4)]
     wide = [Forced(case(EMBED, 512, v, 2048, "float32", "bfloat16"), f"{EMBED}:cluster_m={c}") for c in (1, 2, 4)]
     tiles = [Forced(case(EMBED, 384, v, 2048), f"{EMBED}:block_m={m}") for m in (128, 192)]

@@ -17,7 +17,7 @@ def table(records: list[dict]) -> str:
     lines = [
         f"commit {run.get('commit')}, {run.get('on')}" + (" (a dry run: no times of a GPU)" if run.get("dry") else "")
     ]
-    for part in (_counts(found), _ceilings(found), _times(found), _troubles(found, records)):
+    for part in (_counts(found), _troubles(found, records), _ceilings(found), _times(found)):
         lines += [*part, ""]
     text = "\n".join(lines).rstrip()
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "\n... (records.jsonl has all of it)"
@@ -71,4 +71,6 @@ def _troubles(found: list[dict], records: list[dict]) -> list[str]:
             lines.append(f"cut off: {record['left']} of {record['of']} cases of {record['phase']} were not reached")
         elif record["event"] == "stop":
             lines.append(f"STOPPED in {record['phase']}: {record['why']}")
+        elif record["event"] == "error":
+            lines.append(f"ERROR in {record['phase']}: {record['why'].strip().splitlines()[-1]}")
     return lines

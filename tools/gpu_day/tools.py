@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ FACTS = {
     "cuda-gdb": ["cuda-gdb", "--version"],
 }
 STUB_TESTS = "print('tests/kernels/test_made_up.py::test_it PASSED')"
+TEST = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider"]
 _PROFILE = (
     *("--clock-control", "none", "--profile-from-start", "off", "--target-processes", "all", "--csv", "--page", "raw"),
     *("--kernel-name", "regex:vocab_pass|relaxed_embedding|logit_update"),
@@ -87,12 +89,13 @@ def run(
 
 
 def selections(box: machine.Machine, hung: set[str]) -> list[tuple[str, list[str]]]:
-    """(title, arguments of Python) of the test runs; files of kernels that hung are left out."""
-    common = ["-m", "pytest", "-vv", "-p", "no:cacheprovider"]
+    """(title, command) of the test runs; files of kernels that hung are left out."""
+    if box.kind == machine.STUB:
+        return [("kernel tests", [sys.executable, "-c", STUB_TESTS])]
     if box.dry:
         return [
-            ("kernel tests", [*common, "tests/kernels/test_kernel_commit.py", "-k", "compute_90a and sizes0"]),
-            ("graphs, waiting, large tensors", [*common, "tests/ops/test_on_cuda.py", "-k", "draw_afresh"]),
+            ("kernel tests", [*TEST, "tests/kernels/test_kernel_commit.py", "-k", "compute_90a and sizes0"]),
+            ("graphs, waiting, large tensors", [*TEST, "tests/ops/test_on_cuda.py", "-k", "draw_afresh"]),
         ]
     families = {re.sub("_(sm90|sm80|simt)$", "", kernel) for kernel in hung}
     files = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "tests" / "kernels").glob("test_kernel_*.py"))
@@ -100,7 +103,7 @@ def selections(box: machine.Machine, hung: set[str]) -> list[tuple[str, list[str
 
     def options(workers: int, seconds: int) -> list[str]:
         at_once = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
-        return [*common, *at_once, *(["--timeout", str(seconds)] if importlib.util.find_spec("pytest_timeout") else [])]
+        return [*TEST, *at_once, *(["--timeout", str(seconds)] if importlib.util.find_spec("pytest_timeout") else [])]
 
     return [
         ("kernel tests", [*options(8, 20), *kept, "-k", "not compute_80"]),

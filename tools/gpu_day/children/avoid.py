@@ -21,13 +21,18 @@ def avoided(plan: dict, case: Case, avoid: list[dict]) -> str:
     return ""
 
 
+def announce(plans: list[dict], case: Case, answers: Answers) -> None:
+    plans = [{**plan, "logits": case.logits, "embedding": case.embedding} for plan in plans]
+    answers.note(plans=plans, launching=True)
+
+
 def plans_of(case: Case) -> list[dict]:
     """Of all parts of a case; forced plans are the forced ones."""
     return [plan_of(case, ARCH, part) for part in range(len(case.what.parts))]
 
 
 def avoided_case(case: Case, avoid: list[dict], answers: Answers) -> str:
-    """:func:`avoided` for the plans of all parts of a case, which the parent is told."""
+    """:func:`avoided` for the plans of all parts of a case, which the parent is told beforehand."""
     plans = plans_of(case)
-    answers.note(plans=[{**plan, "logits": case.logits, "embedding": case.embedding} for plan in plans])
+    announce(plans, case, answers)
     return next(filter(None, (avoided(plan, case, avoid) for plan in plans)), "")

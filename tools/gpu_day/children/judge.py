@@ -9,7 +9,7 @@ from operator_bench.registry import OURS
 from torch import Tensor
 
 WORST_ROW = 4.0  # times the bound on all rows together: a row alone may err by so much
-SAME_TOKENS = 0.98  # share of rows that draw the reference's own token: masses at a boundary may round apart
+OTHER_TOKENS = 0.02  # share of rows, or one row, that may draw another token: what is equal but for rounding
 
 
 def judge(x: Inputs, results: dict[str, Tensor]) -> dict:
@@ -63,5 +63,6 @@ def _tokens(x: Inputs, truth: Truth, tokens: Tensor, errors: dict) -> list[str]:
     except WrongResult as wrong:
         return [str(wrong)]
     expected = reference().sample_tokens(truth.z, x.keys, TEMPERATURE, TOP_P).token
-    errors["other tokens"] = other = (tokens != expected).double().mean().item()
-    return [f"{other:.1%} of the tokens are not the reference's"] if other > 1 - SAME_TOKENS else []
+    errors["other tokens"] = other = int((tokens != expected).sum())
+    most = max(1, int(OTHER_TOKENS * x.case.N))
+    return [f"{other} of {x.case.N} tokens are not the reference's"] if other > most else []

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "kernels")]
 
 import torch  # noqa: E402
-from avoid import avoided  # noqa: E402
+from avoid import announce, avoided  # noqa: E402
 from cases import placed  # noqa: E402
 from judge import judge  # noqa: E402
 from operator_bench.cases import BETAS, CHECKED_LR, CHECKED_SGD_LR, EPS, STEP, TEMPERATURE, TOP_P, Case, Inputs  # noqa: E402
@@ -86,9 +86,9 @@ def enumerate_all(arch: int, small: bool) -> dict:
 def check(variant: dict, avoid: list[dict], planted: str = "") -> dict:
     """``planted``: what goes wrong in a dry run; a stopped process answers as little as a kernel that hangs."""
     case, plan = Case(**variant["case"]), variant["plan"]
+    announce([plan], case, answers)
     if why := avoided(plan, case, avoid):
         return {"status": "skipped", "why": why}
-    answers.note(plans=[{**plan, "logits": case.logits, "embedding": case.embedding}])
     x = Inputs(case, torch.device("cpu"), lr=CHECKED_SGD_LR if case.operator == "sgd_step" else CHECKED_LR)
     if planted == "hang":
         if kernels.process is None:

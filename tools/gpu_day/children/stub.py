@@ -22,6 +22,7 @@ def enumerate_all(arch: int, small: bool) -> dict:
             "family": "all",
             "name": f"{operator}: {kernel} {i}",
             "plan": plan_of(kernel),
+            "rank": 0,
             "case": {**case, "operator": operator},
         }
         for operator, kernel in KERNELS
@@ -34,7 +35,7 @@ def checked(kernels: list[str], avoid: list[dict], planted: str = "") -> dict:
     for entry in avoid:
         if entry["kernel"] in kernels:
             return {"status": "skipped", "why": entry["why"]}
-    answers.note(plans=[plan_of(kernel) for kernel in kernels])
+    answers.note(plans=[plan_of(kernel) for kernel in kernels], launching=True)
     if planted == "hang":
         time.sleep(1e6)
     if planted == "wrong":
