@@ -5,10 +5,10 @@
     python benchmarks/gpu_report.py RECORDS --output FOLDER          # all of it there; README and pages stay
 
 Writes ``benchmarks/results/gpu_<device>.{jsonl,csv,json,png}`` and what stands between ``<!-- gpu:begin -->`` and
-``<!-- gpu:end -->`` in the README and in ``docs/kernels/README.md``, and between ``<!-- gpu:begin FAMILY -->`` and its
-end in any page there (FAMILY is the beginning of the operators' names that are shown, such as ``relaxed_embedding``). What
-was expected, in ``gpu_expected.json``, stands beside what was measured. Records of a dry run go nowhere but to
-``--output``, and say what they are.
+``<!-- gpu:end -->`` in the README and in ``docs/kernels/README.md``; between ``<!-- gpu:begin FAMILY -->`` and its end,
+on any page there, the operators whose names begin with FAMILY, such as ``relaxed_embedding``. What was expected, in
+``gpu_expected.json``, stands beside what was measured. Records of a dry run go nowhere but to ``--output``, and say
+what they are.
 """
 
 from __future__ import annotations

@@ -111,4 +111,4 @@ def _simulator(scratch: Path, planted: dict[str, str]) -> Machine:
     os.environ["CUDASIM_BUILD"] = environment["CUDASIM_BUILD"]
     bindings = module.build_bindings("compute_90a")
     seconds = dict.fromkeys(("ceilings", "main", "bench", "forced", "step", "sanitize", "end-to-end"), 60.0)
-    return Machine(SIMULATOR, scratch, bindings, shlex.join(prefix), {**seconds, "smoke": 15.0}, planted)
+    return Machine(SIMULATOR, scratch, bindings, shlex.join(prefix), {**seconds, "smoke": 10.0}, planted)

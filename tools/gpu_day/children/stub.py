@@ -33,7 +33,8 @@ def enumerate_all(arch: int, small: bool) -> dict:
 
 def checked(kernels: list[str], avoid: list[dict], planted: str = "") -> dict:
     for entry in avoid:
-        if entry["kernel"] in kernels:
+        fields = {name: value for name, value in entry.items() if name != "why"}
+        if any(fields.items() <= plan_of(kernel).items() for kernel in kernels):
             return {"status": "skipped", "why": entry["why"]}
     answers.note(plans=[plan_of(kernel) for kernel in kernels], launching=True)
     if planted == "hang":
