@@ -88,11 +88,13 @@ def real() -> Shapes:
         main=_main(v, 2048, (8, 64, 512)),
         bench=(
             *(case(name, n, v, d) for n, d in pairs[:3] for name in (EMBED, UPDATE, GRADIENT)),
-            *(case(STATISTICS, n, v) for n in (64, 512, 1, 16, 66, 132)),
+            *(case(STATISTICS, n, v) for n in (64, 512, 1, 16, 66, 132, 2048)),
             *(case(name, n, v, d) for n, d in pairs[3:] for name in (EMBED, UPDATE, GRADIENT)),
         ),
-        draws=tuple((case(DRAW, 64, v), spread, forbidden) for spread in SPREADS for forbidden in (False, True))
-        + tuple((case(DRAW, n, v), spread, True) for n in (1, 512) for spread in (4.0, 3.0)),
+        draws=(
+            *((case(DRAW, 64, v), spread, forbidden) for spread in SPREADS for forbidden in (False, True)),
+            *((case(DRAW, n, v), *how) for n in (512, 1, 2048) for how in ((4.0, False), (4.0, True), (3.0, False))),
+        ),
         forced=(*cluster, *update, *ampere, *tiles, *wide),
         steps=(
             *((case(WHOLE_STEP, n, v, 2048), "none", ()) for n in (64, 512, 8)),

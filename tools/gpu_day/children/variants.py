@@ -150,8 +150,7 @@ def _of_kernel(
         except ValueError:
             continue
         if all(plan[name] == value for name, value in asked.items()) and plan["kernel"] == kernel:
-            # A plan without clusters has 1 x 1 of them, and is not asked.
-            yield Variant(case, aligned, plan, {k: v for k, v in overrides.items() if v != 1 or "cluster" not in k})
+            yield Variant(case, aligned, plan, overrides if case.what.has_vocabulary else {})
 
 
 def _given(**fields: int) -> dict[str, int]:
