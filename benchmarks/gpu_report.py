@@ -249,12 +249,11 @@ def write(report: Report, folder: Path) -> list[Path]:
     return [base.with_suffix(suffix) for suffix in suffixes]
 
 
-def rewrite(page: Path, reports: list[Report]) -> bool:
-    """Replaces what stands between a page's markers; False where it has none."""
-    text = page.read_text()
+def rewritten(page: Path, text: str, reports: list[Report]) -> str:
+    """The text of a page with what stands between its markers replaced."""
+    up = "../" * (len(page.relative_to(ROOT).parts) - 1)
 
     def block(match: re.Match) -> str:
-        up = "../" * (len(page.relative_to(ROOT).parts) - 1) if page.is_relative_to(ROOT) else ""
         parts = []
         for report in reports:
             base = f"{up}benchmarks/results/{report.stem}"
@@ -262,10 +261,14 @@ def rewrite(page: Path, reports: list[Report]) -> bool:
         body = "\n\n".join(parts) or NOTHING
         return f"{match[1]}{body}\n{match[4]}"
 
-    replaced, count = MARKED.subn(block, text)
-    if count:
-        page.write_text(replaced)
-    return count > 0
+    return MARKED.sub(block, text)
+
+
+def rewrite(page: Path, reports: list[Report]) -> bool:
+    """Writes a page anew; False where it has no markers."""
+    text = page.read_text()
+    page.write_text(rewritten(page, text, reports))
+    return MARKED.search(text) is not None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -171,3 +171,14 @@ def test_what_was_expected_names_cases_that_are_measured():
         assert row["case"] in names
         low, high = row["expected_us"]
         assert row["floor_us"] <= low <= high
+
+
+def test_the_committed_pages_say_what_the_committed_records_say():
+    """``python benchmarks/gpu_report.py`` was run after the last change of either."""
+    reports = [gpu_report.Report(gpu_report.read(file)) for file in sorted(gpu_report.RESULTS.glob("gpu_*.jsonl"))]
+    marked = 0
+    for page in gpu_report.PAGES:
+        text = page.read_text()
+        assert gpu_report.rewritten(page, text, reports) == text, page.name
+        marked += len(gpu_report.MARKED.findall(text))
+    assert marked

@@ -29,6 +29,10 @@ print(json.dumps({"problems": entrgi_ext.loaded_libraries(), "cuda": _bindings.h
 """
 
 
+def cuda_home() -> Path:
+    return Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+
+
 def source_hash() -> str:
     """Of everything that the libraries are made from."""
     digest = hashlib.sha256()
@@ -68,7 +72,7 @@ class Build:
     Attributes:
         pack: the folder that ``pack`` made, if it is here.
         target: the folder that receives the libraries.
-        environment: under which the result is imported to see whether it works.
+        environment: of the build, and under which the result is imported to see whether it works.
         command: builds into ``target``.
         cuda: whether the libraries must hold the CUDA operators.
     """
@@ -88,7 +92,13 @@ class Build:
             return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, preexec_fn=os.setpgrp
+                self.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=self.environment,
+                preexec_fn=os.setpgrp,
             )
 
     def wait(self, limit: float) -> str:
@@ -141,8 +151,8 @@ class Build:
 
     def _bindings(self) -> str:
         """Compiles the bindings alone, for this interpreter; why that failed."""
-        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-        cuda = Path(nvcc).resolve().parents[1]
+        nvcc = shutil.which("nvcc")
+        cuda = Path(nvcc).resolve().parents[1] if nvcc else cuda_home()
         module = self.target / f"_bindings{sysconfig.get_config_var('EXT_SUFFIX')}"
         command = [
             *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),

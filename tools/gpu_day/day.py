@@ -51,6 +51,7 @@ class Day(Session):
 
     def _enter(self) -> None:
         self.end = self.clock.limit(self.phase)
+        print(f"{self.out.clock:5.0f} s  {self.phase.name}: {self.phase.about}", flush=True)
         self.out.write("phase", phase=self.phase.name, about=self.phase.about, limit_s=round(self.left, 1))
         if self.phase.needs == "libraries" and self.libraries == build.NONE:
             return self.ended("all", SKIPPED, why="the package's libraries are missing")
@@ -121,6 +122,8 @@ class Day(Session):
             self.case(variant["name"], f"smoke/{variant['family']}", {**self._check(variant), "planted": planted})
 
         self.each(variants, check)
+        for name in [name for name in self.children if name.startswith("smoke/")]:
+            self.drop(name)
 
     def _variants(self) -> list[dict]:
         request = {"do": "enumerate", "arch": self.arch, "small": self.shapes.small}

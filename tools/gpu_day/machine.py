@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .build import ROOT
+from .build import ROOT, cuda_home
 
 GPU, SIMULATOR, STUB = "gpu", "simulator", "stub"
 
@@ -44,6 +44,7 @@ class Machine:
         paths = [ROOT / "python", ROOT, self.scratch / "site"]
         own = {
             "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PATH": f"{os.environ.get('PATH', '')}{os.pathsep}{cuda_home() / 'bin'}",
             "PYTHONUNBUFFERED": "1",
             "GPU_DAY_DEVICE": self.device,
             "GPU_DAY_ARCH": str(arch),
@@ -79,9 +80,9 @@ class Machine:
 
 
 def find(tool: str) -> str | None:
-    """A program of the CUDA toolkit."""
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    return shutil.which(tool) or shutil.which(tool, path=f"{home / 'bin'}{os.pathsep}{home / 'compute-sanitizer'}")
+    """A program, of the CUDA toolkit perhaps."""
+    places = [str(cuda_home() / "bin"), str(cuda_home() / "compute-sanitizer")]
+    return shutil.which(tool) or shutil.which(tool, path=os.pathsep.join(places))
 
 
 def gpu(scratch: Path) -> Machine:

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from .build import ROOT, source_hash, unpack, unpack_wheel
+from .build import ROOT, cuda_home, source_hash, unpack, unpack_wheel
 
 MOST_BYTES = 40 << 20
 LIBRARIES = ("libentrgi_kernels.so", "libentrgi_cuda.so", "libentrgi_cpu.so")
@@ -138,7 +138,7 @@ def _bindings(scratch: Path) -> tuple[dict[str, Path], str]:
         pybind11 = subprocess.run(
             [sys.executable, "-c", "import pybind11; print(pybind11.get_include())"], capture_output=True, text=True
         ).stdout.strip()
-        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        nvcc = shutil.which("nvcc") or str(cuda_home() / "bin" / "nvcc")
         target = scratch / _bindings_name(version)
         command = [
             *(nvcc, "-std=c++20", "-O2", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"),
