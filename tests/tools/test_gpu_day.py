@@ -81,9 +81,12 @@ def test_exactly_what_was_planted_is_marked(planted):
     for case, outcome in timed.items():
         bad = case.startswith(("relaxed_embedding", "adam_step_middle"))
         assert outcome == ("skipped" if bad else "right"), case
-    assert {phase["phase"] for phase in lines if phase["event"] == "phase"} == {
-        phase.name for phase in phases.PHASES if not phase.alone
-    }
+    assert {phase["phase"] for phase in lines if phase["event"] == "phase"} == {phase.name for phase in phases.PHASES}
+    launches = status["ncu", "counters"]["launches"]
+    assert launches == [{"kernel": "a stand-in", "gpu__time_duration.sum": "1"}]
+    assert status["sanitize", "memcheck: findings"]["status"] == "right"
+    assert status["sanitize", "synccheck: relaxed_embedding: embed_b 1"]["status"] == "right"
+    assert status["end-to-end", "smoke: entrgi"]["seconds_per_step"] == 0.1
 
 
 def test_the_table_is_the_last_output_and_comes_home(planted, tmp_path):

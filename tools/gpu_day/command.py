@@ -62,6 +62,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
     """A build that fails, libraries brought along, one case that hangs and one that is wrong; all else is in order."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
+        _stand_ins(scratch / "bin")
         box, why = machine.dry(scratch, dict(PLANTED), arguments.stub)
         if why:
             print(f"no simulator ({why}): the parent alone is tried out, with answers that are made up")
@@ -114,6 +115,28 @@ def _small_pack(scratch: Path, box: machine.Machine) -> Path:
     return folder
 
 
+STAND_INS = {
+    "compute-sanitizer": 'shift 6; exec "$@"',
+    "ncu": """while [ "$1" != "{python}" ]; do shift; done; "$@" || exit 1
+cat <<END
+"ID","Process ID","Kernel Name","gpu__time_duration.sum"
+"","","","us"
+"0","1","a stand-in","1"
+END""",
+}
+
+
+def _stand_ins(folder: Path) -> None:
+    """Programs that run what they are given and find nothing, where a GPU's tools would be."""
+    folder.mkdir()
+    for name, body in STAND_INS.items():
+        script = folder / name
+        body = body.replace("{python}", sys.executable)
+        script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo a stand-in && exit\n{body}\n')
+        script.chmod(0o755)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
 def _stub_package(scratch: Path) -> Path:
     """Where a package is that imports as the real one does."""
     package = scratch / "stub" / "entrgi_ext"
@@ -127,7 +150,8 @@ def _run(
     arguments: argparse.Namespace, box: machine.Machine, wanted: shapes.Shapes, start_build: Callable[[], build.Build]
 ) -> int:
     out = records.Records(arguments.output)
-    chosen = phases.chosen(arguments.deadline, tuple(arguments.only or ()))
+    everything = tuple(phase.name for phase in phases.PHASES) if box.dry else ()
+    chosen = phases.chosen(arguments.deadline, tuple(arguments.only or everything))
     clock = phases.Clock(arguments.deadline, chosen, out.start)
     out.write(
         "run",

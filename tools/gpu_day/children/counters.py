@@ -26,8 +26,10 @@ if __name__ == "__main__":
             Inputs(Case(operator, rows, vocabulary, d, "bfloat16", "bfloat16"), device, lr=TIMED_LR), 0
         )
         call()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
         call()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
