@@ -244,12 +244,17 @@ class _EnoughSteps(Exception):
 
 
 @dataclass
-class _StepCount:
-    """Ends a generation after ``most`` steps; stands before the recorder of the published loop."""
+class _FirstSteps:
+    """Ends a generation after the first ``most`` steps of its schedule.
+
+    The published loop makes every one of them, and is counted by what it tells its recorder; entrgi skips those that
+    commit nothing, and says which ones it made.
+    """
 
     most: int
     recorder: Recorder | None = None
     open: list[str] = field(default_factory=list)
+    made: int = 0
 
     def begin(self, name: str) -> None:
         self.open.append(name)
@@ -260,11 +265,14 @@ class _StepCount:
         if self.recorder is not None:
             self.recorder.end()
         if self.open.pop() == "step":
-            self.count()
+            self.made += 1
+            self._enough(self.made)
 
-    def count(self, _state: object = None) -> None:
-        self.most -= 1
-        if self.most == 0:
+    def after(self, state: entrgi.StepState) -> None:
+        self._enough(state.step + 1)
+
+    def _enough(self, steps: int) -> None:
+        if steps >= self.most:
             raise _EnoughSteps
 
 
@@ -286,16 +294,16 @@ class Runner:
         config, taken = self.workload.config(**options), taken or self.workload.taken
         if "compile" in variant:
             self.compile()
-        pair, count = self.pair, _StepCount(taken, recorder) if taken else None
+        pair, part = self.pair, _FirstSteps(taken, recorder) if taken else None
         with suppress(_EnoughSteps):
             if variant.startswith("published"):
                 products = fast_products(pair.models.device) if "our products" in variant else nullcontext()
                 with products:
-                    published_loop.generate([pair.prompt], pair.models, config, seed=seed, recorder=count or recorder)
+                    published_loop.generate([pair.prompt], pair.models, config, seed=seed, recorder=part or recorder)
                 return
             config = replace(config, cuda_graphs="cuda_graphs" in variant)
-            ending = {"callback_on_step_end": count.count} if count else {}
-            entrgi.generate(pair.prompt, pair.denoiser, pair.reward, config, seed=seed, **ending)
+            after = part.after if part else None
+            entrgi.generate(pair.prompt, pair.denoiser, pair.reward, config, seed=seed, callback_on_step_end=after)
 
     def compile(self) -> None:
         """Adapters that compile, around the same models."""
