@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
-from gpu_day import build, command, machine, phases, records, shapes, tools  # noqa: E402
+from gpu_day import build, command, machine, pack, phases, records, shapes, tools  # noqa: E402
 from gpu_day.day import Day  # noqa: E402
 from gpu_day.table import table  # noqa: E402
 
@@ -401,3 +402,57 @@ def test_a_program_is_ended_with_all_that_it_started(tmp_path):
     assert "ended after" in run.why
     time.sleep(2.2)
     assert not (tmp_path / "alive").exists()
+
+
+# ---- what travels ----------------------------------------------------------------------------------------------
+
+
+def test_libraries_older_than_the_sources_do_not_travel(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "ROOT", tmp_path)
+    library, source = tmp_path / "entrgi_ext" / "libentrgi_cpu.so", tmp_path / "csrc" / "a.cpp"
+    for file in (library, source):
+        file.parent.mkdir()
+    with pytest.raises(pack.Unusable, match=r"entrgi_ext/libentrgi_cpu.so is missing"):
+        pack._current(library)
+    library.touch()
+    source.touch()
+    os.utime(source, (1e9, 1e9))
+    assert pack._current(library) == library
+    os.utime(library, (9e8, 9e8))
+    with pytest.raises(pack.Unusable, match=r"csrc/a.cpp is newer than libentrgi_cpu.so"):
+        pack._current(library)
+
+
+def test_a_folder_that_is_too_large_or_not_whole_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "pack"
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "libraries.tar.xz").write_bytes(bytes(3 << 20))
+    with pytest.raises(Exception, match=r"(?i)file could not be opened|read|format"):
+        pack.check(folder)
+    monkeypatch.setattr(pack, "MOST_BYTES", 2 << 20)
+    with pytest.raises(pack.Unusable, match=r"3.0 MiB, at most 2"):
+        pack.check(folder)
+
+
+def test_wheels_that_are_there_already_are_not_unpacked(tmp_path):
+    (tmp_path / "wheels").mkdir()
+    for name in ("pytest", "nothing_of_this_name"):
+        with zipfile.ZipFile(tmp_path / "wheels" / f"{name}-1-py3-none-any.whl", "w") as archive:
+            archive.writestr(f"{name}/__init__.py", "")
+            archive.writestr(f"{name}-1.dist-info/METADATA", "")
+    site = tmp_path / "site"
+    assert build.install_wheels(tmp_path, site) == ["nothing_of_this_name-1-py3-none-any.whl"]
+    assert [file.name for file in site.iterdir() if file.suffix != ".dist-info"] == ["nothing_of_this_name"]
+
+
+def test_the_first_answer_of_a_process_has_twice_the_time(day):
+    """The driver is initialised and code is loaded in it: that is no hang."""
+    one = day(only=("bench",), seconds=3.0)
+    one.phase, given = one.clock.phases[-1], []
+    child = one.child("bench")
+    ask = child.ask
+    child.ask = lambda request, seconds: given.append(seconds) or ask(request, seconds)
+    for name in ("a", "b"):
+        one.case(name, "bench", {"do": "device"})
+    assert given == [6.0, 3.0]
+    one.drop_all()

@@ -51,6 +51,7 @@ class Child:
                 preexec_fn=os.setpgrp,
             )
         self.device_pid, self.plans, self.launching = self.process.pid, [], False
+        self.answered = False
 
     def ask(self, request: dict, seconds: float) -> dict:
         """The answer.
@@ -70,6 +71,7 @@ class Child:
             raise Ended(self.last_words()) from None
         while (answer := self._line(end)) is None:
             pass
+        self.answered = True
         return answer
 
     def _line(self, end: float) -> dict | None:

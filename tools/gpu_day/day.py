@@ -154,7 +154,8 @@ class Day(Session):
             share = self.left * (0.7 if place + 1 < len(selections) else 1.0)
             self.out.write("begin", phase="tests", case=name)
             began, run = time.monotonic(), tools.run(command, share, self.box.environment(self.arch), log)
-            counts = Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", run.text))
+            before_summary = run.text.split("short test summary info")[0]
+            counts = Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", before_summary))
             failed = sorted(set(re.findall(r"(?:FAILED|ERROR) (tests/\S+)", run.text)))
             fine = STOPPED if run.status is None else RIGHT if run.status == 0 else FAILED
             status = WRONG if failed or counts["FAILED"] else fine

@@ -13,6 +13,8 @@ from pathlib import Path
 from .build import ROOT, cuda_home
 
 GPU, SIMULATOR, STUB = "gpu", "simulator", "stub"
+# Of programs, after what PATH names.
+PLACES = (str(Path(sys.executable).parent), str(cuda_home() / "bin"), str(cuda_home() / "compute-sanitizer"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Machine:
         paths = [ROOT / "python", ROOT, self.scratch / "site"]
         own = {
             "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "PATH": f"{os.environ.get('PATH', '')}{os.pathsep}{cuda_home() / 'bin'}",
+            "PATH": os.pathsep.join([os.environ.get("PATH", ""), *PLACES]),
             "PYTHONUNBUFFERED": "1",
             "GPU_DAY_DEVICE": self.device,
             "GPU_DAY_ARCH": str(arch),
@@ -80,9 +82,8 @@ class Machine:
 
 
 def find(tool: str) -> str | None:
-    """A program, of the CUDA toolkit perhaps."""
-    places = [str(cuda_home() / "bin"), str(cuda_home() / "compute-sanitizer")]
-    return shutil.which(tool) or shutil.which(tool, path=os.pathsep.join(places))
+    """A program, of the CUDA toolkit or of this Python's environment perhaps."""
+    return shutil.which(tool) or shutil.which(tool, path=os.pathsep.join(PLACES))
 
 
 def gpu(scratch: Path) -> Machine:

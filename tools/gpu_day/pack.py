@@ -178,7 +178,7 @@ def cutlass_headers() -> Path | None:
 
 def archive(target: Path, paths: list[Path], preset: int = 6) -> None:
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-        entry.uid = entry.gid = entry.mtime = 0
+        entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
         return entry
 
