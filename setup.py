@@ -1,7 +1,7 @@
 """Builds the compiled half of entrgi with CMake and Ninja; everything else is in pyproject.toml.
 
 Environment: ``ENTRGI_CUDA=0|1|auto`` (default auto: where nvcc and a CUDA build of torch are found),
-``MAX_JOBS`` (parallel compilations; default: all cores).
+``MAX_JOBS`` (parallel compilations; default: all cores), ``ENTRGI_WERROR=1`` (warnings are errors; default: 0).
 """
 
 import os
@@ -33,6 +33,7 @@ class CMakeBuild(build_ext):
             f"-DPython3_EXECUTABLE={sys.executable}",
             f"-DENTRGI_OUTPUT={output}",
             f"-DENTRGI_CUDA={os.environ.get('ENTRGI_CUDA', 'auto')}",
+            f"-DENTRGI_WERROR={os.environ.get('ENTRGI_WERROR', '0')}",
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         remove_libraries(output)

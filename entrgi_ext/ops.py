@@ -197,8 +197,8 @@ def relaxed_embedding_(
             all others are left as they are.
         soft: acc [N, d], written (q E, unblended); left as it is in padding rows.
         logits, logsumexp, embedding, temperature, hard_tokens, weight: as in :func:`relaxed_embedding`.
-        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is read (logits, logsumexp,
-            hard token, weight), nothing written. None: the identity, and R == N.
+        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is written, and what it holds
+            (logits, logsumexp, hard token, weight) counts for nothing. None: the identity, and R == N.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows or hard tokens out of range.

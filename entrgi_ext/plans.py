@@ -22,19 +22,29 @@ OPERATORS = (
     *("logit_gradient", "adam_step_", "sgd_step_", "commit_"),
 )
 OVERRIDES = ("kernel", "splits", "block_m", "block_n", "block_k", "stages", "cluster_m", "cluster_n")
-_TYPICAL_SMS = {80: 108, 90: 132}
+_TYPICAL_SMS = {80: 108, 90: 132, 100: 148}
 
 
 class Target(NamedTuple):
     """What plans are made for.
 
     Attributes:
-        arch: of the code that runs there: 90 for sm_90a, 80 for everything else.
+        arch: of the code that runs there: 90 for sm_90a, 100 for the PTX of compute_90 on newer GPUs (clusters, but no
+            ``wgmma``), 80 for everything else.
         num_sms: multiprocessors.
+        clusters_of_2, clusters_of_4, clusters_of_8: how many clusters of so many CTAs, each alone on a multiprocessor,
+            run at once, as the driver counts them; None: as many as a whole GPU of that kind typically holds.
     """
 
     arch: int
     num_sms: int
+    clusters_of_2: int | None = None
+    clusters_of_4: int | None = None
+    clusters_of_8: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What is known, as keyword arguments of :func:`launch_plan`."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -103,18 +113,19 @@ class Requests:
 
 
 def target(arch: int | None = None, num_sms: int | None = None) -> Target:
-    """The current GPU where nothing is given and one can be used, else an H200 (90, 132) or an A100 (80, 108).
+    """The current GPU where nothing is given and one can be used, else a typical one: an H200 (90, 132), an A100 (80,
+    108) or a B200 (100, 148).
 
     Raises:
-        ValueError: for an architecture other than 90 and 80.
+        ValueError: for an architecture other than 80, 90 and 100.
     """
     if arch is None and _bindings.has_cuda and _bindings.memory.device_count() > 0:
-        here = _bindings.memory.device()
-        if here["arch"] in _TYPICAL_SMS:
-            return Target(here["arch"], here["num_sms"] if num_sms is None else num_sms)
+        here = Target(**_bindings.memory.device())
+        if here.arch in _TYPICAL_SMS:
+            return here if num_sms is None else Target(here.arch, num_sms)
     arch = 90 if arch is None else arch
     if arch not in _TYPICAL_SMS:
-        raise ValueError(f"arch must be 90 or 80, got {arch}")
+        raise ValueError(f"arch must be 80, 90 or 100, got {arch}")
     return Target(arch, _TYPICAL_SMS[arch] if num_sms is None else num_sms)
 
 
@@ -138,7 +149,9 @@ def launch_plan(
         logits_dtype, embedding_dtype: bfloat16, float16 or float32, as torch's dtypes or their names.
         arch, num_sms: of :func:`target`.
         options: any of :data:`OVERRIDES`, which replace the plan's choices (``splits`` within what the shape allows);
-            ``logits_aligned``, ``embedding_aligned`` (True): whether rows start at 16-byte boundaries;
+            ``logits_aligned`` (updates: of moments and gradient too), ``embedding_aligned`` (True): whether rows
+            start at 16-byte boundaries;
+            ``clusters_of_2``, ``clusters_of_4``, ``clusters_of_8`` of :class:`Target`;
             ``trajectories`` (1) of ``commit_``.
 
     Raises:
@@ -149,8 +162,8 @@ def launch_plan(
         >>> launch_plan("relaxed_embedding", 8, 152_064, 2048, arch=80).kernel
         'relaxed_embedding_sm80'
     """
-    where = target(arch, num_sms)._asdict()
-    return LaunchPlan(**_bindings.plan(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where, **options))
+    where = target(arch, num_sms).options() | options
+    return LaunchPlan(**_bindings.plan(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where))
 
 
 def floor(
@@ -184,8 +197,8 @@ def requests(
     **options: object,
 ) -> Requests:
     """What an operator's kernels ask of the memory system, and their plan; arguments as for both functions above."""
-    where = target(arch, num_sms)._asdict()
-    found = _bindings.requests(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where, **options)
+    where = target(arch, num_sms).options() | options
+    found = _bindings.requests(op, n, vocab, dim, *_names(logits_dtype, embedding_dtype), **where)
     return Requests(**{**found, "plan": LaunchPlan(**found["plan"])})
 
 

@@ -36,6 +36,10 @@ COUNTED = {
     "TMA": ("UTMALDG", "UTMASTG"),
     "bulk": ("UBLKCP",),
     "mbarrier": ("SYNCS",),
+    # Values that are the same in all lanes, which the compiler does not know to be: read from a lane for every use, or
+    # branched over in case lanes differ.
+    "R2UR": ("R2UR",),
+    "BRA.DIV": ("BRA.DIV",),
 }
 EMPTY_BODY = 4  # instructions: the stack pointer, EXIT, the loop behind it
 
@@ -58,6 +62,7 @@ class Function:
         stack: bytes per thread.
         instructions: in the code, without padding.
         counts: by the names of :data:`COUNTED`.
+        product_loop: instructions of the shortest loop around a ``wgmma``, 0 without one.
     """
 
     source: str
@@ -69,6 +74,7 @@ class Function:
     stack: int
     instructions: int
     counts: dict[str, int]
+    product_loop: int = 0
 
     @property
     def kernel(self) -> str:
@@ -95,13 +101,15 @@ def read(library: Path) -> list[Function]:
     opcodes = _opcodes(_dump("-sass", library))
     functions = []
     for (arch, symbol), (source, usage) in _usage(_dump("-res-usage", library)).items():
-        found = opcodes[arch, symbol]
+        found, code = opcodes[arch, symbol]
         counts = {name: sum(found[opcode] for opcode in counted) for name, counted in COUNTED.items()}
         set_to = [key for key in found if key.startswith("0x")]
         total = sum(count for key, count in found.items() if key != "NOP" and key not in set_to)
         moved = tuple(sorted(int(key, 16) for key in set_to))
         sizes = usage["REG"], moved, usage["SHARED"], usage["STACK"]
-        functions.append(Function(source, readable(symbol), arch, *sizes, total, counts))
+        name = readable(symbol)
+        source = source or _source_of(name.split("<")[0])
+        functions.append(Function(source, name, arch, *sizes, total, counts, _product_loop(code)))
     return sorted(functions, key=lambda f: (f.source, _natural(f.name), f.arch))
 
 
@@ -131,25 +139,50 @@ def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, i
     return found
 
 
-_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)")
-_SET_MAX_REGISTERS = re.compile(r".*\bUSETMAXREG\b.*\b(0x[0-9a-f]+) ;")
+@cache
+def _source_of(kernel: str) -> str:
+    """The file that defines a kernel: a library without source lines does not name it."""
+    definition = re.compile(rf"\b{kernel}_kernel\(")
+    found = [p.name for p in sorted((ROOT / "csrc" / "kernels").glob("*.cu")) if definition.search(p.read_text())]
+    return found[0] if found else ""
 
 
-def _opcodes(lines: Iterable[str]) -> dict[tuple[str, str], Counter]:
-    """By architecture and symbol, how often every instruction stands in the code, and every operand of setmaxnreg."""
-    found: dict[tuple[str, str], Counter] = {}
-    arch, current = "", Counter()
+_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*(?:\.DIV)?)(.*)")
+_SET_MAX_REGISTERS = re.compile(r".*\b(0x[0-9a-f]+) ;")
+_TARGET = re.compile(r"[^/]*\b0x([0-9a-f]+) ;")
+
+# Places of products, and (place, target) of branches backwards.
+Code = tuple[list[int], list[tuple[int, int]]]
+
+
+def _opcodes(lines: Iterable[str]) -> dict[tuple[str, str], tuple[Counter, Code]]:
+    """By architecture and symbol, how often every instruction stands in the code, every operand of setmaxnreg too, and
+    where products and loops are."""
+    found: dict[tuple[str, str], tuple[Counter, Code]] = {}
+    arch, counted, products, loops = "", Counter(), [], []
     for line in lines:
         instruction = _INSTRUCTION.match(line)
         if instruction is not None:
-            current[instruction[1]] += 1
-            if instruction[1] == "USETMAXREG":
-                current[_SET_MAX_REGISTERS.match(line)[1]] += 1
+            place, opcode, rest = int(instruction[1], 16), instruction[2], instruction[3]
+            counted[opcode] += 1
+            if opcode == "USETMAXREG":
+                counted[_SET_MAX_REGISTERS.match(rest)[1]] += 1
+            elif opcode == "HGMMA":
+                products.append(place)
+            elif opcode == "BRA" and (target := _TARGET.match(rest)) and int(target[1], 16) < place:
+                loops.append((place, int(target[1], 16)))
         elif line.startswith("arch = "):
             arch = line.split()[-1]
         elif "Function : " in line:
-            current = found[arch, line.split()[-1]] = Counter()
+            counted, products, loops = Counter(), [], []
+            found[arch, line.split()[-1]] = counted, (products, loops)
     return found
+
+
+def _product_loop(code: Code) -> int:
+    products, loops = code
+    around = [end - begin for end, begin in loops if any(begin <= place <= end for place in products)]
+    return min(around) // 16 + 1 if around else 0  # an instruction has 16 bytes
 
 
 @cache
@@ -219,9 +252,11 @@ HEAD = """# What the compiler makes of the kernels
 Written by `make ptxas-report` from the built library; ptxas {compilers}. One row for every kernel and architecture:
 registers per thread (at the launch / after `setmaxnreg`), bytes of static shared memory (on sm_90a 1,024 of them are
 the system's), stack bytes per thread, instructions in the code (not: how often they run), and of these loads and stores
-of local memory, `mma.sync` (HMMA), `wgmma` (HGMMA), tensor copies (UTMALDG), bulk copies (UBLKCP) and operations on
-mbarriers (SYNCS). The build fails on register spills, on `wgmma` that ptxas serialises and on `setmaxnreg` that it
-ignores.
+of local memory, `mma.sync` (HMMA), `wgmma` (HGMMA), tensor copies (UTMALDG), bulk copies (UBLKCP), operations on
+mbarriers (SYNCS), values moved to a uniform register (R2UR) and branches in case lanes differ (BRA.DIV), both signs of
+a value that is uniform without the compiler knowing; loop: instructions of the shortest loop around a `wgmma`. `make`
+and CI fail on register spills, on `wgmma` that ptxas serialises and on `setmaxnreg` that it ignores; elsewhere they
+warn.
 """
 
 
@@ -230,12 +265,16 @@ def report(functions: list[Function], compiler: str, launches: list[str]) -> str
     for source in sorted({f.source for f in functions}):
         here = [f for f in functions if f.source == source]
         empty = [f for f in here if f.kernel.endswith("_sm90") and f.instructions <= EMPTY_BODY]
-        lines += [f"## {source}", "", _row("kernel", "architecture", "registers", "shared", "stack", "code", *COUNTED)]
-        lines.append("|---|---|" + "--:|" * (4 + len(COUNTED)))
+        lines += [
+            f"## {source}",
+            "",
+            _row("kernel", "architecture", "registers", "shared", "stack", "code", *COUNTED, "loop"),
+        ]
+        lines.append("|---|---|" + "--:|" * (5 + len(COUNTED)))
         for f in here:
             if f not in empty:
                 registers = " / ".join(map(str, (f.registers, *f.moved)))
-                sizes = (f.shared, f.stack, f.instructions, *f.counts.values())
+                sizes = (f.shared, f.stack, f.instructions, *f.counts.values(), f.product_loop)
                 lines.append(_row(f"`{f.name}`", f.arch, registers, *(size or "" for size in sizes)))
         lines.append("")
         if empty:

@@ -4,9 +4,11 @@
 matmul, autograd, torch.optim.Adam. ``compiled`` is the same under torch.compile, with the draw by exponential
 noise (as gpt-fast does, so that it waits for no host) and Adam as one fused pass. ``composed`` is the strongest
 composition of PyTorch calls that we know: nothing computed twice, probabilities from the given logsumexp in E's dtype,
-the library's matrix products, the gradient by hand, fused Adam. ``two-pass`` is exp(z / tau - logsumexp) in one
-compiled pass, then a plain product. All keep optimiser state in the logits' dtype, as PyTorch does, except fp16, in
-which Adam's second moment would be 0: there the optimiser has fp32 logits and moments of its own.
+the library's matrix products, the gradient by hand, fused Adam. ``two-pass`` is a plain product and one compiled pass
+over the logits: exp(z / tau - logsumexp) before the product of the embedding; q, the gradient and the optimiser's step
+after that of the update, 22 bytes of a bf16 logit with fp32 moments. The others keep optimiser state in the logits'
+dtype, as PyTorch does, except fp16, in which Adam's second moment would be 0: there the optimiser has fp32 logits and
+moments of its own.
 """
 
 from __future__ import annotations
@@ -277,6 +279,59 @@ def sgd_by(kind: str) -> Callable[[Inputs, int], Call]:
         def call() -> dict[str, Tensor]:
             update(z.data, gradient(), alpha=lr)
             return {"logits": z.detach()}
+
+        return call
+
+    return build
+
+
+def ascent_pass(
+    z: Tensor, lse: Tensor, product: Tensor, dot: Tensor, m: Tensor | None, v: Tensor | None, lr: float, step: int
+) -> tuple[Tensor, ...]:
+    """For torch.compile: all that follows the product G E^T / tau, in one pass. Adam's moments where ``step`` > 0.
+
+    The new logits and moments; without a step (0) the gradient alone. Moments are read from the second step on.
+    """
+    gradient = probabilities(z, lse, torch.float32) * (product.float() - dot)
+    if step == 0:
+        return (gradient,)
+    first, second = (1 - BETAS[0]) * gradient, (1 - BETAS[1]) * gradient * gradient
+    if m is not None and v is not None:
+        first, second = first + BETAS[0] * m, second + BETAS[1] * v
+    denominator = (second / (1 - BETAS[1] ** step)).sqrt() + EPS
+    ascended = z.float() + lr / (1 - BETAS[0] ** step) * first / denominator
+    return ascended.to(z.dtype), first, second
+
+
+def two_pass_product(x: Inputs, product: Tensor) -> Tensor:
+    """G E^T / tau into ``product``, in E's dtype; G . soft / tau."""
+    g = x.grad / TEMPERATURE
+    torch.mm(g, x.embedding.T, out=product)
+    return torch.linalg.vecdot(g.float(), x.soft.float())[:, None]
+
+
+def two_pass_gradient(x: Inputs, s: int) -> Call:
+    z, lse, run = x.logits[s], x.logsumexp[s], compiled(ascent_pass)
+    product = torch.empty(z.shape, dtype=x.embedding.dtype, device=z.device)
+    return lambda: {"gradient": run(z, lse, product, two_pass_product(x, product), None, None, 0.0, 0)[0]}
+
+
+def two_pass_adam(step: int = STEP, last: bool = False) -> Callable[[Inputs, int], Call]:
+    def update(z: Tensor, lse: Tensor, product: Tensor, dot: Tensor, m: Tensor, v: Tensor, lr: float) -> None:
+        moments = (m, v) if step > 1 else (None, None)
+        ascended, first, second = ascent_pass(z, lse, product, dot, *moments, lr, step)
+        z.copy_(ascended)
+        if not last:
+            m.copy_(first), v.copy_(second)
+
+    def build(x: Inputs, s: int) -> Call:
+        z, lse, run = x.own_logits(s), x.logsumexp[s], compiled(update)
+        product = torch.empty(z.shape, dtype=x.embedding.dtype, device=z.device)
+        m, v = x.moments(torch.float32)
+
+        def call() -> dict[str, Tensor]:
+            run(z, lse, product, two_pass_product(x, product), m, v, x.lr)
+            return {"logits": z} if last else {"logits": z, "exp_avg": m}
 
         return call
 

@@ -35,7 +35,9 @@ from .baselines import (
     published_statistics,
     race_sample,
     sgd_by,
+    two_pass_adam,
     two_pass_embedding,
+    two_pass_gradient,
 )
 from .cases import Inputs
 from .ours import Call
@@ -85,7 +87,7 @@ def _compiled(function: Callable[[Tensor], dict[str, Tensor]]) -> Implementation
     return Implementation(of_logits(lambda z: compiled(function)(z)), compiled=True)
 
 
-PUBLISHED, COMPILED, COMPOSED, OURS = "published", "compiled", "composed", "entrgi"
+PUBLISHED, COMPILED, COMPOSED, TWO_PASS, OURS = "published", "compiled", "composed", "two-pass", "entrgi"
 
 
 def registry() -> dict[str, dict[str, Implementation]]:
@@ -100,6 +102,12 @@ def registry() -> dict[str, dict[str, Implementation]]:
 
     def by_compile(build: Callable) -> Implementation:
         return Implementation(build, compiled=True)
+
+    def adam(two_pass: Callable, *step: int) -> dict:
+        return {
+            **group(adam_by("eager", *step), adam_by("manual", *step), by_compile(adam_by("compiled", *step))),
+            TWO_PASS: Implementation(_fast(two_pass), compiled=True),
+        }
 
     others = {
         "logit_statistics": group(
@@ -116,12 +124,15 @@ def registry() -> dict[str, dict[str, Implementation]]:
                 composed_embedding,
                 by_compile(embedding_by(published_embedding, compile=True)),
             ),
-            "two-pass": Implementation(_fast(two_pass_embedding), compiled=True),
+            TWO_PASS: Implementation(_fast(two_pass_embedding), compiled=True),
         },
-        "logit_gradient": group(gradient_by("eager"), gradient_by("manual"), by_compile(gradient_by("compiled"))),
-        "adam_step_first": group(adam_by("eager", 1), adam_by("manual", 1), by_compile(adam_by("compiled", 1))),
-        "adam_step_middle": group(adam_by("eager"), adam_by("manual"), by_compile(adam_by("compiled"))),
-        "adam_step_last": group(adam_by("eager"), adam_by("manual"), by_compile(adam_by("compiled"))),
+        "logit_gradient": {
+            **group(gradient_by("eager"), gradient_by("manual"), by_compile(gradient_by("compiled"))),
+            TWO_PASS: Implementation(_fast(two_pass_gradient), compiled=True),
+        },
+        "adam_step_first": adam(two_pass_adam(step=1), 1),
+        "adam_step_middle": adam(two_pass_adam()),
+        "adam_step_last": adam(two_pass_adam(last=True)),
         "sgd_step": group(sgd_by("eager"), sgd_by("manual"), by_compile(sgd_by("compiled"))),
         "gumbel_perturb": group(of_logits(published_noise), of_logits(composed_noise), _compiled(published_noise)),
         "commit": {

@@ -126,7 +126,9 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), op, overrides, logit_update);
+  Shape shape = shape_of(p);
+  shape.logits_aligned = rows_aligned(p);
+  return run(p, shape, op, overrides, logit_update);
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {
@@ -171,7 +173,10 @@ void define_memory(py::module_& m) {
   });
   m.def("device", [] {
     const Device device = device_here();
-    return py::dict(py::arg("arch") = device.arch, py::arg("num_sms") = device.num_sms);
+    return py::dict(py::arg("arch") = device.arch, py::arg("num_sms") = device.num_sms,
+                    py::arg("clusters_of_2") = device.clusters_of_2,
+                    py::arg("clusters_of_4") = device.clusters_of_4,
+                    py::arg("clusters_of_8") = device.clusters_of_8);
   });
 }
 
@@ -194,6 +199,7 @@ void define_launchers(py::module_& m) {
   launch.def("sgd_step",
              [](const py::kwargs& k) { return run_logit_update(Op::kSgdStep, UpdateRule::kSgd, k); });
   launch.def("commit", &run_commit);
+  launch.def("warm_up", [] { check(warm_up(), "warm_up"); });
   py::module_ memory = m.def_submodule("memory", "Device memory, for tests of the raw launchers.");
   define_memory(memory);
 }

@@ -53,11 +53,19 @@ Shape read_shape(const Fields& fields, py::handle n, py::handle vocab, py::handl
 }
 
 Plan read_plan(const Fields& fields, Op op, const Shape& shape) {
-  Device device{90, 132};
-  fields(device.arch, "arch");
-  fields(device.num_sms, "num_sms");
-  within("arch", device.arch, 80, 90);
-  within("num_sms", device.num_sms, 1, kMaxSms);
+  int arch = 90, num_sms = 132;
+  fields(arch, "arch");
+  fields(num_sms, "num_sms");
+  within("arch", arch, 80, 100);
+  within("num_sms", num_sms, 1, kMaxSms);
+  Device device = typical_device(arch, num_sms);
+  const auto clusters = [&](int& count, const char* name) {
+    fields(count, name);
+    within(name, count, 0, kMaxSms);
+  };
+  clusters(device.clusters_of_2, "clusters_of_2");
+  clusters(device.clusters_of_4, "clusters_of_4");
+  clusters(device.clusters_of_8, "clusters_of_8");
   return make_forced_plan(op, shape, device, read_overrides(fields));
 }
 
@@ -139,8 +147,8 @@ PYBIND11_MODULE(_bindings, m) {
          "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, cluster (m, n), "
          "splits, "
          "grid, shared_bytes, workspace_bytes. By keyword: trajectories, logits_aligned, embedding_aligned, "
-         "arch, "
-         "num_sms, and what replaces the plan's choices: kernel, splits, block_m, block_n, block_k, stages, "
+         "arch, num_sms, clusters_of_2, clusters_of_4, clusters_of_8, and what replaces the plan's choices: "
+         "kernel, splits, block_m, block_n, block_k, stages, "
          "cluster_m, cluster_n. ENTRGI_FORCE_PLAN stands below these.");
   define(m, "floor", &entrgi::floor,
          "The least device-memory traffic (bytes) and matrix arithmetic (flops) of an operator. By keyword: "

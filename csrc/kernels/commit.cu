@@ -17,6 +17,7 @@
 
 #include "detail/philox.cuh"
 #include "kernels.h"
+#include "launch.h"
 
 namespace entrgi {
 namespace {
@@ -88,8 +89,7 @@ cudaError_t commit(const CommitParams& p, const Plan& plan, cudaStream_t stream)
   if (plan.kernel != Kernel::kCommit || plan.threads != kThreads || (p.alg_temp > 0 && p.keys == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  commit_kernel<<<static_cast<unsigned>(plan.grid), kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_kernel<commit_kernel>({plan.grid, kThreads}, stream, p);
 }
 
 }  // namespace entrgi

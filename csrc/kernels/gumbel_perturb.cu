@@ -19,6 +19,7 @@
 #include "detail/numeric.cuh"
 #include "detail/philox.cuh"
 #include "kernels.h"
+#include "launch.h"
 
 namespace entrgi {
 namespace {
@@ -84,20 +85,11 @@ cudaError_t gumbel_perturb(const GumbelPerturbParams& p, const Plan& plan, cudaS
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(plan.grid), kThreads, 0, stream>>>(p, static_cast<float>(p.scale),
-                                                                      static_cast<unsigned>(plan.grid / p.n));
-    return cudaGetLastError();
-  };
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return launch(gumbel_perturb_kernel<__nv_bfloat16>);
-    case DType::kFloat16:
-      return launch(gumbel_perturb_kernel<__half>);
-    case DType::kFloat32:
-      return launch(gumbel_perturb_kernel<float>);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.logits_dtype, [&]<typename T>() {
+    return launch_kernel<gumbel_perturb_kernel<T>>({plan.grid, kThreads}, stream, p,
+                                                   static_cast<float>(p.scale),
+                                                   static_cast<unsigned>(plan.grid / p.n));
+  });
 }
 
 }  // namespace entrgi

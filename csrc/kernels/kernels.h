@@ -15,8 +15,12 @@
 
 namespace entrgi {
 
-// Fills arch and num_sms of the current device.
+// The current device. It is asked once; later calls remember.
 cudaError_t current_device(Device* device);
+
+// Loads every kernel on the current device and sets its attributes, which its first launch does otherwise:
+// before a graph is captured, or where the first call must not be the slow one.
+cudaError_t warm_up();
 
 // Rows with NaN, +inf or nothing finite: statistics NaN, argmax -1.
 struct LogitStatisticsParams {
@@ -84,9 +88,11 @@ struct RelaxedEmbeddingParams {
   double temperature;
   const int64_t* hard_tokens;  // [N] or null: the expectation
   const float* weight;         // [N] or null: 1
-  const int64_t* rows;         // [N] or null: identity; outside [0, R): padding, nothing is read or written
-  int64_t num_output_rows;     // R
-  void* output;                // [R, d] in the embedding's dtype
+  // [N] or null: identity. Outside [0, R): padding; nothing of it is written. Its logits must be memory of
+  // the matrix, whatever they hold: they may be read with their neighbours', and count for nothing.
+  const int64_t* rows;
+  int64_t num_output_rows;  // R
+  void* output;             // [R, d] in the embedding's dtype
   int64_t output_stride;
   float* soft;  // [N, d]
   int64_t soft_stride;
@@ -122,6 +128,15 @@ struct LogitUpdateParams {
   bool last;     // does not write them
   void* workspace;
 };
+// Shape::logits_aligned of an update: of every [N, V] matrix, where it is there.
+inline bool rows_aligned(const LogitUpdateParams& p) {
+  const auto absent_or_aligned = [](const float* base, int64_t stride) {
+    return base == nullptr || rows_aligned(base, stride, DType::kFloat32);
+  };
+  return rows_aligned(p.logits, p.logits_stride, p.logits_dtype) &&
+         absent_or_aligned(p.gradient, p.gradient_stride) && absent_or_aligned(p.exp_avg, p.exp_avg_stride) &&
+         absent_or_aligned(p.exp_avg_sq, p.exp_avg_sq_stride);
+}
 cudaError_t logit_update(const LogitUpdateParams& params, const Plan& plan, cudaStream_t stream);
 
 struct CommitParams {

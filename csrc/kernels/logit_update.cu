@@ -12,6 +12,7 @@
 // Tiling   one CTA per row, threads strided over d with eight loads in flight, a shuffle tree: the order is
 //          fixed. One warp per row would take d / 128 round trips to memory: some 10 us at d = 2048, where
 //          N = 8 should take 135 us in all.
+#include "launch.h"
 #include "logit_update.cuh"
 #include "logit_update_layout.h"
 
@@ -51,15 +52,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T>
-cudaError_t inner_product(const LogitUpdateParams& p, bool gather, cudaStream_t stream) {
-  char* workspace = static_cast<char*>(p.workspace);
-  inner_product_kernel<T><<<static_cast<unsigned>(p.n), kThreads, 0, stream>>>(
-      p, gather ? reinterpret_cast<T*>(workspace + GatheredGrad::offset(p.n)) : nullptr,
-      GatheredGrad::pitch(p.dim));
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
@@ -71,18 +63,11 @@ cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, cudaStrea
   }
   if (p.n == 0) return cudaSuccess;
   const bool gather = plan.kernel == Kernel::kLogitUpdateSm90;
-  cudaError_t error = cudaErrorInvalidValue;
-  switch (p.embedding_dtype) {
-    case DType::kBFloat16:
-      error = inner_product<__nv_bfloat16>(p, gather, stream);
-      break;
-    case DType::kFloat16:
-      error = inner_product<__half>(p, gather, stream);
-      break;
-    case DType::kFloat32:
-      error = inner_product<float>(p, gather, stream);
-      break;
-  }
+  char* gathered = gather ? static_cast<char*>(p.workspace) + GatheredGrad::offset(p.n) : nullptr;
+  const cudaError_t error = with_type(p.embedding_dtype, [&]<typename T>() {
+    return launch_kernel<inner_product_kernel<T>>({p.n, kThreads}, stream, p, reinterpret_cast<T*>(gathered),
+                                                  GatheredGrad::pitch(p.dim));
+  });
   if (error != cudaSuccess) return error;
   switch (plan.kernel) {
     case Kernel::kLogitUpdateSm90:

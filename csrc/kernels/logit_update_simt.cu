@@ -12,6 +12,7 @@
 //
 // Considered: see relaxed_embedding_simt.cu.
 #include "detail/simt_gemm.cuh"
+#include "launch.h"
 #include "logit_update.cuh"
 
 namespace entrgi {
@@ -25,8 +26,8 @@ __device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const Up
 #pragma unroll 1
   for (int first = threadIdx.x; first < kRows * kQuads; first += kBatch * kSimtThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z, AnyColumns> logits[kBatch];
-    const auto columns = [&](int index) { return AnyColumns(p, scalars, first_column + index % kQuads * 4); };
+    FourLogits<Z> logits[kBatch];
+    const auto columns = [&](int index) { return columns_at(p, scalars, first_column + index % kQuads * 4); };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kSimtThreads;
@@ -96,14 +97,14 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
 
 template <typename Z>
 cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(plan.grid), kSimtThreads, 0, stream>>>(p, UpdateScalars(p));
-    return cudaGetLastError();
+  const auto launch = [&]<typename Tile>(Tile) {
+    return launch_kernel<logit_update_simt_kernel<Z, Tile>>({plan.grid, kSimtThreads}, stream, p,
+                                                            UpdateScalars(p));
   };
   const auto is = [&](auto tile) { return plan.block_m == tile.kM && plan.block_n == tile.kN; };
-  if (is(SimtFewRows{})) return launch(logit_update_simt_kernel<Z, SimtFewRows>);
-  if (is(SimtSomeRows{})) return launch(logit_update_simt_kernel<Z, SimtSomeRows>);
-  if (is(SimtManyRows{})) return launch(logit_update_simt_kernel<Z, SimtManyRows>);
+  if (is(SimtFewRows{})) return launch(SimtFewRows{});
+  if (is(SimtSomeRows{})) return launch(SimtSomeRows{});
+  if (is(SimtManyRows{})) return launch(SimtManyRows{});
   return cudaErrorInvalidValue;
 }
 
@@ -111,15 +112,7 @@ cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream
 
 cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kSimtThreads || plan.block_k != kSimtStep) return cudaErrorInvalidValue;
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_tile<__nv_bfloat16>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_tile<__half>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_tile<float>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z>(p, plan, stream); });
 }
 
 }  // namespace entrgi

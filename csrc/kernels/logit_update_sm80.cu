@@ -24,6 +24,7 @@
 // The rule (gradient, Adam, SGD) and first / last step are run-time values: uniform branches in the epilogue,
 // a ninth of the instantiations.
 #include "detail/tile.cuh"
+#include "launch.h"
 #include "logit_update.cuh"
 
 namespace entrgi {
@@ -131,13 +132,13 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int first = threadIdx.x; first < kM * kQuads; first += kBatch * kThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z, AnyColumns> logits[kBatch];
+    FourLogits<Z> logits[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kThreads;
       rows[i] = load_update_row(p, first_row + index / kQuads);
       if (!rows[i].padding) {
-        logits[i].load(p, rows[i].n, AnyColumns(p, scalars, first_column + index % kQuads * 4));
+        logits[i].load(p, rows[i].n, columns_at(p, scalars, first_column + index % kQuads * 4));
       }
     }
 #pragma unroll
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
       const float4 product =
           *reinterpret_cast<const float4*>(products + index / kQuads * kPitch<kN> + index % kQuads * 4);
       if (rows[i].n < p.n) {
-        logits[i].apply(p, scalars, rows[i], AnyColumns(p, scalars, first_column + index % kQuads * 4),
+        logits[i].apply(p, scalars, rows[i], columns_at(p, scalars, first_column + index % kQuads * 4),
                         {product.x, product.y, product.z, product.w});
       }
     }
@@ -160,16 +161,10 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   constexpr int kProducts = kM * kPitch<kN> * static_cast<int>(sizeof(float));
   constexpr int kBytes = kRing > kProducts ? kRing : kProducts;
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
-  const auto kernel = logit_update_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-      error != cudaSuccess) {
-    return error;
-  }
-  kernel<<<static_cast<unsigned>(plan.grid), kThreads, kBytes, stream>>>(
-      p, UpdateScalars(p), copy_granule(p.grad, p.grad_stride, sizeof(T)),
+  return launch_kernel<logit_update_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>, kBytes>(
+      {plan.grid, kThreads, kBytes}, stream, p, UpdateScalars(p),
+      copy_granule(p.grad, p.grad_stride, sizeof(T)),
       copy_granule(p.embedding, p.embedding_stride, sizeof(T)));
-  return cudaGetLastError();
 }
 
 template <typename Z, typename T>
@@ -180,25 +175,13 @@ cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream
   return cudaErrorInvalidValue;
 }
 
-template <typename T>
-cudaError_t choose_logits(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_tile<__nv_bfloat16, T>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_tile<__half, T>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_tile<float, T>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kThreads || plan.block_k != kStep) return cudaErrorInvalidValue;
-  return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)
-                                               : choose_logits<__half>(p, plan, stream);
+  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
+    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
+  });
 }
 
 }  // namespace entrgi

@@ -69,6 +69,12 @@ const char* name_of(Kernel kernel) {
   return "";
 }
 
+Device typical_device(int arch, int num_sms) {
+  if (arch < 90) return {arch, num_sms};
+  const int in_groups = num_sms >= 33 ? num_sms / 33 * 32 : num_sms;
+  return {arch, num_sms, num_sms / 2, in_groups / 4, in_groups / 8};
+}
+
 namespace {
 
 Plan plan_of(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {

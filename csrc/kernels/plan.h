@@ -42,7 +42,8 @@ struct Shape {
   int64_t trajectories;  // kCommit only
   DType logits;
   DType embedding;
-  // Rows start at 16-byte boundaries: what TMA and bulk copies need.
+  // Rows start at 16-byte boundaries: what TMA, bulk copies and vectors need. Of an update's logits: those of
+  // the moments and the gradient as well.
   bool logits_aligned = true;
   bool embedding_aligned = true;
 };
@@ -54,10 +55,24 @@ inline bool rows_aligned(const void* base, int64_t stride, DType dtype) {
          (reinterpret_cast<uintptr_t>(base) | static_cast<uint64_t>(stride * size_of(dtype))) % 16 == 0;
 }
 
+// What the code that runs on a device may use.
 struct Device {
-  int arch;  // of the code that runs there: 90 on Hopper if sm_90a was compiled, else 80 (see current_device)
+  int arch;     // 80: mma.sync; 90: wgmma and clusters (sm_90a on Hopper); 100: mma.sync and clusters (newer)
   int num_sms;  // multiprocessors
+  // Clusters of so many CTAs, each alone on a multiprocessor, that run at once; 0 below 90.
+  int clusters_of_2 = 0, clusters_of_4 = 0, clusters_of_8 = 0;
+
+  bool has_wgmma() const { return arch == 90; }
+  bool has_clusters() const { return arch >= 90; }
+  // CTAs of clusters of `size` (1, 2, 4, 8) that run at once, in clusters.
+  int64_t resident(int64_t size) const {
+    return size == 1 ? num_sms : size == 2 ? clusters_of_2 : size == 4 ? clusters_of_4 : clusters_of_8;
+  }
 };
+
+// A whole device of that architecture as far as public figures tell: groups have 16 or 18 multiprocessors, so
+// clusters of four and eight leave two of 18 without work. A device at hand is asked (current_device).
+Device typical_device(int arch, int num_sms);
 
 // Names are those of the kernel functions.
 enum class Kernel {

@@ -66,7 +66,7 @@ Plan plan_split(const Shape& s, const Device& device, int64_t splits) {
 Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   const std::string split = name_of(Kernel::kVocabPass), cluster = name_of(Kernel::kVocabPassSm90);
   const int size = overrides.cluster_n > 0 ? overrides.cluster_n : cluster_for(s);
-  const bool fits = device.arch == 90 && slice_bytes(s, size) <= kMaxSliceBytes;
+  const bool fits = device.has_clusters() && slice_bytes(s, size) <= kMaxSliceBytes;
   if (!overrides.kernel.empty() && overrides.kernel != split && !(fits && overrides.kernel == cluster)) {
     throw std::invalid_argument(
         message("kernel", fits ? "one of " + cluster + ", " + split : split, overrides.kernel));

@@ -14,6 +14,7 @@
 #include <math_constants.h>
 
 #include "detail/numeric.cuh"
+#include "launch.h"
 #include "relaxed_embedding.cuh"
 
 namespace entrgi {
@@ -71,20 +72,11 @@ cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan,
   if (p.n == 0) return cudaSuccess;
   if (const cudaError_t error = product(p, plan, stream); error != cudaSuccess) return error;
 
-  const auto reduce = [&](auto kernel) {
-    const unsigned grid = static_cast<unsigned>(p.n * ((p.dim + kThreads - 1) / kThreads));
-    kernel<<<grid, kThreads, 0, stream>>>(p, pitch_of(p.dim), static_cast<int>(plan.splits));
-    return cudaGetLastError();
-  };
-  switch (p.embedding_dtype) {
-    case DType::kBFloat16:
-      return reduce(reduce_and_blend_kernel<__nv_bfloat16>);
-    case DType::kFloat16:
-      return reduce(reduce_and_blend_kernel<__half>);
-    case DType::kFloat32:
-      return reduce(reduce_and_blend_kernel<float>);
-  }
-  return cudaErrorInvalidValue;
+  const int64_t blocks_per_row = (p.dim + kThreads - 1) / kThreads;
+  return with_type(p.embedding_dtype, [&]<typename T>() {
+    return launch_kernel<reduce_and_blend_kernel<T>>({p.n * blocks_per_row, kThreads}, stream, p,
+                                                     pitch_of(p.dim), static_cast<int>(plan.splits));
+  });
 }
 
 }  // namespace entrgi

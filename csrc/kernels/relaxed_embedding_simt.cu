@@ -19,6 +19,7 @@
 
 #include "detail/numeric.cuh"
 #include "detail/simt_gemm.cuh"
+#include "launch.h"
 #include "relaxed_embedding.cuh"
 
 namespace entrgi {
@@ -82,15 +83,15 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
 
 template <typename Z>
 cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(plan.grid), kSimtThreads, 0, stream>>>(
-        p, SoftmaxScale(p.temperature), pitch_of(p.dim), static_cast<int>(plan.splits));
-    return cudaGetLastError();
+  const auto launch = [&]<typename Tile>(Tile) {
+    return launch_kernel<relaxed_embedding_simt_kernel<Z, Tile>>({plan.grid, kSimtThreads}, stream, p,
+                                                                 SoftmaxScale(p.temperature), pitch_of(p.dim),
+                                                                 static_cast<int>(plan.splits));
   };
   const auto is = [&](auto tile) { return plan.block_m == tile.kM && plan.block_n == tile.kN; };
-  if (is(SimtFewRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtFewRows>);
-  if (is(SimtSomeRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtSomeRows>);
-  if (is(SimtManyRows{})) return launch(relaxed_embedding_simt_kernel<Z, SimtManyRows>);
+  if (is(SimtFewRows{})) return launch(SimtFewRows{});
+  if (is(SimtSomeRows{})) return launch(SimtSomeRows{});
+  if (is(SimtManyRows{})) return launch(SimtManyRows{});
   return cudaErrorInvalidValue;
 }
 
@@ -98,15 +99,7 @@ cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaS
 
 cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kSimtThreads || plan.block_k != kSimtStep) return cudaErrorInvalidValue;
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_tile<__nv_bfloat16>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_tile<__half>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_tile<float>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z>(p, plan, stream); });
 }
 
 }  // namespace entrgi

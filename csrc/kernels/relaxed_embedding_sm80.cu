@@ -24,6 +24,7 @@
 #include <math_constants.h>
 
 #include "detail/tile.cuh"
+#include "launch.h"
 #include "relaxed_embedding.cuh"
 
 namespace entrgi {
@@ -177,17 +178,10 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
       kStages * kStep * (kM * static_cast<int>(sizeof(Z)) + kN * static_cast<int>(sizeof(T))) +
       kM * static_cast<int>(sizeof(int64_t));
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
-  const auto kernel = relaxed_embedding_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-      error != cudaSuccess) {
-    return error;
-  }
-  kernel<<<static_cast<unsigned>(plan.grid), kThreads, kBytes, stream>>>(
-      p, SoftmaxScale(p.temperature), pitch_of(p.dim), static_cast<int>(plan.splits),
-      copy_granule(p.logits, p.logits_stride, sizeof(Z)),
+  return launch_kernel<relaxed_embedding_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>, kBytes>(
+      {plan.grid, kThreads, kBytes}, stream, p, SoftmaxScale(p.temperature), pitch_of(p.dim),
+      static_cast<int>(plan.splits), copy_granule(p.logits, p.logits_stride, sizeof(Z)),
       copy_granule(p.embedding, p.embedding_stride, sizeof(T)));
-  return cudaGetLastError();
 }
 
 template <typename Z, typename T>
@@ -198,25 +192,13 @@ cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaS
   return cudaErrorInvalidValue;
 }
 
-template <typename T>
-cudaError_t choose_logits(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return choose_tile<__nv_bfloat16, T>(p, plan, stream);
-    case DType::kFloat16:
-      return choose_tile<__half, T>(p, plan, stream);
-    case DType::kFloat32:
-      return choose_tile<float, T>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kThreads || plan.block_k != kStep) return cudaErrorInvalidValue;
-  return p.embedding_dtype == DType::kBFloat16 ? choose_logits<__nv_bfloat16>(p, plan, stream)
-                                               : choose_logits<__half>(p, plan, stream);
+  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
+    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
+  });
 }
 
 }  // namespace entrgi

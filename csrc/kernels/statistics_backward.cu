@@ -16,6 +16,7 @@
 
 #include "detail/numeric.cuh"
 #include "kernels.h"
+#include "launch.h"
 
 namespace entrgi {
 namespace {
@@ -57,19 +58,9 @@ cudaError_t logit_statistics_backward(const LogitStatisticsBackwardParams& p, co
   }
   if (p.n == 0) return cudaSuccess;
   const float inverse_tau = static_cast<float>(std::min<double>(1 / p.temperature, FLT_MAX));
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(plan.grid), kThreads, 0, stream>>>(p, inverse_tau);
-    return cudaGetLastError();
-  };
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return launch(statistics_backward_kernel<__nv_bfloat16>);
-    case DType::kFloat16:
-      return launch(statistics_backward_kernel<__half>);
-    case DType::kFloat32:
-      return launch(statistics_backward_kernel<float>);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.logits_dtype, [&]<typename T>() {
+    return launch_kernel<statistics_backward_kernel<T>>({plan.grid, kThreads}, stream, p, inverse_tau);
+  });
 }
 
 }  // namespace entrgi

@@ -4,6 +4,8 @@
 
 #include <atomic>
 
+#include "launch.h"
+
 namespace entrgi {
 namespace {
 
@@ -18,7 +20,7 @@ cudaError_t find_encode(Encode* encode) {
     cudaDriverEntryPointQueryResult result{};
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
                                                                cudaEnableDefault, &result);
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return reported(error);
     if (result != cudaDriverEntryPointSuccess) return cudaErrorSymbolNotFound;
     *encode = reinterpret_cast<Encode>(function);
     known.store(*encode);
@@ -49,9 +51,19 @@ cudaError_t make_tensor_map(CUtensorMap* map, DType dtype, const void* base, int
   const cuuint32_t box[] = {static_cast<cuuint32_t>(kSwizzleBytes / size_of(dtype)),
                             static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult result = encode(map, type_of(dtype), 2, const_cast<void*>(base), sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto make = [&] {
+    return encode(map, type_of(dtype), 2, const_cast<void*>(base), sizes, strides, box, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = make();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {  // a thread that has not used its device yet
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaSetDevice(device);  // makes the context current
+    if (error != cudaSuccess) return reported(error);
+    result = make();
+  }
   if (result == CUDA_ERROR_INVALID_CONTEXT) return cudaErrorDeviceUninitialized;
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

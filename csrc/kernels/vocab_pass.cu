@@ -23,6 +23,7 @@
 // level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
 #include "detail/draw.cuh"
 #include "detail/softmax_state.cuh"
+#include "launch.h"
 #include "vocab_pass.cuh"
 
 namespace entrgi {
@@ -201,13 +202,13 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
   const Scales scales(p.temperature);
   const int splits = static_cast<int>(plan.splits);
   if (splits > 1) {
-    partial_kernel<T><<<static_cast<unsigned>(p.n * splits), kThreads, 0, stream>>>(
-        static_cast<const T*>(p.logits), p.logits_stride, static_cast<int>(p.vocab),
-        kDraw ? p.forbidden : nullptr, scales, splits, static_cast<SoftmaxState*>(p.workspace));
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    const cudaError_t error = launch_kernel<partial_kernel<T>>(
+        {p.n * splits, kThreads}, stream, static_cast<const T*>(p.logits), p.logits_stride,
+        static_cast<int>(p.vocab), kDraw ? p.forbidden : nullptr, scales, splits,
+        static_cast<SoftmaxState*>(p.workspace));
+    if (error != cudaSuccess) return error;
   }
-  row_kernel<T, kDraw><<<static_cast<unsigned>(p.n), kThreads, 0, stream>>>(p, scales, splits);
-  return cudaGetLastError();
+  return launch_kernel<row_kernel<T, kDraw>>({p.n, kThreads}, stream, p, scales, splits);
 }
 
 template <bool kDraw>
@@ -219,15 +220,7 @@ cudaError_t dispatch(const SampleTokensParams& p, const Plan& plan, cudaStream_t
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return launch<__nv_bfloat16, kDraw>(p, plan, stream);
-    case DType::kFloat16:
-      return launch<__half, kDraw>(p, plan, stream);
-    case DType::kFloat32:
-      return launch<float, kDraw>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.logits_dtype, [&]<typename T>() { return launch<T, kDraw>(p, plan, stream); });
 }
 
 }  // namespace

@@ -23,9 +23,8 @@
 // thread and merge); exact integer masses of all ids (five instructions each, a third of a draw); clamping
 // -inf in the sweep (one more); larger slices with one or two CTAs on an SM; polynomials for some
 // exponentials.
-#include <cuda_runtime.h>
-
 #include "detail/cluster_draw.cuh"
+#include "launch.h"
 #include "vocab_pass.cuh"
 
 namespace entrgi {
@@ -37,7 +36,7 @@ template <typename T, bool kDraw>
 __global__ void __launch_bounds__(kClusterThreads, kBlocksPerSm)
     vocab_pass_sm90_kernel(const __grid_constant__ SampleTokensParams p,
                            const __grid_constant__ Scales scales, int cluster_size, uint32_t room) {
-#ifdef ENTRGI_HOPPER
+#ifdef ENTRGI_CLUSTERS
   extern __shared__ uint4 memory[];
   __shared__ std::conditional_t<kDraw, DrawShared, ClusterShared> shared;
   const int64_t n = blockIdx.x / cluster_size;
@@ -105,48 +104,21 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerSm)
 #endif
 }
 
-template <typename T, bool kDraw>
-cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
-  const auto kernel = vocab_pass_sm90_kernel<T, kDraw>;
-  // The same for every plan: threads that launch other shapes at this moment share the attribute.
-  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(kMaxSliceBytes));
-      error != cudaSuccess) {
-    return error;
-  }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster_n), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(plan.grid);
-  config.blockDim = kClusterThreads;
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p, Scales(p.temperature), plan.cluster_n,
-                            static_cast<uint32_t>(plan.shared_bytes / sizeof(Candidate)));
-}
-
 }  // namespace
 
 template <bool kDraw>
 cudaError_t vocab_pass_sm90(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kClusterThreads || plan.cluster_n < 1 || plan.cluster_n > kMaxCluster ||
-      plan.grid != p.n * plan.cluster_n || plan.grid > INT32_MAX || plan.shared_bytes > kMaxSliceBytes ||
-      p.vocab < 1) {
+      plan.grid != p.n * plan.cluster_n || plan.shared_bytes > kMaxSliceBytes || p.vocab < 1) {
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  switch (p.logits_dtype) {
-    case DType::kBFloat16:
-      return launch<__nv_bfloat16, kDraw>(p, plan, stream);
-    case DType::kFloat16:
-      return launch<__half, kDraw>(p, plan, stream);
-    case DType::kFloat32:
-      return launch<float, kDraw>(p, plan, stream);
-  }
-  return cudaErrorInvalidValue;
+  const LaunchConfig config{plan.grid, kClusterThreads, plan.shared_bytes, plan.cluster_n};
+  return with_type(p.logits_dtype, [&]<typename T>() {
+    return launch_kernel<vocab_pass_sm90_kernel<T, kDraw>, kMaxSliceBytes>(
+        config, stream, p, Scales(p.temperature), plan.cluster_n,
+        static_cast<uint32_t>(plan.shared_bytes / sizeof(Candidate)));
+  });
 }
 
 template cudaError_t vocab_pass_sm90<false>(const SampleTokensParams&, const Plan&, cudaStream_t);

@@ -244,7 +244,6 @@ template <typename Configure>
 void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor& grad,
                       const Tensor& logsumexp, const Tensor& embedding, const Tensor& soft,
                       const OptionalTensor& rows, double temperature, Configure configure) {
-  const Launch launch(op, shape_of(logits, embedding), logits);
   const Tensor lse = dense(logsumexp);
   const OptionalTensor row_index = dense(rows);
   LogitUpdateParams p{};
@@ -255,6 +254,9 @@ void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor
   p.num_grad_rows = grad.size(0);
   p.grad_stride = grad.stride(0);
   configure(p);
+  Shape shape = shape_of(logits, embedding);
+  shape.logits_aligned = entrgi::rows_aligned(p);
+  const Launch launch(op, shape, logits);
   launch.run(p, entrgi::logit_update);
 }
 

@@ -80,6 +80,17 @@ def test_compiled_baselines(output, small_machine):
     assert measured == {"entrgi", "published", "compiled", "composed", "two-pass"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("operator", ["logit_gradient", "adam_step_first", "adam_step_middle", "adam_step_last"])
+def test_product_and_one_compiled_pass(operator, dtype):
+    """The strongest composition of the update is an update: the check of the benchmark itself, and moments in fp32."""
+    inputs = Inputs(Case(operator, 3, 1003, 24, dtype, dtype), CPU)
+    result = registry()[operator]["two-pass"].build(inputs, 0)()
+    assert Truth(inputs).check("two-pass", result) < (1e-5 if dtype == "float32" else 0.2)
+    assert all(moment.dtype == torch.float32 for name, moment in result.items() if name == "exp_avg")
+
+
 def test_a_run_can_be_resumed(output, small_machine, monkeypatch):
     measured = []
     original = operators.measure_case

@@ -95,7 +95,7 @@ def test_bad_forced_plans_are_one_line() -> None:
         (["--dim", "-1"], "--dim must be >= 1, got -1"),
         (["--dim", "1048577"], "--dim must be <= 1048576, got 1048577"),
         (["--rows", "2147483648", "--vocab", "2097153", "--dim", "1"], "shape must have n * vocab * dim <= 4503599627"),
-        (["--arch", "75"], "--arch must be 90 or 80, got 75"),
+        (["--arch", "75"], "--arch must be 80, 90 or 100, got 75"),
         (["--sms", "0"], "--sms must be >= 1, got 0"),
         (["--sms", "4097"], "--sms must be <= 4096, got 4097"),
         (["--sms", "99999999999"], "--sms must be a number of 32 bits, got 99999999999"),
@@ -153,18 +153,22 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1
 
         def device(self) -> dict[str, int]:
-            return {"arch": self.capability, "num_sms": 78}
+            return {"arch": self.capability, "num_sms": 78, **clusters}
+
+    clusters = {"clusters_of_2": 39, "clusters_of_4": 19, "clusters_of_8": 9}
 
     memory = Memory()
     monkeypatch.setattr(_bindings, "has_cuda", True)
     monkeypatch.setattr(_bindings, "memory", memory, raising=False)
-    assert plans.target() == (90, 78)
-    assert plans.target(num_sms=7) == (90, 7)
-    assert plans.target(arch=80) == (80, 108)
+    assert plans.target() == (90, 78, 39, 19, 9)
+    assert plans.target().options() == {"arch": 90, "num_sms": 78, **clusters}
+    assert plans.target(num_sms=7).options() == {"arch": 90, "num_sms": 7}
+    assert plans.target(arch=80) == (80, 108, None, None, None)
+    assert plans.target(arch=100) == (100, 148, None, None, None)
     memory.capability = 75  # nothing runs there
-    assert plans.target() == (90, 132)
+    assert plans.target().options() == {"arch": 90, "num_sms": 132}
     monkeypatch.setattr(_bindings, "has_cuda", False)
-    assert plans.target() == (90, 132)
+    assert plans.target().options() == {"arch": 90, "num_sms": 132}
 
 
 def test_plans_need_no_torch() -> None:

@@ -87,7 +87,7 @@ __global__ void serialised_kernel(float* out, uint64_t a, int n) {
 """
 
 
-def compile_command(*options: str) -> list[str]:
+def compile_command(*options: str, strict: bool = True) -> list[str]:
     """As the build compiles, launcher included."""
     try:
         nvcc = find_nvcc()
@@ -95,8 +95,8 @@ def compile_command(*options: str) -> list[str]:
     except (Unavailable, ImportError) as reason:
         pytest.skip(f"kernels cannot be compiled here: {reason}")
     cutlass = f"{cutlass_library.__path__[0]}/source/include"
-    launcher = [sys.executable, str(ROOT / "cmake" / "strict_ptxas.py")]
-    flags = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas=-v,-warn-spills,-Werror", f"-I{SOURCES}", "-isystem", cutlass]
+    launcher = [sys.executable, str(ROOT / "cmake" / "read_ptxas.py"), *(["--strict"] if strict else [])]
+    flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", f"-I{SOURCES}", "-isystem", cutlass]
     return [*launcher, nvcc, *flags, *options]
 
 
@@ -113,7 +113,9 @@ def fixture(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("machine_code")
     (folder / "fixture.cu").write_text(FIXTURE)
     architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a")]
-    command = compile_command(*architectures, "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu"))
+    command = compile_command(
+        *architectures, "-lineinfo", "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu")
+    )
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     return {(f.name, f.arch): f for f in disassembled(folder / "fixture.o")}
@@ -144,13 +146,15 @@ def test_problems_are_named(fixture) -> None:
         assert f"local_memory (fixture.cu, {arch}) uses local memory" in found
 
 
-def test_serialised_wgmma_fails_the_build(tmp_path) -> None:
+@pytest.mark.parametrize("strict", [True, False])
+def test_serialised_wgmma_fails_our_build_and_warns_elsewhere(tmp_path, strict) -> None:
     (tmp_path / "fixture.cu").write_text(FIXTURE)
-    command = compile_command("-gencode=arch=compute_90a,code=sm_90a", "-DSERIALISED", "-cubin", "-o")
+    options = ("-gencode=arch=compute_90a,code=sm_90a", "-DSERIALISED", "-cubin", "-o")
+    command = compile_command(*options, strict=strict)
     command += [str(tmp_path / "fixture.cubin"), str(tmp_path / "fixture.cu")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "error: ptxas lost performance" in result.stdout
+    assert result.returncode == int(strict)
+    assert f"{'error' if strict else 'warning'}: ptxas lost performance" in result.stdout
     assert "wgmma.mma_async instructions are serialized" in result.stdout
 
 
@@ -174,6 +178,15 @@ def test_built_kernels_are_what_they_should_be(built) -> None:
     kernels = {function.kernel for function in built}
     assert {"relaxed_embedding_sm80", "logit_update_sm80"} <= kernels
     assert {function.arch for function in built} == {"sm_80", "sm_90a"}
+
+
+def test_uniform_values_are_known_to_be_uniform(built) -> None:
+    """The update's loop over d was 107 instructions with 32 moves to uniform registers before."""
+    update = [f for f in built if f.kernel == "logit_update_sm90" and f.arch == "sm_90a"]
+    assert update
+    assert max(f.product_loop for f in update) <= 70
+    assert max(f.counts["R2UR"] for f in update) <= 30
+    assert max(f.counts["BRA.DIV"] for f in update) == 0
 
 
 def test_names_do_not_depend_on_the_build(built) -> None:

@@ -8,7 +8,7 @@ namespace entrgi {
 constexpr int kClusterThreads = 256;  // of each CTA
 constexpr int kMaxCluster = 8;
 
-#ifdef ENTRGI_HOPPER
+#ifdef ENTRGI_CLUSTERS
 
 __device__ __forceinline__ float sum_across_warp(float x) {
 #pragma unroll

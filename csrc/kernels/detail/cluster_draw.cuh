@@ -25,7 +25,7 @@ struct Candidate {
   int id;
 };
 
-#ifdef ENTRGI_HOPPER
+#ifdef ENTRGI_CLUSTERS
 
 constexpr int kClusterBins = 512;  // of the threshold search: more would cost registers
 constexpr int kListed = 1024;      // candidates of one CTA

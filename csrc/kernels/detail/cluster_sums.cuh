@@ -7,7 +7,7 @@
 #include "row_slice.cuh"
 #include "softmax_state.cuh"
 
-#ifdef ENTRGI_HOPPER
+#ifdef ENTRGI_CLUSTERS
 
 namespace entrgi {
 

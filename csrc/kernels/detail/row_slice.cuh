@@ -12,7 +12,7 @@
 #include "cluster.cuh"
 #include "numeric.cuh"
 
-#ifdef ENTRGI_HOPPER
+#ifdef ENTRGI_CLUSTERS
 #include <math_constants.h>
 
 namespace entrgi {
@@ -109,16 +109,14 @@ __device__ RowSlice<T> begin_slice(const T* row, int vocab, int rank, int size, 
 
   if (threadIdx.x == 0) {
     for (int c = 0; c < kChunks; ++c) landed[c].init(1);
-    cutlass::arch::fence_barrier_init();
+    fence_barrier_init();
     for (int c = 0; c * chunk < count; ++c) {
       const int begin = max(first + c * chunk, whole_begin);
       const int end = min(min(first + (c + 1) * chunk, last), whole_end);
       if (begin < end) {
         const int bytes = (end - begin) * 16;
         landed[c].arrive_and_expect_tx(bytes);
-        cute::SM90_BULK_COPY_G2S::copy(base + static_cast<int64_t>(begin) * kPerUnit,
-                                       reinterpret_cast<uint64_t*>(&landed[c]), memory + (begin - first),
-                                       bytes);
+        copy_bulk(memory + (begin - first), base + static_cast<int64_t>(begin) * kPerUnit, bytes, landed[c]);
       } else {
         landed[c].arrive();
       }

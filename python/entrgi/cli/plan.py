@@ -73,9 +73,11 @@ def plan(
     logits_dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     embedding_dtype: Annotated[str, typer.Option(help="Likewise.")] = "bfloat16",
     arch: Annotated[
-        int | None, typer.Option(help="90 (Hopper) or 80 (every other GPU). Default: the GPU here, else 90.")
+        int | None, typer.Option(help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.")
     ] = None,
-    sms: Annotated[int | None, typer.Option(help="Multiprocessors. Default: the GPU here, else 132 or 108.")] = None,
+    sms: Annotated[
+        int | None, typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.")
+    ] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -90,12 +92,12 @@ def plan(
         target = plans.target(arch, sms)
         shape = {"vocab": vocab, "dim": dim, "logits_dtype": logits_dtype, "embedding_dtype": embedding_dtype}
         lines = [
-            Line(name, n, plans.floor(name, n, **shape), plans.requests(name, n, **shape, **target._asdict()))
+            Line(name, n, plans.floor(name, n, **shape), plans.requests(name, n, **shape, **target.options()))
             for name in op or plans.OPERATORS
             for n in numbers(rows)
         ]
         if as_json:
-            data = {**target._asdict(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
+            data = {**target.options(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
             print(json.dumps(data, allow_nan=False))
             return
         show(table(lines))
