@@ -86,7 +86,7 @@ def test_the_most_telling_cases_come_first_and_small_ones_are_few(found):
     assert {v.plan["kernel"] for v in small} == {v.plan["kernel"] for v in found}
 
 
-@pytest.mark.parametrize("arch", [90, 80])
+@pytest.mark.parametrize("arch", [100, 90, 80])
 def test_every_architecture_has_cases(arch):
     for family in variants.FAMILIES:
         assert variants.variants(family, arch, small=True)

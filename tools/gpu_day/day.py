@@ -88,7 +88,8 @@ class Day(Session):
         if about["status"] != RIGHT:
             self.require_device()
         if "capability" in about:
-            self.arch = 90 if about["capability"].startswith("9.") else 80
+            major = int(about["capability"].split(".")[0])
+            self.arch = 100 if major > 9 else 90 if major == 9 else 80
             self.out.write("device", **{key: value for key, value in about.items() if key != "status"})
         if compiled is None or compiled.status == 0:
             run = tools.run(self.box.probe(self.probe, "clusters"), ALIVE_SECONDS)
@@ -153,7 +154,7 @@ class Day(Session):
         for place, (name, command) in enumerate(selections):
             share = self.left * (0.7 if place + 1 < len(selections) else 1.0)
             self.out.write("begin", phase="tests", case=name)
-            began, run = time.monotonic(), tools.run(command, share, self.box.environment(self.arch), log)
+            began, run = time.monotonic(), tools.run(command, share, self.box.environment(), log)
             before_summary = run.text.split("short test summary info")[0]
             counts = Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", before_summary))
             failed = sorted(set(re.findall(r"(?:FAILED|ERROR) (tests/\S+)", run.text)))
@@ -229,7 +230,7 @@ class Day(Session):
         began, launches, why = time.monotonic(), [], ""
         for metrics in tools.COUNTERS:  # names of counters change: the second list is ncu's own
             if not launches and self.left > 5:
-                run = tools.run([program, *metrics, *script], self.left, self.box.environment(self.arch), log)
+                run = tools.run([program, *metrics, *script], self.left, self.box.environment(), log)
                 launches, why = tools.counters(run.text), run.why
                 self.out.keep(log, "tools.log", "ncu")
         return self.ended("counters", RIGHT if launches else FAILED, began=began, launches=launches, why=why)

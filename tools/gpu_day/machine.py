@@ -42,14 +42,13 @@ class Machine:
     def device(self) -> str:
         return "cpu" if self.dry else "cuda"
 
-    def environment(self, arch: int = 90, prefix: str = "", **extra: str) -> dict[str, str]:
+    def environment(self, prefix: str = "", **extra: str) -> dict[str, str]:
         paths = [ROOT / "python", ROOT, self.scratch / "site"]
         own = {
             "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PATH": os.pathsep.join([os.environ.get("PATH", ""), *PLACES]),
             "PYTHONUNBUFFERED": "1",
             "GPU_DAY_DEVICE": self.device,
-            "GPU_DAY_ARCH": str(arch),
             "GPU_DAY_BINDINGS": str(self.bindings),
             "GPU_DAY_PREFIX": " ".join(filter(None, [prefix, self.prefix])),
             "GPU_DAY_THREADS": str(1 if self.dry else 8),

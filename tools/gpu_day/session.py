@@ -135,7 +135,7 @@ class Session:
         if name not in self.children:
             script, arguments = self.box.script(name.split("/")[0])
             log = self.scratch / f"{re.sub('[^a-z0-9]+', '_', name)[:80]}.log"
-            self.children[name] = Child(script, arguments, self.box.environment(self.arch, prefix, **environment), log)
+            self.children[name] = Child(script, arguments, self.box.environment(prefix, **environment), log)
         return self.children[name]
 
     def drop(self, name: str, at_once: bool = False) -> None:

@@ -8,7 +8,8 @@ from operator_bench.cases import Case
 from serve import Answers
 from variants import plan_of
 
-ARCH = int(os.environ.get("GPU_DAY_ARCH", "90"))
+# Of a GPU its own plans, which depend on the clusters that it holds.
+ARCH = None if os.environ.get("GPU_DAY_DEVICE") == "cuda" else 90
 
 
 def avoided(plan: dict, case: Case, avoid: list[dict]) -> str:

@@ -7,6 +7,7 @@ accepts as asked for is a case.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -57,8 +58,8 @@ class Variant:
         return {"name": self.name, **asdict(self)}
 
 
-def plan_of(case: Case, arch: int, part: int = 0, **options: object) -> dict:
-    """Fields of the plan of one of a case's parts.
+def plan_of(case: Case, arch: int | None, part: int = 0, **options: object) -> dict:
+    """Fields of the plan of one of a case's parts; ``arch`` None is that of the GPU that is here.
 
     Raises:
         ValueError: what the options ask for cannot be had.
@@ -121,7 +122,8 @@ def _kernels(operator: str, dtypes: tuple[str, str], arch: int) -> list[str]:
     found = {}
     for code, rows, vocabulary in product((arch, 80), (1, 512), (2000, 152_064, 1 << 23)):
         for options in ({}, {"logits_aligned": False}, {"embedding_aligned": False}):
-            found[plan_of(_case(operator, rows, dtypes, vocabulary), code, **options)["kernel"]] = None
+            with suppress(ValueError):  # dtypes that were not built
+                found[plan_of(_case(operator, rows, dtypes, vocabulary), code, **options)["kernel"]] = None
     return list(found)
 
 
