@@ -45,7 +45,7 @@ class Report:
     """All that is known of one device.
 
     Attributes:
-        about: of the device, from its first record.
+        about: what is known of the device.
     """
 
     records: list[dict]
@@ -60,7 +60,8 @@ class Report:
         names = {record["device"] for record in devices}
         if len(names) > 1:
             raise ValueError(f"the records are of several devices, {', '.join(sorted(names))}: one report each")
-        self.about = devices[0] if devices else {}
+        for device in devices:
+            self.about |= {name: value for name, value in device.items() if name not in ("event", "at")}
         self.commits = list(dict.fromkeys(run["commit"] for run in runs))
         self.found = outcomes(self.records)
         expected = json.loads(EXPECTED.read_text())

@@ -75,6 +75,8 @@ class Day(Session):
             if (program := machine.find(command[0])) is None:
                 return self.ended(name, SKIPPED, why=f"{command[0]} is not here")
             run = tools.run([program, *command[1:]], 5)
+            if name == "gpu" and run.status == 0:
+                self.out.write("device", device=run.text.strip().splitlines()[-1].split(",")[0])
             return self.ended(name, RIGHT if run.status == 0 else FAILED, text=run.text.strip()[-600:])
 
         self.ended("python", RIGHT, text=f"{sys.version.split()[0]}, {os.cpu_count()} processors")

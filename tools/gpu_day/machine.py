@@ -100,7 +100,7 @@ def dry(scratch: Path, planted: dict[str, str], stub: bool = False) -> tuple[Mac
         except Exception as reason:  # whatever it is, the parent can still be tried out
             why = f"{type(reason).__name__}: {reason}".splitlines()[0]
     phases = ("ceilings", "smoke", "main", "bench", "forced", "step", "sanitize", "end-to-end")
-    return Machine(STUB, scratch, scratch, seconds=dict.fromkeys(phases, 1.5), planted=planted), why or "not asked for"
+    return Machine(STUB, scratch, scratch, seconds=dict.fromkeys(phases, 2.5), planted=planted), why or "not asked for"
 
 
 def _simulator(scratch: Path, planted: dict[str, str]) -> Machine:
