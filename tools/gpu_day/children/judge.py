@@ -8,7 +8,10 @@ from operator_bench.correctness import Truth, WrongResult, reference
 from operator_bench.registry import OURS
 from torch import Tensor
 
-WORST_ROW = 4.0  # times the bound on all rows together: a row alone may err by so much
+# A row alone may err by so many times the bound on all rows together: the tight bounds of fp32 leave out what a row of
+# little but cancellation loses. Rows of less than a tenth of the usual size are judged as if they had that.
+WORST_ROW, WORST_ROW_OF_TIGHT, SMALL_ROW = 4.0, 10.0, 0.1
+TIGHT = 1e-4
 OTHER_TOKENS = 0.02  # share of rows, or one row, that may draw another token: what is equal but for rounding
 
 
@@ -37,7 +40,8 @@ def judge(x: Inputs, results: dict[str, Tensor]) -> dict:
         errors[name] = _ratio(difference, expected)
         errors[f"{name}, worst row"] = worst = _worst_row(difference, expected)
         bound = truth.bound(True, name)
-        if not (errors[name] <= bound and worst <= WORST_ROW * bound):  # NaN is not within a bound
+        most = bound * (WORST_ROW_OF_TIGHT if bound < TIGHT else WORST_ROW)
+        if not (errors[name] <= bound and worst <= most):  # NaN is not within a bound
             complaints.append(f"{name} is off by {errors[name]:.2g}, in a row by {worst:.2g}; bound {bound:.2g}")
     if "token" in results:
         complaints += _tokens(x, truth, results["token"], errors)
@@ -51,7 +55,9 @@ def _ratio(difference: Tensor, expected: Tensor) -> float:
 def _worst_row(difference: Tensor, expected: Tensor) -> float:
     if difference.dim() == 1:  # numbers of similar size, one a row
         return (difference.max() / expected.abs().mean()).item()
-    rows = torch.linalg.vector_norm(difference, dim=1) / torch.linalg.vector_norm(expected, dim=1)
+    size = torch.linalg.vector_norm(expected, dim=1)
+    usual = size.square().mean().sqrt()
+    rows = torch.linalg.vector_norm(difference, dim=1) / size.clamp_min(SMALL_ROW * usual)
     return rows.nan_to_num(nan=torch.inf).max().item()
 
 
