@@ -187,3 +187,8 @@ def test_what_is_avoided_is_matched_field_by_field():
     assert avoided(plan, case, [{"kernel": "k", "block_m": 64, "embedding": "float16", "why": "wrong"}]) == "wrong"
     assert avoided(plan, case, [{"kernel": "k", "block_m": 128, "why": "hang"}]) == ""
     assert avoided(plan, case, [{"kernel": "k", "embedding": "bfloat16", "why": "wrong"}]) == ""
+
+
+def test_the_first_of_equal_maxima_is_asked_for():
+    z = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [0.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
+    assert judge._first_maximum(z).tolist() == [1, 0, 3]
