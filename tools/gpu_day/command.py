@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from . import build, machine, pack, phases, records, shapes
 from .day import Day
 from .table import table
 
+STARTED = time.monotonic()  # the clock of the machine runs since then
 ROOT = build.ROOT
 PACK, SCRATCH = ROOT / "build" / "gpu_pack", ROOT / "build" / "gpu_day"
 PLANTED = {"relaxed_embedding": "hang", "adam_step_middle": "wrong"}  # of a dry run: in the first case of an operator
@@ -149,7 +151,7 @@ def _stub_package(scratch: Path) -> Path:
 def _run(
     arguments: argparse.Namespace, box: machine.Machine, wanted: shapes.Shapes, start_build: Callable[[], build.Build]
 ) -> int:
-    out = records.Records(arguments.output)
+    out = records.Records(arguments.output, STARTED)
     everything = tuple(phase.name for phase in phases.PHASES) if box.dry else ()
     chosen = phases.chosen(arguments.deadline, tuple(arguments.only or everything))
     clock = phases.Clock(arguments.deadline, chosen, out.start)
@@ -168,7 +170,7 @@ def _run(
 
     for number in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(arguments.deadline - phases.REPORT_SECONDS / 2, 1.0))
+    signal.setitimer(signal.ITIMER_REAL, max(arguments.deadline - phases.REPORT_SECONDS / 2 - out.clock, 1.0))
     day = Day(box, wanted, clock, out, start_build)
     day.run()
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -33,7 +33,7 @@ PHASES = (
     Phase("build", 50, 2, "waits for the build, until second 90; then the libraries brought along"),
     Phase("smoke", 45, 3, "every kernel, tile, cluster and dtype, small, against fp64", needs="libraries"),
     Phase("main", 45, 5, "the main kernels at V = 152,064, all rows, twice, against fp64", needs="libraries"),
-    Phase("tests", 100, 7, "the kernel tests; graphs, no waiting for the device, 2^31 elements", needs="libraries"),
+    Phase("tests", 95, 7, "the kernel tests; graphs, no waiting for the device, 2^31 elements", needs="libraries"),
     Phase("bench", 120, 4, "every operator against floors and PyTorch", needs="libraries"),
     Phase("forced", 55, 8, "plans against each other: clusters, tiles, kernels", needs="libraries"),
     Phase("step", 55, 6, "the whole Adam step against PyTorch, compiled too", needs="libraries"),

@@ -17,10 +17,10 @@ TAIL = 200_000  # bytes of a child's log that are kept
 class Records:
     """Writes ``records.jsonl``; several calls on one day go on in the same file."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, start: float | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / "records.jsonl"
-        self.start = time.monotonic()
+        self.start = time.monotonic() if start is None else start
         self.file = self.path.open("a")
 
     @property
