@@ -282,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         report = Report([record for file in files for record in read(file)])
         if report.dry and arguments.output is None:
             parser.error("these are records of a dry run: give --output, they are nobody's results")
+        if not report.dry and "device" not in report.about:
+            parser.error("the records name no device: nothing was measured on one")
         written = write(report, arguments.output or RESULTS)
         if arguments.output is not None:
             page = arguments.output / "report.md"

@@ -182,3 +182,11 @@ def test_the_committed_pages_say_what_the_committed_records_say():
         assert gpu_report.rewritten(page, text, reports) == text, page.name
         marked += len(gpu_report.MARKED.findall(text))
     assert marked
+
+
+def test_records_without_a_device_are_refused(home, tmp_path, capsys):
+    lines = [record for record in records() if record["event"] != "device"]
+    with pytest.raises(SystemExit):
+        gpu_report.main([saved(tmp_path / "out", lines)])
+    assert "name no device" in capsys.readouterr().err
+    assert (home / "README.md").read_text() == PAGE

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from . import build, machine, tools
@@ -51,7 +52,8 @@ class Day(Session):
 
     def _enter(self) -> None:
         self.end = self.clock.limit(self.phase)
-        print(f"{self.out.clock:5.0f} s  {self.phase.name}: {self.phase.about}", flush=True)
+        with suppress(BrokenPipeError):
+            print(f"{self.out.clock:5.0f} s  {self.phase.name}: {self.phase.about}", flush=True)
         self.out.write("phase", phase=self.phase.name, about=self.phase.about, limit_s=round(self.left, 1))
         if self.phase.needs == "libraries" and self.libraries == build.NONE:
             return self.ended("all", SKIPPED, why="the package's libraries are missing")
