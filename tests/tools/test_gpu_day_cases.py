@@ -9,7 +9,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "tools"), str(ROOT / "benchmarks"), str(ROOT / "tools" / "gpu_day" / "children")]
 import judge  # noqa: E402
-import variants  # noqa: E402
+import plan_variants as variants  # noqa: E402
 from avoid import avoided  # noqa: E402
 from gpu_day import shapes  # noqa: E402
 from operator_bench import ours  # noqa: E402

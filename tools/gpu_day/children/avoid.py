@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from operator_bench.cases import Case
+from plan_variants import plan_of
 from serve import Answers
-from variants import plan_of
 
 # Of a GPU its own plans, which depend on the clusters that it holds.
 ARCH = None if os.environ.get("GPU_DAY_DEVICE") == "cuda" else 90

@@ -20,9 +20,9 @@ from avoid import announce, avoided  # noqa: E402
 from cases import placed  # noqa: E402
 from judge import judge  # noqa: E402
 from operator_bench.cases import BETAS, CHECKED_LR, CHECKED_SGD_LR, EPS, STEP, TEMPERATURE, TOP_P, Case, Inputs  # noqa: E402
+from plan_variants import FAMILIES, fields_of, variants  # noqa: E402
 from raw_kernels import RawKernels, _bytes_of  # noqa: E402
 from serve import Answers, serve  # noqa: E402
-from variants import FAMILIES, fields_of, variants  # noqa: E402
 
 ADAM = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
 
