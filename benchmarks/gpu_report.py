@@ -117,6 +117,9 @@ class Report:
         text = ", ".join(details)
         return f"**A dry run, no figure is a GPU's.** {text}" if self.dry else text
 
+    def unit(self) -> str:
+        return "microseconds, small shapes" if self.dry else "microseconds, V = 152,064, bf16 unless said"
+
     def ceilings(self) -> str:
         """What the device did at best."""
         parts = []
@@ -196,8 +199,8 @@ class Report:
     def block(self, family: str = "", links: str = "") -> str:
         """What stands between the markers of a page."""
         if family:
-            return f"{self.heading()}; microseconds, V = 152,064, bf16:\n\n{self.times(family)}"
-        parts = [f"{self.heading()}{links}.", self.ceilings(), self.status(), "Microseconds, V = 152,064, bf16:"]
+            return f"{self.heading()}; {self.unit()}:\n\n{self.times(family)}"
+        parts = [f"{self.heading()}{links}.", self.ceilings(), self.status(), f"{self.unit().capitalize()}:"]
         parts += [self.times(), self.guided(), self.troubles()]
         return "\n\n".join(part for part in parts if part)
 
