@@ -49,9 +49,6 @@ using Shared = UpdateShared;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 
-// For E: read by as many clusters as there are rows of them, at about the same time.
-constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-
 template <int kM, int kN, int kStages>
 struct Layout {
   static constexpr int kStageBytes = Shared::stage(kM, kN);
@@ -79,31 +76,18 @@ using WideProduct = std::conditional_t<std::is_same_v<T, __half>,
                                        cute::SM90::GMMA::MMA_64x256x16_F32F16F16_SS<kMajorK, kMajorK>,
                                        cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kMajorK, kMajorK>>;
 
-// The CTA's place in its cluster.
-struct Place {
-  int m, n;
-
-  __device__ __forceinline__ explicit Place(const Schedule& schedule)
-      : m(cute::block_rank_in_cluster() % schedule.cluster_m),
-        n(cute::block_rank_in_cluster() / schedule.cluster_m) {}
-};
-
-__device__ __forceinline__ int64_t first_row(const Schedule& s, const Place& place, uint32_t tile, int rows) {
-  return (int64_t{tile % s.rows} * s.cluster_m + place.m) * rows;
+__device__ __forceinline__ Sharing place_in_cluster(const Schedule& s) {
+  const int rank = Sharing::rank();
+  return {s.cluster_m, s.cluster_n, rank % s.cluster_m, rank / s.cluster_m};
 }
-__device__ __forceinline__ int64_t first_column(const Schedule& s, const Place& place, uint32_t tile,
+
+__device__ __forceinline__ int64_t first_row(const Schedule& s, const Sharing& place, uint32_t tile,
+                                             int rows) {
+  return (int64_t{tile % s.rows} * s.cluster_m + place.rank_m) * rows;
+}
+__device__ __forceinline__ int64_t first_column(const Schedule& s, const Sharing& place, uint32_t tile,
                                                 int columns) {
-  return (int64_t{tile / s.rows} * s.cluster_n + place.n) * columns;
-}
-
-// Copies a box to this CTA or, where others are in `mask`, to all of those.
-__device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap& map, Barrier& barrier,
-                                                char* to, int row, int k, uint64_t cache_hint) {
-  if ((mask & (mask - 1)) == 0) {
-    copy_box(map, barrier, to, row, k, cache_hint);
-  } else {
-    copy_box_to(mask, map, barrier, to, row, k, cache_hint);
-  }
+  return (int64_t{tile / s.rows} * s.cluster_n + place.rank_n) * columns;
 }
 
 // One thread: every stage of every tile of this CTA, its part of what the cluster shares. In 24 registers:
@@ -111,11 +95,10 @@ __device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap
 template <int kM, int kN, int kStages, int kStageBytes>
 __device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Schedule& schedule,
                                         const CUtensorMap& grad_map, const CUtensorMap& embedding_map) {
-  const Place place(schedule);
-  const int grad_part = kM / schedule.cluster_n * place.n, embedding_part = kN / schedule.cluster_m * place.m;
-  // CTAs of this one's row of the cluster: every cluster_m-th; of its column: those next to each other.
-  const uint16_t grad_mask = (schedule.cluster_n == 1 ? 1 : 1 + (1 << schedule.cluster_m)) << place.m;
-  const uint16_t embedding_mask = (schedule.cluster_m == 1 ? 1 : 3) << place.n * schedule.cluster_m;
+  const Sharing place = place_in_cluster(schedule);
+  const int grad_part = kM / schedule.cluster_n * place.rank_n,
+            embedding_part = kN / schedule.cluster_m * place.rank_m;
+  const uint32_t grad_mask = place.row(), embedding_mask = place.column();
   RingPlace at;
 #pragma unroll 1
   for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += schedule.clusters) {
@@ -134,18 +117,6 @@ __device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Sch
     }
   }
 }
-
-// What a consuming warpgroup tells the producers that fill its stages: those of its row and of its column of
-// the cluster, one lane for each.
-struct Release {
-  int target;
-  bool sends;
-
-  __device__ __forceinline__ Release(const Schedule& s, const Place& place, int lane)
-      : target(lane < s.cluster_n ? lane * s.cluster_m + place.m : place.n * s.cluster_m + 1 - place.m),
-        sends(lane < s.cluster_m + s.cluster_n - 1) {}
-  __device__ __forceinline__ void operator()(Barrier& empty) const { empty.arrive(target, sends); }
-};
 
 // accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile. `done`
 // is told when the last product has been issued.
@@ -203,8 +174,8 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
   uint32_t other_done = consumer == 0;  // parity; before its first tile, consumer 0 waits for nothing
   for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * schedule.clusters; tile < schedule.tiles;
        tile += 2 * schedule.clusters) {
-    const Place place(schedule);  // found anew, as the update needs its registers
-    const Release release(schedule, place, lane);
+    const Sharing place = place_in_cluster(schedule);  // found anew, as the update needs its registers
+    const Release release(place, lane);
     const WarpRows<kM> rows(p, first_row(schedule, place, tile, kM), warp, lane);
     float accumulator[2][64];
     // A stage's parity tells its latest copy from the one before, not from the one after: nobody may look for
@@ -251,7 +222,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = uniform(threadIdx.x / kWarpgroup);
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (threadIdx.x == 0) produce<kM, kN, kStages>(ring, schedule, grad_map, embedding_map);
+    if (uniform(threadIdx.x / 32) == 0 && cute::elect_one_sync())
+      produce<kM, kN, kStages>(ring, schedule, grad_map, embedding_map);
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();

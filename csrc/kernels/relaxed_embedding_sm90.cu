@@ -85,13 +85,11 @@ struct Schedule {
 };
 
 #ifdef ENTRGI_HOPPER
-constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-
 // What a CTA computes, with how many along the rows it shares the embedding, along the columns the logits,
 // and which of these it is.
 struct Work {
   unsigned row_tile, column_tile, split;
-  int sharing_m, rank_m, sharing_n, rank_n;
+  Sharing sharing;
 
   __device__ __forceinline__ explicit Work(const Schedule& s) {
     const unsigned size = s.cluster_m * s.cluster_n;
@@ -101,12 +99,12 @@ struct Work {
     const unsigned i = cluster % clusters;
     split = cluster / clusters;
     if (i < grouped) {
-      sharing_m = s.cluster_m, rank_m = static_cast<int>(member % s.cluster_m);
-      sharing_n = s.cluster_n, rank_n = static_cast<int>(member / s.cluster_m);
-      row_tile = i % s.groups * s.cluster_m + rank_m, column_tile = i / s.groups * s.cluster_n + rank_n;
+      sharing = {s.cluster_m, s.cluster_n, static_cast<int>(member % s.cluster_m),
+                 static_cast<int>(member / s.cluster_m)};
+      row_tile = i % s.groups * s.cluster_m + sharing.rank_m;
+      column_tile = i / s.groups * s.cluster_n + sharing.rank_n;
     } else {  // tiles of d side by side; the last cluster may have some that are not there
-      sharing_m = 1, rank_m = 0;
-      sharing_n = s.rest_n, rank_n = static_cast<int>(member % s.rest_n);
+      sharing = {1, s.rest_n, 0, static_cast<int>(member % s.rest_n)};
       row_tile = s.groups * s.cluster_m + (i - grouped) % s.rest;
       column_tile = (i - grouped) / s.rest * size + member;
     }
@@ -117,25 +115,13 @@ __device__ __forceinline__ bool present(const RelaxedEmbeddingParams& p, int64_t
   return n < p.n && output_row(p, n) >= 0;
 }
 
-// Copies a box to this CTA or, where others are in `mask`, to all of those.
-__device__ __forceinline__ void copy_shared_box(uint32_t mask, const CUtensorMap& map, Barrier& barrier,
-                                                char* to, int row, int column, uint64_t cache_hint) {
-  if ((mask & (mask - 1)) == 0) {
-    copy_box(map, barrier, to, row, column, cache_hint);
-  } else {
-    copy_box_to(static_cast<uint16_t>(mask), map, barrier, to, row, column, cache_hint);
-  }
-}
-
 // One thread: every stage of this CTA, its part of what it shares.
 template <typename L>
 __device__ __forceinline__ void produce(const Ring<L::kStageBytes>& ring, const Schedule& s, const Work& work,
                                         int first_step, int steps, uint64_t embedding_hint,
                                         const CUtensorMap& embedding, const CUtensorMap& logits) {
-  const int rank = static_cast<int>(cute::block_rank_in_cluster());
-  const uint32_t embedding_mask = ((1 << work.sharing_m) - 1) << (rank - work.rank_m);
-  const uint32_t logits_mask = (work.sharing_n == 1 ? 1 : 1 + (1 << work.sharing_m))
-                               << (rank - work.rank_n * work.sharing_m);
+  const Sharing& sharing = work.sharing;
+  const uint32_t embedding_mask = sharing.column(), logits_mask = sharing.row();
   const int first_row = static_cast<int>(work.row_tile) * L::kM;
   const int part_rows = s.logit_parts == 2 ? L::kM / 2 : L::kM;
   const int first_column = static_cast<int>(work.column_tile) * L::kColumns;
@@ -147,12 +133,12 @@ __device__ __forceinline__ void produce(const Ring<L::kStageBytes>& ring, const 
     ring.empty[at.stage].wait(at.phase ^ 1);
     full.arrive_and_expect_tx(L::kStageBytes);
 #pragma unroll 1
-    for (int box = work.rank_m; box < L::kBoxes; box += work.sharing_m) {
+    for (int box = sharing.rank_m; box < L::kBoxes; box += sharing.m) {
       copy_shared_box(embedding_mask, embedding, full, stage + box * kBoxBytes, step * kStep,
                       first_column + box * kBoxColumns, embedding_hint);
     }
 #pragma unroll 1
-    for (int part = work.rank_n; part < s.logit_parts; part += work.sharing_n) {
+    for (int part = sharing.rank_n; part < s.logit_parts; part += sharing.n) {
       const int row = part * part_rows;
       for (int id = 0; id < kStep; id += L::kBoxIds) {
         char* to = stage + L::kEmbeddingBytes + id / L::kBoxIds * L::kLogitBoxBytes + row * kSwizzleBytes;
@@ -247,21 +233,6 @@ using Product = std::conditional_t<
     std::conditional_t<kColumns == 192, cute::SM90::GMMA::MMA_64x192x16_F32BF16BF16_RS<Major::K, Major::MN>,
                        cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_RS<Major::K, Major::MN>>>;
 
-// Tells the producers that fill this CTA's stages, those of its row and of its column of the cluster, that a
-// warp has left one: one lane for each.
-struct Release {
-  int target;
-  bool sends;
-
-  __device__ __forceinline__ Release(const Work& work, int lane)
-      : target(static_cast<int>(cute::block_rank_in_cluster())),
-        sends(lane < work.sharing_m + work.sharing_n - 1) {
-    target +=
-        lane < work.sharing_m ? lane - work.rank_m : (work.rank_n == 0 ? work.sharing_m : -work.sharing_m);
-  }
-  __device__ __forceinline__ void operator()(const Barrier& empty) const { empty.arrive(target, sends); }
-};
-
 // A consuming warpgroup, of which `warp` is one: its 64 rows of the tile.
 template <typename Z, typename T, int kConsumers>
 __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const SoftmaxScale& scale,
@@ -280,7 +251,7 @@ __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const S
 #pragma unroll
   for (int h = 0; h < 2; ++h) lse[h] = present(p, row + 8 * h) ? p.logsumexp[row + 8 * h] : CUDART_INF_F;
   const Reader read(warp * 16, lane);
-  const Release release(work, lane);
+  const Release release(work.sharing, lane);
 
   float accumulator[L::kColumns / 2] = {};
   uint32_t a[2][kBlocks][4];  // q of either half of a step
@@ -363,15 +334,15 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
   const int steps = min(schedule.steps_per_split, schedule.steps - first_step);
 
   bool any = false;  // row is there, of those that share: all of them find the same
-  for (int r = threadIdx.x; r < work.sharing_m * L::kM; r += L::kThreads) {
-    any |= present(p, int64_t{work.row_tile - work.rank_m} * L::kM + r);
+  for (int r = threadIdx.x; r < work.sharing.m * L::kM; r += L::kThreads) {
+    any |= present(p, int64_t{work.row_tile - work.sharing.rank_m} * L::kM + r);
   }
   if (!__syncthreads_or(any) || work.column_tile >= schedule.columns) return;
 
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&embedding);
     cute::prefetch_tma_descriptor(&logits);
-    ring.init(schedule.stages, (work.sharing_m + work.sharing_n - 1) * kConsumers * kWarpgroup / 32);
+    ring.init(schedule.stages, (work.sharing.m + work.sharing.n - 1) * kConsumers * kWarpgroup / 32);
     fence_barrier_init();
   }
   cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there

@@ -105,7 +105,8 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
 }
 #endif
 
-// Where copies of rarely (E: no) and often (G, z: yes) read data rank in L2.
+// How long L2 keeps what is copied: read once, by several CTAs at about the same time, again and again.
+constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 constexpr uint64_t kKeepInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST);
 constexpr uint64_t kStreamThroughL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST);
 
