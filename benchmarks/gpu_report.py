@@ -118,7 +118,7 @@ class Report:
         return f"**A dry run, no figure is a GPU's.** {text}" if self.dry else text
 
     def unit(self) -> str:
-        return "microseconds, small shapes" if self.dry else "microseconds, V = 152,064, bf16 unless said"
+        return "microseconds" + (", small shapes" if self.dry else ", V = 152,064, bf16 unless said")
 
     def ceilings(self) -> str:
         """What the device did at best."""
@@ -200,7 +200,7 @@ class Report:
         """What stands between the markers of a page."""
         if family:
             return f"{self.heading()}; {self.unit()}:\n\n{self.times(family)}"
-        parts = [f"{self.heading()}{links}.", self.ceilings(), self.status(), f"{self.unit().capitalize()}:"]
+        parts = [f"{self.heading()}{links}.", self.ceilings(), self.status(), f"M{self.unit()[1:]}:"]
         parts += [self.times(), self.guided(), self.troubles()]
         return "\n\n".join(part for part in parts if part)
 
