@@ -161,7 +161,7 @@ class Build:
             *shlex.split(
                 subprocess.run([sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True).stdout
             ),
-            *("-DENTRGI_WITH_CUDA", '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_80"'),
+            *("-DENTRGI_WITH_CUDA", '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_90"'),
             *(
                 f"-L{self.target}",
                 "-lentrgi_kernels",
@@ -182,9 +182,13 @@ class Build:
         return "" if run.returncode == 0 else f"the bindings do not compile: {run.stderr.strip()[-300:]}"
 
 
-def cmake_command(scratch: Path, target: Path, cutlass: Path | None, jobs: int) -> list[str]:
+def cmake_command(
+    scratch: Path, target: Path, cutlass: Path | None, jobs: int, bounded_waits: bool = False
+) -> list[str]:
+    """Configures and builds; with source lines, which a profiler and a trap name."""
     configure = ["cmake", "-S", str(ROOT), "-B", str(scratch / "cmake"), "-G", "Ninja", "-DENTRGI_CUDA=1"]
     configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DENTRGI_OUTPUT={target}"]
+    configure += ["-DENTRGI_LINEINFO=ON", f"-DENTRGI_BOUNDED_WAITS={'ON' if bounded_waits else 'OFF'}"]
     if cutlass is not None:
         configure.append(f"-DENTRGI_CUTLASS_INCLUDE={cutlass}")
     build = ["cmake", "--build", str(scratch / "cmake"), "--parallel", str(jobs)]

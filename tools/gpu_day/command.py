@@ -54,7 +54,7 @@ def real_run(arguments: argparse.Namespace) -> int:
         cutlass = SCRATCH / "cutlass"
         build.unpack(arguments.pack / "cutlass.tar.xz", cutlass)
     target, jobs = ROOT / "entrgi_ext", max((os.cpu_count() or 2) - 1, 1)
-    command = build.cmake_command(SCRATCH, target, cutlass, jobs)
+    command = build.cmake_command(SCRATCH, target, cutlass, jobs, arguments.bounded_waits)
     return _run(
         arguments, box, shapes.real(), lambda: build.Build(arguments.pack, SCRATCH, target, box.environment(), command)
     )
@@ -209,6 +209,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--list", action="store_true", help="name the phases and do nothing else")
     run.add_argument("--output", type=Path, help="folder of the results; default: $OUT, else build/gpu_day/out")
     run.add_argument("--pack", type=Path, default=PACK, help="folder that was carried")
+    run.add_argument(
+        "--bounded-waits",
+        action="store_true",
+        help="build kernels whose waits trap after some seconds: a hang has a place",
+    )
     run.add_argument("--commit", help="where git is not at hand")
     run.add_argument(
         "--dry-run", action="store_true", help="with the simulator and small shapes; three things go wrong"

@@ -144,7 +144,7 @@ def _bindings(scratch: Path) -> tuple[dict[str, Path], str]:
             *(nvcc, "-std=c++20", "-O2", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"),
             *map(str, sorted((ROOT / "csrc" / "bindings").glob("*.cpp"))),
             *("-o", str(target), f"-I{ROOT / 'csrc'}", f"-I{include}", f"-I{pybind11}", "-DENTRGI_WITH_CUDA"),
-            '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_80"',
+            '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_90"',
             *(f"-L{ROOT / 'entrgi_ext'}", "-lentrgi_kernels", "-Xlinker", "-rpath,$ORIGIN"),
         ]
         run = subprocess.run(command, capture_output=True, text=True)
