@@ -35,12 +35,14 @@ cudaError_t logit_statistics(const LogitStatisticsParams& params, const Plan& pl
 struct SampleTokensParams : LogitStatisticsParams {
   const int64_t* keys;  // [N, 4] dense: seed, step, iteration, position
   double top_p;
-  int64_t top_k;          // 0: off
-  const bool* forbidden;  // [V] or null
-  int32_t* error_flag;    // or null; |= 1 bad row, |= 2 nothing to draw
-  int64_t* token;         // [N]
-  float* probability;     // [N]
-  float* margin;          // [N]
+  int64_t top_k;                 // 0: off
+  const bool* forbidden;         // [V] or null; or as a list:
+  const int32_t* forbidden_ids;  // null where num_forbidden is 0; in any order, ids outside [0, V) do nothing
+  int64_t num_forbidden;
+  int32_t* error_flag;  // or null; |= 1 bad row, |= 2 nothing to draw
+  int64_t* token;       // [N]
+  float* probability;   // [N]
+  float* margin;        // [N]
   float* filtered_entropy;
 };
 cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cudaStream_t stream);
