@@ -68,7 +68,8 @@ py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
   FIELD(logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(argmax);
   const PlanOverrides overrides = read_overrides(fields);
   if (draw) {
-    FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(error_flag);
+    FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(forbidden_ids), FIELD(num_forbidden);
+    FIELD(error_flag);
     FIELD(token), FIELD(probability), FIELD(margin), FIELD(filtered_entropy);
   }
   fields.done();
