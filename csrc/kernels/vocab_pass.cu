@@ -254,9 +254,9 @@ cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cu
   if (plan.kernel == Kernel::kVocabPass && p.num_forbidden > 0 && p.n > 0) {
     const int64_t states = plan.splits > 1 ? plan.grid * kPartialStateBytes : 0;
     bool* forbidden = static_cast<bool*>(p.workspace) + states;
-    forbidden_kernel<<<1, kThreads, 0, stream>>>(p.forbidden_ids, p.num_forbidden, static_cast<int>(p.vocab),
-                                                 forbidden);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    const cudaError_t error = launch_kernel<forbidden_kernel>(
+        {1, kThreads}, stream, p.forbidden_ids, p.num_forbidden, static_cast<int>(p.vocab), forbidden);
+    if (error != cudaSuccess) return error;
     p.forbidden = forbidden;
     p.num_forbidden = 0;
   }
