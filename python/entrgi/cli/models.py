@@ -156,13 +156,11 @@ def usable_device(name: str) -> torch.device:
     """The device of that name, tried out; ``auto`` is CUDA where torch has it."""
     import torch
 
+    from entrgi.models.placement import choose_device
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"--device: {name!r} cannot be used: {reason}") from error
+    return choose_device("--device:", name)
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:
