@@ -14,9 +14,10 @@ from transformers.utils import logging
 
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
-from entrgi.models.fields import model_type_of, read_fields
+from entrgi.models.fields import model_type_of, objects, read_fields
 from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, opened, stored_weights
 from entrgi.models.placement import choose_device, choose_dtype
+from entrgi.models.rope import settle_rope
 
 # What ``from_pretrained`` of transformers takes, beside fields of the config.
 _OPTIONS = (
@@ -122,6 +123,9 @@ def _config(
             f"{argument}: config.json of {str(name)!r} has model_type {fields.get('model_type')!r}, expected one "
             "that transformers knows"
         )
+    fields["model_type"] = model_type
+    for _, part in objects(fields):
+        settle_rope(argument, part)
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
     config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
     refuse_unknown(argument, unused, (*known, *_OPTIONS))

@@ -23,7 +23,7 @@ from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import loading, reason_of, refuse_unknown
-from entrgi.models.fields import architectures_of, read_fields
+from entrgi.models.fields import architectures_of, read_fields, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
@@ -55,6 +55,8 @@ class BidirectionalLM:
     #: Its names in config.json.
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+    #: What is read of config.json, beside ids and names.
+    fields_read: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class BidirectionalLM:
             weights = stored_weights("denoiser", folder)
             with torch.device("meta"):
                 model = cls.build_model(fields)
+            warn_of_unread(name, fields, cls.fields_read)
             modules = cls._modules(model)
             load_weights(model, folder, weights, modules, dtype, place)
             if adapter is not None:

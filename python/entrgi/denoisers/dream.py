@@ -32,6 +32,7 @@ class DreamDenoiser(BidirectionalLM):
     shift = True
     model_type = "Dream"
     architecture = "DreamModel"
+    fields_read = (*_REQUIRED, "num_key_value_heads", "hidden_act")
 
     @staticmethod
     def build_model(fields: Mapping[str, object]) -> Qwen2ForCausalLM:

@@ -36,6 +36,11 @@ _SUPPORTED = {
     "input_emb_norm": (False, False),
     "scale_logits": (False, False),
 }
+_OPTIONAL = ("mlp_ratio", "multi_query_attention", "embedding_size", "include_bias", "include_qkv_bias")
+_OPTIONAL += ("bias_for_layer_norm", "rope_full_precision", "attention_layer_norm_with_affine")
+# Of training, and of how the official code is run.
+_OPTIONAL += ("alibi_bias_max", "embedding_dropout", "residual_dropout", "flash_attention", "init_device", "precision")
+_OPTIONAL += ("init_std", "init_fn", "init_cutoff_factor")
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -60,6 +65,7 @@ class LLaDADenoiser(BidirectionalLM):
     shift = False
     model_type = "llada"
     architecture = "LLaDAModelLM"
+    fields_read = (*_NAMES, *_NAMES.values(), *_REQUIRED, *_SUPPORTED, *_OPTIONAL)
 
     @staticmethod
     def build_model(fields: Mapping[str, object]) -> LlamaForCausalLM:

@@ -94,23 +94,28 @@ def read_fields(argument: str, folder: Path) -> dict[str, object]:
                 f"{argument}: {str(file)!r} has {name} {fields[name]!r}, expected none: the model is read from "
                 "config.json and model.safetensors, or the files of its index"
             )
+    for name, kind, expected in (("model_type", str, "a name"), ("architectures", list, "a list of names")):
+        if not isinstance(fields.get(name), kind | None):
+            raise ValueError(f"{argument}: {str(file)!r} has {name} {fields[name]!r:.80}, expected {expected}")
+        if not fields.get(name):
+            fields.pop(name, None)
     try:
-        for place, part in _objects(fields):
+        for place, part in objects(fields):
             _check_object(argument, file, place, part)
     except RecursionError as error:
         raise ValueError(f"{argument}: cannot read {str(file)!r}: nested too deep") from error
     return fields
 
 
-def _objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
+def objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
     """Every object inside ``value``, sub-configs first of all, with the path to it."""
     if isinstance(value, dict):
         yield place, value
         for name, inner in list(value.items()):
-            yield from _objects(inner, f"{place}{name}.")
+            yield from objects(inner, f"{place}{name}.")
     elif isinstance(value, list):
         for inner in value:
-            yield from _objects(inner, place)
+            yield from objects(inner, place)
 
 
 def _check_object(argument: str, file: Path, place: str, part: dict[str, object]) -> None:

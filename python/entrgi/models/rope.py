@@ -45,9 +45,9 @@ class Rope:
     def options(self) -> dict[str, object]:
         """As options of transformers' config classes, of whichever major version is installed."""
         scaling = {"rope_type": self.type, **self.parameters}
-        if int(transformers.__version__.split(".")[0]) >= 5:
-            return {"rope_parameters": {"rope_theta": self.theta, **scaling}}
-        return {"rope_theta": self.theta, "rope_scaling": None if self.type == "default" else scaling}
+        if _is_old():
+            return {"rope_theta": self.theta, "rope_scaling": None if self.type == "default" else scaling}
+        return {"rope_parameters": {"rope_theta": self.theta, **scaling}}
 
 
 def read_rope(argument: str, fields: Mapping[str, object], supported: tuple[str, ...] = tuple(SCALINGS)) -> Rope:
@@ -107,6 +107,47 @@ def read_rope(argument: str, fields: Mapping[str, object], supported: tuple[str,
             "it is not understood"
         )
     return Rope(said["rope_theta"][1], kind, parameters)
+
+
+def settle_rope(argument: str, part: dict[str, object]) -> None:
+    """Make one of several spellings in a (sub-)config that transformers is to read, in place.
+
+    transformers 5 takes ``rope_scaling`` where both are given and loses what ``rope_parameters`` says; 4 does not
+    know ``rope_parameters``.
+
+    Raises:
+        ValueError: where they contradict each other.
+    """
+    said: dict[str, object] = {}
+    given = [name for name in ("rope_parameters", "rope_scaling") if isinstance(part.get(name), dict) and part[name]]
+    if any(isinstance(value, dict) for name in given for value in part[name].values()):  # by layer type
+        if _is_old() and "rope_parameters" in given:
+            raise ValueError(f"{argument}: config.json has rope_parameters by layer type, which need transformers 5")
+        return
+    for place in (*given, "rope_theta"):
+        entries = part[place] if place in given else {place: part.get(place)}
+        for name, value in entries.items():
+            name = "rope_type" if name == "type" else name
+            if value is not None and said.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{argument}: config.json has {' and '.join(f'{name} {part[name]!r}' for name in given)} and "
+                    f"rope_theta {part.get('rope_theta')!r}, expected the same {name} in all"
+                )
+    if not given or (len(given) == 1 and not (_is_old() and "rope_parameters" in given)):
+        return
+    part.pop("rope_scaling", None)
+    if _is_old():
+        del part["rope_parameters"]
+        part["rope_theta"] = said.pop("rope_theta", None)
+        if part["rope_theta"] is None:
+            del part["rope_theta"]
+        part["rope_scaling"] = None if said.get("rope_type", "default") == "default" else said
+    else:
+        part["rope_parameters"] = said
+
+
+def _is_old() -> bool:
+    return int(transformers.__version__.split(".")[0]) < 5
 
 
 def _entries(argument: str, place: str, fields: Mapping[str, object]) -> dict[str, object]:
