@@ -60,17 +60,16 @@ def load_pretrained(
             repository has, a checkpoint that lacks weights of ``auto_class`` (they would be random) or has them in
             another shape, an adapter that does not fit, an option that is not known, or ``trust_remote_code``.
     """
-    check_checkpoint(argument, name)
     options = _allowed(argument, options)
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint(argument, name, subfolder)
     dtype = choose_dtype(argument, options.pop("torch_dtype", None) if dtype is None else dtype)
     place = choose_device(f"{argument}: device", device)
     if place is not None and options.get("device_map") is not None:
         raise ValueError(f"{argument}: got device {device!r} and device_map, expected one of them")
     # Parameters made under inference mode cannot take part in a gradient later.
     with torch.inference_mode(False), loading(argument, name):
-        folder = checkpoint_folder(
-            argument, name, options.get("variant"), options.get("subfolder") or "", **hub(options)
-        )
+        folder = checkpoint_folder(argument, name, options.get("variant"), subfolder, **hub(options))
         if adapter is None and (folder / "adapter_config.json").is_file():
             adapter = folder  # a model with its adapter beside it
         fields = read_fields(argument, folder)
@@ -129,7 +128,7 @@ def _config(
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
     config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
     refuse_unknown(argument, unused, (*known, *_OPTIONS))
-    done = (*HUB_OPTIONS, "subfolder", "variant", "ignore_mismatched_sizes", "trust_remote_code")
+    done = (*HUB_OPTIONS, "subfolder", "ignore_mismatched_sizes", "trust_remote_code")
     return config, {option: options[option] for option in _OPTIONS if option in options and option not in done}
 
 
@@ -218,11 +217,10 @@ def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
 
 def read_config(argument: str, name: str | Path, **options: object) -> PretrainedConfig:
     """The checkpoint's config. Raises ValueError where there is none. Of ``options`` the hub's are used."""
-    check_checkpoint(argument, name)
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint(argument, name, subfolder)
     with loading(argument, name):
-        folder = checkpoint_folder(
-            argument, name, options.get("variant"), options.get("subfolder") or "", with_weights=False, **hub(options)
-        )
+        folder = checkpoint_folder(argument, name, subfolder=subfolder, with_weights=False, **hub(options))
         return _config(argument, name, read_fields(argument, folder), {}, ())[0]
 
 

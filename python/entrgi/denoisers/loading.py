@@ -55,10 +55,10 @@ def load_denoiser(
     Raises:
         ValueError: for a checkpoint that cannot be had, is of another kind, or is not complete.
     """
-    check_checkpoint("denoiser", name)
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint("denoiser", name, subfolder)
     refuse_remote_code("denoiser", options)
     with loading("denoiser", name):
-        subfolder = options.get("subfolder") or ""
         folder = checkpoint_folder("denoiser", name, subfolder=subfolder, with_weights=False, **hub(options))
         cls = _class_of(name, read_fields("denoiser", folder))
     return cls.from_pretrained(

@@ -54,20 +54,21 @@ class Weights:
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
 
-def check_checkpoint(argument: str, name: str | Path) -> None:
+def check_checkpoint(argument: str, name: str | Path, subfolder: str = "") -> None:
     """Raise ValueError where ``name`` is a path without a checkpoint, before anything asks a hub for it."""
     if not isinstance(name, str | Path) or not str(name):
         raise ValueError(f"{argument}: got {name!r}, expected a checkpoint folder or a hub id")
     with loading(argument, name):
         path = Path(name)
         if path.is_dir():
+            path = path / subfolder
             if (path / "config.json").is_file():
                 return
             if (path / "adapter_config.json").is_file():
                 raise ValueError(
                     f"{argument}: {str(name)!r} is an adapter; expected its base model, and the adapter as adapter="
                 )
-            raise ValueError(f"{argument}: folder {str(name)!r} has no config.json")
+            raise ValueError(f"{argument}: folder {str(path)!r} has no config.json")
         if path.exists() or not is_hub_id(name):
             raise ValueError(f"{argument}: no folder {str(name)!r}, expected a checkpoint folder or a hub id")
 
