@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ def load_pretrained(
             adapter = folder  # a model with its adapter beside it
         fields = read_fields(argument, folder)
         config, rest = _config(argument, name, fields, options, known)
-        tokenizer = _tokenizer(argument, name, folder, config)
+        tokenizer = load_tokenizer(argument, folder, name=name, config=config)
         try:
             weights = stored_weights(argument, folder, options.get("variant"))
         except ValueError as error:
@@ -228,16 +229,35 @@ def read_tokenizer(argument: str, name: str | Path) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer alone. Raises ValueError where there is none."""
     check_checkpoint(argument, name)
     with loading(argument, name):
-        folder = checkpoint_folder(argument, name, with_weights=False)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return load_tokenizer(argument, checkpoint_folder(argument, name, with_weights=False), name=name)
 
 
-def _tokenizer(argument: str, name: str | Path, folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    # trust_remote_code left out would ask on the terminal whether to run the repository's code.
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
-        raise ValueError(f"{argument}: {str(name)!r} has no tokenizer files")
-    return tokenizer
+def load_tokenizer(
+    argument: str,
+    folder: Path,
+    tokenizer_class: type = AutoTokenizer,
+    *,
+    name: str | Path | None = None,
+    **options: object,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; ``name`` is what an error calls it.
+
+    Raises:
+        ValueError: where its files are missing or cannot be read, or declare a context that is none.
+    """
+    with loading(argument, name or folder):
+        with without_report():  # it would say that class and model_type are not its own, which is known
+            # trust_remote_code left out would ask on the terminal whether to run the repository's code.
+            tokenizer = tokenizer_class.from_pretrained(folder, trust_remote_code=False, **options)
+        if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
+            raise ValueError(f"{argument}: {str(name or folder)!r} has no tokenizer files")
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, Real) or isinstance(longest, bool) or not longest >= 1:
+            raise ValueError(
+                f"{argument}: tokenizer_config.json of {str(name or folder)!r} has model_max_length {longest!r:.80}, "
+                "expected a number >= 1"
+            )
+        return tokenizer
 
 
 def hub(options: Mapping[str, object]) -> dict[str, object]:

@@ -15,14 +15,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, freeze, hub, refuse_remote_code, without_report
+from entrgi.checkpoints import context_length, freeze, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
-from entrgi.models.errors import loading, reason_of, refuse_unknown
+from entrgi.models.errors import loading, refuse_unknown
 from entrgi.models.fields import architectures_of, read_fields, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.placement import choose_device, choose_dtype
@@ -193,24 +193,12 @@ class BidirectionalLM:
 
     @staticmethod
     def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-        return load_tokenizer(folder, AutoTokenizer)
+        return load_tokenizer("denoiser", folder)
 
     @staticmethod
     def _modules(model: PreTrainedModel) -> dict[str, str]:
         """The model's name of each module, by the official checkpoint's name, where the two differ."""
         return {}
-
-
-def load_tokenizer(folder: Path, tokenizer_class: type) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; ValueError where its files are missing or cannot be read."""
-    try:
-        with without_report():  # it would say that class and model_type are not its own, which is known
-            tokenizer = tokenizer_class.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # missing and broken files end in many kinds of errors
-        raise ValueError(f"denoiser: cannot load the tokenizer of {str(folder)!r}: {reason_of(error)}") from error
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
-        raise ValueError(f"denoiser: {str(folder)!r} has no tokenizer files")
-    return tokenizer
 
 
 def _additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:

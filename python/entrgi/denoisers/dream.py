@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
-from entrgi.denoisers.causal import BidirectionalLM, load_tokenizer
+from entrgi.checkpoints import load_tokenizer
+from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.models.fields import check_fields, check_heads, is_tied, read_json
 from entrgi.models.rope import read_rope
 
@@ -54,4 +55,4 @@ class DreamDenoiser(BidirectionalLM):
         # DreamTokenizer is code of the repository: Qwen2's byte-level BPE under another name.
         path = folder / "tokenizer_config.json"
         named = read_json("denoiser", path).get("tokenizer_class") if path.is_file() else None
-        return load_tokenizer(folder, Qwen2TokenizerFast if named == "DreamTokenizer" else AutoTokenizer)
+        return load_tokenizer("denoiser", folder, Qwen2TokenizerFast if named == "DreamTokenizer" else AutoTokenizer)

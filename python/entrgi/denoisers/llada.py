@@ -76,6 +76,11 @@ class LLaDADenoiser(BidirectionalLM):
         if width % heads:
             raise ValueError(f"denoiser: config.json has d_model {width}, expected a multiple of n_heads {heads}")
         check_heads(fields, width, heads, _kv_heads(fields))
+        rows = fields.get("embedding_size") or fields["vocab_size"]
+        if rows < fields["vocab_size"]:
+            raise ValueError(
+                f"denoiser: config.json has embedding_size {rows}, expected at least vocab_size {fields['vocab_size']}"
+            )
         bias = fields.get("include_bias", False)
         norm_bias = fields.get("bias_for_layer_norm")
         if bias if norm_bias is None else norm_bias:
@@ -85,7 +90,7 @@ class LLaDADenoiser(BidirectionalLM):
             )
         attention_bias = bias or bool(fields.get("include_qkv_bias"))
         config = LlamaConfig(
-            vocab_size=fields.get("embedding_size") or fields["vocab_size"],
+            vocab_size=rows,
             hidden_size=width,
             intermediate_size=fields["mlp_hidden_size"] or fields.get("mlp_ratio", 4) * width,
             num_hidden_layers=fields["n_layers"],

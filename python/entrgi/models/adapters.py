@@ -135,9 +135,14 @@ def _check_fields(argument: str, adapter: str | Path, fields: Mapping[str, objec
         refuse("rank_pattern", f"integers in [1, {_MOST['r']}]")
     copies = fields.get("layer_replication")
     if copies is not None:
-        spans = [pair for pair in copies if isinstance(pair, list) and all(isinstance(i, int) for i in pair)]
-        if len(spans) != len(copies) or sum(pair[-1] - pair[0] for pair in spans if len(pair) == 2) > _MOST_LAYERS:
+        listed = copies if isinstance(copies, list) else [copies]
+        pairs = [pair for pair in listed if isinstance(pair, list) and len(pair) == 2]
+        whole = [pair for pair in pairs if all(isinstance(end, int) for end in pair)]
+        if len(whole) != len(listed) or sum(end - start for start, end in whole) > _MOST_LAYERS:
             refuse("layer_replication", f"pairs of layers, at most {_MOST_LAYERS} in all")
+    layers = fields.get("layers_pattern")
+    if not isinstance(layers, str | list | None) or not all(isinstance(layer, str) for layer in layers or []):
+        refuse("layers_pattern", "a name or several")
     _check_expressions(argument, adapter, sorted(set(_expressions(fields))), names)
 
 

@@ -95,7 +95,8 @@ def read_fields(argument: str, folder: Path) -> dict[str, object]:
                 "config.json and model.safetensors, or the files of its index"
             )
     for name, kind, expected in (("model_type", str, "a name"), ("architectures", list, "a list of names")):
-        if not isinstance(fields.get(name), kind | None):
+        value = fields.get(name)
+        if not isinstance(value, kind | None) or (kind is list and not all(isinstance(x, str) for x in value or [])):
             raise ValueError(f"{argument}: {str(file)!r} has {name} {fields[name]!r:.80}, expected {expected}")
         if not fields.get(name):
             fields.pop(name, None)
@@ -127,7 +128,7 @@ def _check_object(argument: str, file: Path, place: str, part: dict[str, object]
                         f"{argument}: {str(file)!r} has {place}{name} {chosen!r}, expected one of "
                         f"{', '.join(_OWN_IMPLEMENTATIONS)}: code from a repository is never run"
                     )
-            if value not in _OWN_IMPLEMENTATIONS:
+            if "attn" not in name or "internal" in name or value not in _OWN_IMPLEMENTATIONS:
                 del part[name]
         elif name in ("fusion_config", "kernel_config", "distributed_config"):
             del part[name]
