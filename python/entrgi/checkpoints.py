@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
-from entrgi.models.fields import model_type_of, objects, read_fields
+from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
 from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, opened, stored_weights
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.rope import settle_rope
@@ -81,6 +81,7 @@ def load_pretrained(
         except ValueError as error:
             reason = str(error).removeprefix(f"{argument}: ")
             raise ValueError(f"{argument}: cannot load {str(name)!r}: {reason}") from error
+        check_layers(argument, name, fields, len(weights.tensors))
         model, report = _model(argument, name, auto_class, folder, config, weights, dtype, rest)
     _check_shapes(argument, name, model, report)
     missing = set(report["missing_keys"])

@@ -23,7 +23,7 @@ from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import loading, refuse_unknown
-from entrgi.models.fields import architectures_of, read_fields, warn_of_unread
+from entrgi.models.fields import architectures_of, check_layers, read_fields, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
@@ -131,6 +131,7 @@ class BidirectionalLM:
             cls._check_kind(name, fields)
             tokenizer = cls._load_tokenizer(folder)
             weights = stored_weights("denoiser", folder)
+            check_layers("denoiser", name, fields, len(weights.tensors))
             with torch.device("meta"):
                 model = cls.build_model(fields)
             warn_of_unread(name, fields, cls.fields_read)

@@ -24,10 +24,10 @@ _IMPLEMENTATION = re.compile("_?(attn|experts|kernel)_implementation(_internal)?
 
 # The most that a model can sensibly have, to be refused before anything is built from it.
 _LAYERS, _EXPERTS, _LABELS, _WIDTH, _VOCABULARY, _POSITIONS = 2**11, 2**13, 2**20, 2**20, 2**24, 2**31
+_LAYERS_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_SHARED_LAYERS = 64  # ALBERT's are one
 _MOST = {
-    **dict.fromkeys(
-        ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"], _LAYERS
-    ),
+    **dict.fromkeys(_LAYERS_FIELDS, _LAYERS),
     **dict.fromkeys(["num_decoder_layers", "num_encoder_layers", "num_hidden_groups", "inner_group_num"], _LAYERS),
     **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts"], _EXPERTS),
     **dict.fromkeys(["num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "n_kv_heads"], _EXPERTS),
@@ -158,6 +158,17 @@ def _check_size(argument: str, file: Path, place: str, name: str, value: object)
         if isinstance(size, bool) or not whole or not least <= size <= _MOST[name]:
             raise ValueError(
                 f"{argument}: {str(file)!r} has {place} {value!r:.80}, expected an integer in [{least}, {_MOST[name]}]"
+            )
+
+
+def check_layers(argument: str, name: str | Path, fields: Mapping[str, object], tensors: int) -> None:
+    """Raise ValueError where a config.json has more layers than so many ``tensors`` can fill, shared ones aside."""
+    for field in _LAYERS_FIELDS:
+        layers = fields.get(field)
+        if isinstance(layers, int) and layers > tensors + _SHARED_LAYERS:
+            raise ValueError(
+                f"{argument}: config.json of {str(name)!r} describes {layers} layers ({field}), its files hold "
+                f"{tensors} tensors"
             )
 
 
