@@ -222,7 +222,7 @@ def test_sizes(originals, tmp_path, size, what):
 def test_models_beyond_their_files(originals, tmp_path, kind, fields):
     """Each size is possible, but the weights are not there: nothing is allocated for them."""
     folder = shutil.copytree(originals[kind], tmp_path / "checkpoint")
-    fields = {**fields, "hidden_size": fields.get("hidden_size", 512)}
+    fields = {**fields, "hidden_size": fields.get("hidden_size", 4096)}
     change_config(folder, without=("layer_types",), **fields)
     with pytest.raises(
         ValueError, match=r"config\.json of .* describes \d+ (weights of|layers) .*, its files hold \d+"
