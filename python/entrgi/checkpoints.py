@@ -94,6 +94,8 @@ def load_pretrained(
             f"{argument}: {str(name)!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"such as {min(missing)!r}"
         )
+    if options.get("device_map") is not None:
+        return freeze(model), tokenizer
     return _placed(argument, freeze(model), place), tokenizer
 
 
@@ -129,7 +131,8 @@ def _config(
         settle_rope(argument, part)
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
     config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
-    refuse_unknown(argument, unused, (*known, *_OPTIONS))
+    known = [option for option in known if option not in ("name", "options")]
+    refuse_unknown(argument, unused, (*known, *_OPTIONS), near=("num_labels", *config.to_dict()))
     done = (*HUB_OPTIONS, "subfolder", "ignore_mismatched_sizes", "trust_remote_code")
     return config, {option: options[option] for option in _OPTIONS if option in options and option not in done}
 

@@ -65,8 +65,8 @@ def refuse_unknown(argument: str, options: Iterable[str], known: Iterable[str], 
     known = list(dict.fromkeys(known))
     for option in options:
         if option not in known:
-            near = get_close_matches(option, [*near, *known], n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            closest = get_close_matches(option, [*near, *known], n=1)
+            meant = f"; did you mean {closest[0]!r}?" if closest else ""
             raise ValueError(f"{argument}: unknown option {option!r}, expected one of {', '.join(known)}{meant}")
 
 
