@@ -131,6 +131,7 @@ def _config(
         settle_rope(argument, part)
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
     config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
+    config.name_or_path = str(name)  # transformers knows some checkpoints by theirs
     known = [option for option in known if option not in ("name", "options")]
     refuse_unknown(argument, unused, (*known, *_OPTIONS), near=("num_labels", *config.to_dict()))
     done = (*HUB_OPTIONS, "subfolder", "ignore_mismatched_sizes", "trust_remote_code")

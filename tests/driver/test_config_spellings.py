@@ -8,9 +8,11 @@ import official_layouts as official
 import pytest
 import torch
 from checkpoints import change_config
-from transformers import BertForMaskedLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import CONFIG_MAPPING, BertForMaskedLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.auto import modeling_auto
 
 from entrgi import load_reward
+from entrgi.checkpoints import read_config
 from entrgi.denoisers import DreamDenoiser, LLaDADenoiser, load_denoiser
 from entrgi.models.rope import SCALINGS, Rope, read_rope, settle_rope
 
@@ -193,6 +195,25 @@ def test_rotary_embedding_of_a_reward(tmp_path, spelling):
     assert {**got, "type": None} == {"rope_theta": 50.0, "rope_type": "linear", "factor": 4.0, "type": None}
     rope = load_reward(folder).model.model.rotary_emb.inv_freq
     torch.testing.assert_close(rope, 1 / 50.0 ** (torch.arange(4) / 4) / 4)
+
+
+def test_configs_as_transformers_writes_them(tmp_path):
+    """Of every language model that it has: read like its own reader does."""
+    mappings = (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    mappings += (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,)
+    read = 0
+    for model_type in sorted({name for mapping in mappings for name in mapping}):
+        cls = CONFIG_MAPPING[model_type]
+        try:
+            text = cls().to_json_string(use_diff=False)
+            (tmp_path / "config.json").write_text(text)
+            expected = cls.from_pretrained(tmp_path)
+        except Exception:  # a config without defaults, or that transformers does not read itself
+            continue
+        got = read_config("reward", tmp_path)
+        assert got.to_dict() == expected.to_dict(), model_type
+        read += 1
+    assert read > 150
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _OWN_IMPLEMENTATIONS = ("eager", "sdpa")
 _IMPLEMENTATION = re.compile("_?(attn|experts|kernel)_implementation(_internal)?")
 
 # The most that a model can sensibly have, to be refused before anything is built from it.
-_LAYERS, _EXPERTS, _LABELS, _WIDTH, _VOCABULARY, _POSITIONS = 2**11, 2**13, 2**20, 2**20, 2**24, 2**31
+_LAYERS, _EXPERTS, _LABELS, _WIDTH, _VOCABULARY, _POSITIONS = 2**11, 2**16, 2**20, 2**20, 2**24, 2**31
 _LAYERS_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _SHARED_LAYERS = 64  # ALBERT's are one
 _MOST = {
@@ -38,7 +38,14 @@ _MOST = {
     **dict.fromkeys(["max_position_embeddings", "max_sequence_length", "n_positions"], _POSITIONS),
 }
 _MAY_BE_NEGATIVE = ("max_position_embeddings", "dim")  # XLNet's -1: without an end
-_MAY_BE_ZERO = ("type_vocab_size", "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts")
+_MAY_BE_ZERO = (
+    "head_dim",
+    "type_vocab_size",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+)
 
 
 def read_json(argument: str, file: Path) -> dict[str, object]:
@@ -48,7 +55,9 @@ def read_json(argument: str, file: Path) -> dict[str, object]:
         ValueError: where it cannot be read, holds no JSON object, NaN, or one name with two values.
     """
 
-    def pairs(entries: list[tuple[str, object]]) -> dict[str, object]:
+    def pairs(entries: list[tuple[str, object]]) -> dict[str, object] | float:
+        if len(entries) == 1 and entries[0][0] == "__float__":  # transformers 5 writes infinity like that
+            return constant(str(entries[0][1]))
         fields: dict[str, object] = {}
         for name, value in entries:
             if name in fields and fields[name] != value:
@@ -57,8 +66,8 @@ def read_json(argument: str, file: Path) -> dict[str, object]:
         return fields
 
     def constant(name: str) -> float:
-        if name == "NaN":
-            raise ValueError("NaN is no number")
+        if name not in ("Infinity", "-Infinity"):
+            raise ValueError(f"{name} is no number")
         return float(name)
 
     try:
@@ -152,7 +161,8 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _check_size(argument: str, file: Path, place: str, name: str, value: object) -> None:
-    for size in value if isinstance(value, list) else [value]:
+    several = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+    for size in several or [None]:
         whole = isinstance(size, Integral) or (isinstance(size, float) and size.is_integer())
         least = -1 if name in _MAY_BE_NEGATIVE else 0 if name in _MAY_BE_ZERO else 1
         if isinstance(size, bool) or not whole or not least <= size <= _MOST[name]:

@@ -103,7 +103,8 @@ def checkpoint_folder(
     if Path(name).is_dir():
         return Path(name) / subfolder
     with loading(argument, name):
-        folder = _fetched(name, _SMALL_FILES, hub_options) / subfolder
+        snapshot = _fetched(name, _SMALL_FILES, hub_options)
+        folder = snapshot / subfolder
         if not (folder / "config.json").is_file():
             if (folder / "adapter_config.json").is_file():
                 raise ValueError(
@@ -114,6 +115,9 @@ def checkpoint_folder(
             return folder
         inside = f"{subfolder}/" if subfolder else ""
         index, single = _weight_files(variant)
+        # All files of one commit, also where the repository moves on meanwhile.
+        if snapshot.parent.name == "snapshots":
+            hub_options = {**hub_options, "revision": snapshot.name}
         folder = _fetched(name, [inside + single], hub_options) / subfolder
         if (folder / single).exists() or not (folder / index).is_file():
             return folder
