@@ -188,10 +188,11 @@ def _check_shapes(argument: str, name: str | Path, model: PreTrainedModel, repor
     """Raise ValueError where weights have another shape than the model's: these would be random."""
     mismatched = sorted(report.get("mismatched_keys") or [])
     if mismatched:
-        key, stored, expected = mismatched[0]
+        key, *shapes = mismatched[0] if isinstance(mismatched[0], tuple) else [mismatched[0]]
+        differ = f" {list(shapes[0])}, expected {list(shapes[1])}" if len(shapes) == 2 else ""
         raise ValueError(
             f"{argument}: {str(name)!r} holds {len(mismatched)} weights of {type(model).__name__} in another shape, "
-            f"such as {key!r} {list(stored)}, expected {list(expected)}"
+            f"such as {key!r}{differ}"
         )
     failed = report.get("error_msgs") or report.get("conversion_errors")
     if failed:

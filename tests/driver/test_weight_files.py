@@ -125,6 +125,18 @@ def test_an_index_beside_its_own_file(kind, checkpoint, content):
     assert bool(said) == (content == "lost shards")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 7}', '{"weight_map": {}}', "[" * 100_000])
+def test_an_index_that_cannot_be_read_beside_a_file(kind, checkpoint, text):
+    folder, path, weights = checkpoint
+    save_file(weights, path / "model.safetensors")
+    (path / INDEX).write_text(text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kind.check(folder, weights)
+    said = [warning for warning in caught if "model.safetensors beside it is read" in str(warning.message)]
+    assert bool(said) == (not text.startswith("{") or text == "{")
+
+
 @pytest.mark.parametrize("where", [FIRST, SECOND])
 def test_stray_copies_in_other_shards(kind, checkpoint, where):
     """A tensor is read from the file that the index names for it, in whatever order files are read."""

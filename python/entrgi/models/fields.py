@@ -20,7 +20,7 @@ _LARGEST_FILE = 2**27  # bytes of JSON; the index of a model with a million tens
 
 # Names of attention and experts that every transformers has; any other is a package or code from a hub.
 _OWN_IMPLEMENTATIONS = ("eager", "sdpa")
-_IMPLEMENTATION = re.compile("_?(attn|experts|kernel)_implementation(_internal)?")
+_IMPLEMENTATION = re.compile("_?(attn|experts)_implementation(_internal)?")
 
 # The most that a model can sensibly have, to be refused before anything is built from it.
 _LAYERS, _EXPERTS, _LABELS, _WIDTH, _VOCABULARY, _POSITIONS = 2**11, 2**16, 2**20, 2**20, 2**24, 2**31
@@ -118,7 +118,7 @@ def read_fields(argument: str, folder: Path) -> dict[str, object]:
 
 
 def objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
-    """Every object inside ``value``, sub-configs first of all, with the path to it."""
+    """``value`` and every object inside it, with the path to each."""
     if isinstance(value, dict):
         yield place, value
         for name, inner in list(value.items()):

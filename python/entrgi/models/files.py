@@ -136,10 +136,16 @@ def _weight_files(variant: str | None) -> tuple[str, str]:
 
 
 def _weight_map(argument: str, index: Path) -> dict[str, str]:
-    """The file of each tensor. Raises ValueError unless all are plain names of safetensors files."""
+    """The file of each tensor. Raises ValueError where there is none, or is not beside the index."""
     places = read_json(argument, index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{argument}: {str(index)!r} has no 'weight_map', expected the file of each weight")
+    return _plain_names(argument, index, places)
+
+
+def _plain_names(argument: str, index: Path, places: object) -> dict[str, str]:
+    """``places``. Raises ValueError unless all are plain names of safetensors files."""
+    places = places if isinstance(places, dict) else {}
     for key, place in places.items():
         if (
             not isinstance(place, str)
@@ -170,13 +176,7 @@ def stored_weights(argument: str, folder: Path, variant: str | None = None) -> W
     if (folder / single).exists():
         files = [single]
         if (folder / index).is_file():
-            others = {place for place in _weight_map(argument, folder / index).values() if place != single}
-            if others:
-                warnings.warn(
-                    f"{argument}: {str(folder)!r} holds {single}, which is read, and an index that names "
-                    f"{len(others)} other files, such as {min(others)}, which are not",
-                    stacklevel=2,
-                )
+            _warn_of_stale(argument, folder, index, single)
     elif (folder / index).is_file():
         places = _weight_map(argument, folder / index)
         files = sorted(set(places.values()))
@@ -215,6 +215,21 @@ def stored_weights(argument: str, folder: Path, variant: str | None = None) -> W
             f"{places[lost[0]]}"
         )
     return Weights(stored, is_plain)
+
+
+def _warn_of_stale(argument: str, folder: Path, index: str, single: str) -> None:
+    try:
+        places = read_json(argument, folder / index).get("weight_map")
+    except ValueError as error:
+        warnings.warn(f"{error}; {single} beside it is read", stacklevel=3)
+        return
+    others = {place for place in _plain_names(argument, folder / index, places).values() if place != single}
+    if others:
+        warnings.warn(
+            f"{argument}: {str(folder)!r} holds {single}, which is read, and an index that names {len(others)} other "
+            f"files, such as {min(others)}, which are not",
+            stacklevel=3,
+        )
 
 
 def _header(argument: str, file: Path) -> list[Stored]:
