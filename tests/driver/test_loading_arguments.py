@@ -19,9 +19,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 
 from entrgi import CallableDenoiser, LogLikelihoodReward, MaskedLM, SequenceClassifierReward, load_denoiser, load_reward
 from entrgi.checkpoints import _placed, read_config, read_tokenizer
+from entrgi.cli import app
+from entrgi.cli.models import usable_device
 from entrgi.denoisers import DreamDenoiser, LLaDADenoiser
 from entrgi.models.errors import reason_of
 from entrgi.models.placement import choose_device, choose_dtype
@@ -231,6 +234,25 @@ def test_ids_beyond_the_embedding(folders, kind):
         ValueError, match=r"^prompts: the denoiser's tokenizer has id \d+ for '<extra19>', expected an id"
     ):
         denoiser.encode("the <extra19> movie")
+
+
+def test_a_mask_given_on_the_command_line(folders, tmp_path):
+    folder = llada(tmp_path, mask_token_id=None)
+    arguments = ["sample", "--model", str(folder), "-p", "the", "-k", "1", "-l", "2", "--json"]
+    said = CliRunner().invoke(app, arguments)
+    assert said.exit_code != 0
+    assert "mask_token_id" in said.output
+    said = CliRunner().invoke(app, [*arguments, "--mask-token-id", str(official.MASK)])
+    assert said.exit_code == 0, said.output
+
+
+@pytest.mark.parametrize("index", ["0", "cuda"])
+def test_devices_on_the_command_line(index):
+    if torch.cuda.is_available():
+        assert usable_device(index).type == "cuda"
+    else:
+        with pytest.raises(ValueError, match=rf"^--device: '?{index}'? cannot be used, expected cpu"):
+            usable_device(index)
 
 
 # Options.
