@@ -64,7 +64,8 @@ def load_pretrained(
     options = _allowed(argument, options)
     subfolder = options.get("subfolder") or ""
     check_checkpoint(argument, name, subfolder)
-    dtype = choose_dtype(argument, options.pop("torch_dtype", None) if dtype is None else dtype)
+    older = options.pop("torch_dtype", None)
+    dtype = choose_dtype(argument, older if dtype is None else dtype)
     place = choose_device(f"{argument}: device", device)
     if place is not None and options.get("device_map") is not None:
         raise ValueError(f"{argument}: got device {device!r} and device_map, expected one of them")
@@ -83,17 +84,16 @@ def load_pretrained(
             raise ValueError(f"{argument}: cannot load {str(name)!r}: {reason}") from error
         check_layers(argument, name, fields, len(weights.tensors))
         model, report = _model(argument, name, auto_class, folder, config, weights, dtype, rest)
-    _check_shapes(argument, name, model, report)
-    missing = set(report["missing_keys"])
-    if adapter is not None:
-        with torch.inference_mode(False):
+        _check_shapes(argument, name, model, report)
+        missing = set(report["missing_keys"])
+        if adapter is not None:
             model, brought = apply_adapter(model, adapter, argument, **hub(options))
-        missing -= brought
-    if missing:
-        raise ValueError(
-            f"{argument}: {str(name)!r} lacks {len(missing)} weights of {type(model).__name__}, "
-            f"such as {min(missing)!r}"
-        )
+            missing -= brought
+        if missing:
+            raise ValueError(
+                f"{argument}: {str(name)!r} lacks {len(missing)} weights of {type(model).__name__}, "
+                f"such as {min(missing)!r}"
+            )
     if options.get("device_map") is not None:
         return freeze(model), tokenizer
     return _placed(argument, freeze(model), place), tokenizer

@@ -125,20 +125,21 @@ class BidirectionalLM:
         refuse_unknown("denoiser", hub_options, HUB_OPTIONS, near=signature(cls.from_pretrained).parameters)
         dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
         # Parameters made under inference mode cannot take part in a gradient later.
-        with torch.inference_mode(False), loading("denoiser", name):
-            folder = checkpoint_folder("denoiser", name, **hub_options)
-            fields = read_fields("denoiser", folder)
-            cls._check_kind(name, fields)
-            tokenizer = cls._load_tokenizer(folder)
-            weights = stored_weights("denoiser", folder)
-            check_layers("denoiser", name, fields, len(weights.tensors))
-            with torch.device("meta"):
-                model = cls.build_model(fields)
-            warn_of_unread(name, fields, cls.fields_read)
-            modules = cls._modules(model)
-            load_weights(model, folder, weights, modules, dtype, place)
-            if adapter is not None:
-                model = _with_adapter(model, modules, adapter, hub(hub_options))
+        with torch.inference_mode(False):
+            with loading("denoiser", name):
+                folder = checkpoint_folder("denoiser", name, **hub_options)
+                fields = read_fields("denoiser", folder)
+                cls._check_kind(name, fields)
+                tokenizer = cls._load_tokenizer(folder)
+                weights = stored_weights("denoiser", folder)
+                check_layers("denoiser", name, fields, len(weights.tensors))
+                with torch.device("meta"):
+                    model = cls.build_model(fields)
+                warn_of_unread(name, fields, cls.fields_read)
+                modules = cls._modules(model)
+                load_weights(model, folder, weights, modules, dtype, place)
+                if adapter is not None:
+                    model = _with_adapter(model, modules, adapter, hub(hub_options))
             return cls(
                 model,
                 tokenizer,
