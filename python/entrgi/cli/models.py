@@ -32,6 +32,7 @@ MODELS = (
         "adapter", list[str], "LoRA adapter of the reward; once, or for each reward ('none' for none).", panel=PANEL
     ),
     Option("model_adapter", str, "LoRA adapter of the denoiser.", panel=PANEL),
+    Option("mask_token_id", int, "Mask token of a denoiser that does not declare one.", panel=PANEL),
     Option("missing", str, "What rewards read for tokens they lack: unk or zero.", default="unk", panel=PANEL),
     Option(
         "include_prompt",
@@ -63,6 +64,7 @@ class Models:
     model: str
     rewards: tuple[RewardChoice, ...]
     model_adapter: str | None
+    mask_token_id: int | None
     missing: str
     include_prompt: bool | None
     device: str
@@ -108,7 +110,9 @@ class Models:
 
         device = usable_device(self.device)
         weights = None if self.dtype is None else dtype("--dtype", self.dtype)
-        denoiser = load_denoiser(self.model, device, weights, self.model_adapter, self.compile)
+        denoiser = load_denoiser(
+            self.model, device, weights, self.model_adapter, self.compile, mask_token_id=self.mask_token_id
+        )
         shared = {"missing": self.missing, "compile": self.compile}
         if self.include_prompt is not None:
             shared["include_prompt"] = self.include_prompt
@@ -123,17 +127,20 @@ def load_denoiser(
     weights: torch.dtype | None = None,
     adapter: str | None = None,
     compile: bool = False,
+    mask_token_id: int | None = None,
 ) -> Denoiser:
     """The denoiser ``name``, ``demo`` being the embedded one; the rest as in :func:`entrgi.load_denoiser`."""
     import entrgi
     from entrgi import demo
 
     if name != EMBEDDED:
-        return entrgi.load_denoiser(name, dtype=weights, device=device, adapter=adapter, compile=compile)
+        return entrgi.load_denoiser(
+            name, dtype=weights, device=device, adapter=adapter, mask_token_id=mask_token_id, compile=compile
+        )
     if adapter is not None:
         raise ValueError("--model-adapter: expected a checkpoint as --model, the embedded pair takes none")
     network, tokenizer = demo.load_denoiser() if weights is None else demo.load_denoiser(weights)
-    return entrgi.MaskedLM(network.to(device), tokenizer, compile=compile)
+    return entrgi.MaskedLM(network.to(device), tokenizer, mask_token_id=mask_token_id, compile=compile)
 
 
 def load_reward(choice: RewardChoice, device: torch.device, weights: torch.dtype | None, **options: object) -> Reward:
@@ -156,13 +163,11 @@ def usable_device(name: str) -> torch.device:
     """The device of that name, tried out; ``auto`` is CUDA where torch has it."""
     import torch
 
+    from entrgi.models.placement import choose_device
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"--device: {name!r} cannot be used: {reason}") from error
+    return choose_device("--device:", name)
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:
