@@ -52,9 +52,10 @@ function(entrgi_cuda_kernels target)
   # Register spills, and what ptxas calls a potential loss of performance: errors where ENTRGI_WERROR is set (make,
   # CI), for they cost time and not results, and another ptxas may see things in another way.
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v,-warn-spills>)
+  set(launcher "${Python3_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/cmake/read_ptxas.py")
   if(ENTRGI_WERROR)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-Werror>)
-    set(strict --strict)
+    list(APPEND launcher --strict)
   endif()
   if(ENTRGI_LINEINFO)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
@@ -67,6 +68,6 @@ function(entrgi_cuda_kernels target)
   endif()
   target_link_libraries(${target} PUBLIC CUDA::cudart_static)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Static
-                                             CUDA_COMPILER_LAUNCHER "${Python3_EXECUTABLE};${CMAKE_SOURCE_DIR}/cmake/read_ptxas.py;${strict}"
+                                             CUDA_COMPILER_LAUNCHER "${launcher}"
                                              CXX_VISIBILITY_PRESET default LIBRARY_OUTPUT_DIRECTORY "${ENTRGI_OUTPUT}")
 endfunction()
