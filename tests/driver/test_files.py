@@ -190,7 +190,7 @@ def test_protected_files_and_folders(tmp_path):
         check_target("--trace", file)
     folder = tmp_path / "folder"
     folder.mkdir(mode=0o555)
-    with pytest.raises(ValueError, match="the folder .* cannot be written to"):
+    with pytest.raises(ValueError, match=r"the folder .* cannot be written to"):
         check_target("--trace", folder / "x")
 
 
@@ -200,9 +200,9 @@ def test_one_file_has_one_option(tmp_path, monkeypatch):
     Path("soft").symlink_to("a")
     os.link("a", "hard")
     for other in ("a", "./a", "soft", "hard", str(tmp_path / "a")):
-        with pytest.raises(ValueError, match="--plot: '.*' is the file of --trace, too"):
+        with pytest.raises(ValueError, match=r"--plot: '.*' is the file of --trace, too"):
             check_distinct({"--trace": Path("a"), "--json": None, "--plot": Path(other)})
-    with pytest.raises(ValueError, match="--plot: .* is the file of --trace, too"):
+    with pytest.raises(ValueError, match=r"--plot: .* is the file of --trace, too"):
         check_distinct({"--trace": Path("new"), "--plot": tmp_path / "sub" / ".." / "new"})
     check_distinct({"--trace": Path("/dev/null"), "--plot": Path("/dev/null")})
     check_distinct({"--trace": Path("a"), "--plot": Path("b")})

@@ -51,7 +51,7 @@ def record(
         source={"entrgi": metadata.version("entrgi"), **source},
         special=sorted(set().union(*(recorder.special for recorder in recorders.values()))),
         prompts=[
-            TracedPrompt(prompt, stop - start, first.given(b))
+            TracedPrompt(plain_prompt(prompt), stop - start, first.given(b))
             for b, (prompt, (start, stop)) in enumerate(zip(prompts, first.output.windows, strict=True))
         ],
         copies=first.copies,
@@ -141,6 +141,19 @@ def plain_options(config: SamplerConfig) -> dict[str, object]:
     """The config as plain data: a dtype becomes its name."""
     options = asdict(config)
     return {**options, "logits_dtype": config.logits_dtype and str(config.logits_dtype).removeprefix("torch.")}
+
+
+def plain_prompt(prompt: Prompt) -> Prompt:
+    """A prompt whose contents are texts: parts of a content are joined, and no content is the empty text."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{**message, "content": _plain_content(message["content"])} for message in prompt]
+
+
+def _plain_content(content: object) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in content)
+    return "" if content is None else str(content)
 
 
 def _number(value: float) -> float | None:
