@@ -75,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     special = _is_special(path)
     target = path if special else path.resolve()
-    suffix = target.suffix if len(os.fsencode(target.suffix)) <= _LONGEST_SUFFIX else ""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
     handle, name = tempfile.mkstemp(prefix=".entrgi-", suffix=suffix, dir=None if special else target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -109,7 +109,7 @@ def _is_special(path: Path) -> bool:
     """Whether what is there is to be written into, not replaced."""
     try:
         return str(path).startswith(_OPEN_FILES) or not stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # nothing there
+    except (OSError, ValueError):  # nothing there
         return False
 
 

@@ -135,7 +135,7 @@ def test_every_error_keeps_the_partial_output_and_ends_the_streamer(place, error
 def test_errors_before_the_first_step_end_the_streamer(wrong):
     streamer = Recorder()
     arguments = {"prompts": "the", "denoiser": tiny.denoiser(), "reward": tiny.bert_reward(), "config": ONE, "seed": 1}
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         generate(**{**arguments, "streamer": streamer, **wrong})
     assert streamer.calls.count("end") == 1
 

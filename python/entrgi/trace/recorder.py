@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,45 @@ def record(
             )
             for name, (config, output) in runs.items()
         ],
+    )
+
+
+def concatenate(traces: Sequence[Trace]) -> Trace:
+    """Traces over consecutive prompts as one. A run that some of them lack (it was not begun) has empty texts there."""
+    if len(traces) == 1:
+        return traces[0]
+    names = list(dict.fromkeys(run.name for trace in traces for run in trace.runs))
+    return Trace(
+        source=traces[0].source,
+        special=sorted(set().union(*(trace.special for trace in traces))),
+        prompts=[prompt for trace in traces for prompt in trace.prompts],
+        copies=traces[0].copies,
+        runs=[_joined(name, traces) for name in names],
+    )
+
+
+def _joined(name: str, traces: Sequence[Trace]) -> Run:
+    steps: dict[int, TraceStep] = {}
+    results: list[Result] = []
+    found = [next((run for run in trace.runs if run.name == name), None) for trace in traces]
+    for run, trace in zip(found, traces, strict=True):
+        offset = len(results)
+        for step in run.steps if run else ():
+            before = steps.get(step.step, TraceStep(step.step, 0.0, []))
+            parts = [replace(part, prompt=part.prompt + offset) for part in step.trajectories]
+            seconds = round(before.seconds + step.seconds, 6)
+            steps[step.step] = TraceStep(step.step, seconds, [*before.trajectories, *parts])
+        nothing = [""] * trace.copies
+        blank = [Result(nothing, nothing, [None] * trace.copies, each.seeds) for each in trace.runs[0].results]
+        results += run.results if run else blank
+    first = next(run for run in found if run is not None)
+    return Run(
+        name=name,
+        config=first.config,
+        steps=[steps[index] for index in sorted(steps)],
+        complete=all(run is not None and run.complete for run in found),
+        results=results,
+        seconds=round(sum(run.seconds for run in found if run is not None), 6),
     )
 
 
