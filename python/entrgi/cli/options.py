@@ -104,7 +104,9 @@ def presets_help(name: str) -> str:
 
 
 def _spoken(value: object) -> str:
-    return {None: "off", True: "yes", False: "no"}[value] if value in (None, True, False) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "off" if value is None else str(value)
 
 
 PRESET = typer.Option(

@@ -51,7 +51,8 @@ def profile(
         from entrgi.profile import figure, report
 
         denoiser, reward = models.load()
-        total = 1 + (1 + repeats) * min(first_steps or config.steps, config.steps)
+        steps = min(first_steps or config.steps, config.steps, config.max_new_tokens or config.steps)
+        total = 1 + (1 + repeats) * steps  # steps that commit nothing are left out
         try:
             with progress(total) as on_step:
                 result = profiling.profile(

@@ -105,7 +105,7 @@ def read_chats(file: Path) -> list[list[dict[str, str]]]:
         data: object = [_parse(option, f"{str(file)!r}, line {i}", line) for i, line in enumerate(lines, 1)]
     else:
         data = _parse(option, repr(str(file)), text)
-    if isinstance(data, dict):
+    if isinstance(data, dict) and "messages" in data:
         data = [data]
     if isinstance(data, list):
         data = [item["messages"] if isinstance(item, dict) and "messages" in item else item for item in data]
