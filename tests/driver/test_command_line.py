@@ -227,8 +227,7 @@ def test_one_file_that_fails_leaves_the_others(quick, tmp_path, monkeypatch) -> 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_interrupts_meanwhile_alone(number) -> None:
     with pytest.raises(KeyboardInterrupt) as caught, signals_interrupt():
-        os.kill(os.getpid(), number)
-        threading.Event().wait(5)
+        signal.raise_signal(number)
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) == signal.SIG_DFL
     before = signal.signal(number, signal.SIG_IGN)  # nohup
@@ -480,14 +479,15 @@ def test_memory_decides_the_batch(monkeypatch) -> None:
         (["--guidance-interval", "9" * 30], "guidance_interval must be an integer of 64 bits"),
         (["--guidance-interval", "1:" + "9" * 30], "guidance_interval must be integers of 64 bits"),
         (["--guidance-interval", "9" * 5000], "--guidance-interval: expected a number of steps"),
-        (["-k", "9" * 5000], "-k"),
+        (["-k", "9" * 5000], "--num-return-sequences: expected an integer, got '999"),
         (["--seed", str(2**63)], "--seed must be in [-2^63, 2^63), got 9223372036854775808"),
         (["--seed", str(2**64)], "--seed must be in [-2^63, 2^63)"),
         (["--seed", str(-(2**63) - 1)], "--seed must be in [-2^63, 2^63)"),
         (["--temperature", "1e400"], "temperature must be > 0 and finite, got inf"),
         (["--temperature", "nan"], "temperature must be > 0 and finite, got nan"),
         (["--reward-scale", "-inf"], "reward_scale must be finite, got -inf"),
-        (["-l", "1.5"], "1.5"),
+        (["-l", "1.5"], "--max-new-tokens: expected an integer, got '1.5'"),
+        (["--temperature", "hot"], "--temperature: expected a number, got 'hot'"),
     ],
     ids=lambda each: str(each)[:40],
 )
@@ -515,11 +515,12 @@ def test_python_refuses_them_too(option) -> None:
     ("command", "arguments", "message"),
     [
         ("vocabulary", ["-l", "100000000000"], "max_new_tokens 100000000000"),
-        ("vocabulary", ["-l", "9" * 30], "--max-new-tokens must be >= 1 and of 64 bits"),
-        ("vocabulary", ["--top", "-1"], "--top must be >= 0"),
-        ("vocabulary", ["--top", "9" * 30], "--top must be >= 0 and of 64 bits"),
-        ("profile", ["--first-steps", "0"], "--first-steps"),
-        ("profile", ["--repeats", "0"], "--repeats"),
+        ("vocabulary", ["-l", "9" * 30], "max_new_tokens must be an integer of 64 bits"),
+        ("vocabulary", ["--top", "-1"], "--top: expected an integer >= 0 and <= 9223372036854775807, got '-1'"),
+        ("vocabulary", ["--top", "9" * 30], "--top: expected an integer >= 0 and <= 9223372036854775807, got '999"),
+        ("profile", ["--first-steps", "0"], "--first-steps: expected an integer >= 1 and <= 16777216, got '0'"),
+        ("profile", ["--repeats", "0"], "--repeats: expected an integer >= 1 and <= 10000, got '0'"),
+        ("profile", ["--seed", str(2**64)], "--seed: expected an integer >= -9223372036854775808 and <= 922"),
         ("plan", ["--rows", "9" * 5000], "--rows"),
         ("plan", ["--vocab", "9" * 5000], "--vocab"),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -53,6 +54,11 @@ class Option:
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def item(self) -> object:
+        """The type of one value."""
+        return next(iter(get_args(self.kind)), self.kind)
+
     def parameter(self) -> inspect.Parameter:
         """As typer reads it from a signature."""
         flags = [f"{self.flag}/--no-{self.flag[2:]}" if self.negatable else self.flag]
@@ -62,7 +68,7 @@ class Option:
             help=self.help + choices_help(self.choices) + (presets_help(self.name) if self.of_sampler else ""),
             rich_help_panel=self.panel,
             show_default=self.default is not None,
-            **(checked(self.flag, self.choices) if self.kind in (str, list[str]) else {}),
+            **({} if self.kind is bool else checked(self.flag, self.item, self.choices)),
         )
         kind = self.kind if self.default is not None else self.kind | None
         return inspect.Parameter(
@@ -70,23 +76,44 @@ class Option:
         )
 
 
-def checked(flag: str, choices: tuple[str, ...] = ()) -> dict[str, object]:
-    """Settings of a typer option that takes text: UTF-8 without NUL, and one of ``choices`` where there are any.
+def checked(
+    flag: str, kind: object = str, choices: tuple[str, ...] = (), least: int | None = None, most: int | None = None
+) -> dict[str, object]:
+    """Settings of a typer option: how its text becomes a value of ``kind``, or an error with the option and the text.
 
-    Both are known before anything is imported, and the choices are completed by the shell.
+    All of it is known before anything is imported, and the choices are completed by the shell.
     """
+    name, convert = _KINDS[kind]
+    expected = name if least is None else f"{name} >= {least}"
+    expected += "" if most is None else f" and <= {most}"
 
-    def parse(text: str) -> str:
-        if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    def parse(text: str) -> object:
+        if not isinstance(text, str):  # a default
+            return text
+        if "\0" in text or (kind is not Path and any("\ud800" <= char <= "\udfff" for char in text)):
             raise UsageError(f"{flag}: expected UTF-8 text without NUL, got {text!r:.80}")
         if choices and text not in choices:
             raise UsageError(f"{flag} must be one of {', '.join(choices)}, got {text!r:.80}")
-        return text
+        try:
+            value = convert(text)
+        except ValueError:
+            raise UsageError(f"{flag}: expected {expected}, got {text!r:.80}") from None
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise UsageError(f"{flag}: expected {expected}, got {text!r:.80}")
+        return value
 
-    if not choices:
-        return {"parser": parse, "metavar": "TEXT"}
-    complete = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]  # noqa: E731
-    return {"parser": parse, "metavar": "CHOICE", "autocompletion": complete}
+    settings: dict[str, object] = {"parser": parse, "metavar": "CHOICE" if choices else name.split()[-1].upper()}
+    if choices:
+        settings["autocompletion"] = lambda incomplete: [each for each in choices if each.startswith(incomplete)]
+    return settings
+
+
+_KINDS: dict[object, tuple[str, Callable[[str], object]]] = {
+    str: ("text", str),
+    int: ("an integer", int),
+    float: ("a number", float),
+    Path: ("a file", Path),
+}
 
 
 def choices_help(choices: tuple[str, ...]) -> str:
@@ -111,9 +138,13 @@ def _spoken(value: object) -> str:
 
 PRESET = typer.Option(
     help="Options given beside it replace its values." + choices_help(tuple(PRESETS)),
-    **checked("--preset", tuple(PRESETS)),
+    **checked("--preset", choices=tuple(PRESETS)),
 )
-JSON_FILE = typer.Option("--json", metavar="[FILE]", help="One JSON object, to this file or to standard output.")
+JSON_FILE = typer.Option(
+    "--json",
+    help="One JSON object, to this file or to standard output.",
+    **{**checked("--json", Path), "metavar": "[FILE]"},
+)
 WRITING, RANKING = "Denoising", "Drawing and ranking"
 GUIDANCE, MACHINE = "Guidance", "Memory and speed, same result"
 

@@ -75,26 +75,33 @@ def plan(
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]"
+            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]",
+            **checked("--rows"),
         ),
     ] = None,
-    vocab: Annotated[int, typer.Option(help="V, width of the logits.")] = 152_064,
-    dim: Annotated[int, typer.Option(help="d, width of the reward model's embeddings.")] = 2048,
+    vocab: Annotated[int, typer.Option(help="V, width of the logits.", **checked("--vocab", int))] = 152_064,
+    dim: Annotated[
+        int, typer.Option(help="d, width of the reward model's embeddings.", **checked("--dim", int))
+    ] = 2048,
     logits_dtype: Annotated[
-        str, typer.Option(help="Of z." + choices_help(DTYPES), **checked("--logits-dtype", DTYPES))
+        str, typer.Option(help="Of z." + choices_help(DTYPES), **checked("--logits-dtype", choices=DTYPES))
     ] = "bfloat16",
     embedding_dtype: Annotated[
-        str, typer.Option(help="Of E." + choices_help(DTYPES), **checked("--embedding-dtype", DTYPES))
+        str, typer.Option(help="Of E." + choices_help(DTYPES), **checked("--embedding-dtype", choices=DTYPES))
     ] = "bfloat16",
     arch: Annotated[
-        int | None, typer.Option(help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.")
+        int | None,
+        typer.Option(
+            help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.", **checked("--arch", int)
+        ),
     ] = None,
     sms: Annotated[
-        int | None, typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.")
+        int | None,
+        typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.", **checked("--sms", int)),
     ] = None,
     op: Annotated[
         list[str] | None,
-        typer.Option(help="Only this operator; may be repeated.", autocompletion=operators, **checked("--op")),
+        typer.Option(help="Only this operator; may be repeated.", **{**checked("--op"), "autocompletion": operators}),
     ] = None,
     as_json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
@@ -143,8 +150,8 @@ def numbers(rows: list[str] | None) -> list[int]:
         return list(ROWS)
     parts = [part.strip() for text in rows for part in text.split(",")]
     for part in parts:
-        if not part.isdecimal() or int(part) < 1:
-            raise ValueError(f"--rows: expected numbers >= 1 such as 1,8,64, got {part!r}")
+        if not part.isdecimal() or len(part) > 100 or int(part) < 1:
+            raise ValueError(f"--rows: expected numbers >= 1 such as 1,8,64, got {part!r:.80}")
     return [int(part) for part in parts]
 
 

@@ -12,7 +12,7 @@ import typer
 from entrgi import memory
 from entrgi.cli.console import console, errors, exit_code, reported_errors, write_json
 from entrgi.cli.models import MODELS, Models
-from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, sampler_config
+from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, checked, sampler_config
 from entrgi.cli.prompts import PROMPTS, read_prompts
 from entrgi.cli.sample import Files
 from entrgi.config import MAX_STEPS
@@ -24,14 +24,27 @@ MAX_REPEATS = 10_000
 def profile(
     preset: Annotated[str, PRESET] = "paper",
     first_steps: Annotated[
-        int | None, typer.Option(min=1, max=MAX_STEPS, help="Only so many denoising steps: the most expensive.")
+        int | None,
+        typer.Option(
+            help="Only so many denoising steps: the most expensive.",
+            **checked("--first-steps", int, least=1, most=MAX_STEPS),
+        ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, max=MAX_REPEATS, help="Runs, of which the median counts, step by step.")
+        int,
+        typer.Option(
+            help="Runs, of which the median counts, step by step.",
+            **checked("--repeats", int, least=1, most=MAX_REPEATS),
+        ),
     ] = 3,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the draws.", **checked("--seed", int, least=-(2**63), most=2**63 - 1))
+    ] = 0,
     as_json: Annotated[Path | None, JSON_FILE] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", "--png", help="Draw them to this .png, .pdf or .svg.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", "--png", help="Draw them to this .png, .pdf or .svg.", **checked("--plot", Path)),
+    ] = None,
     **options: object,
 ) -> None:
     """Show where the time of a denoising step goes, and the least that each part could take on this machine.

@@ -34,7 +34,9 @@ EXACT = 2**53  # integers beyond are rounded by many readers of JSON
 def sample(
     preset: Annotated[str, PRESET] = "paper",
     compare: Annotated[bool, typer.Option("--compare", help="Unguided beside guided, same seeds.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same device: same texts, bit for bit.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same device: same texts, bit for bit.", **checked("--seed", int))
+    ] = None,
     trajectory_seeds: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,14 +46,23 @@ def sample(
     ] = None,
     as_json: Annotated[Path | None, JSON_FILE] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Add every finished prompt to this file, a line of JSON each.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Add every finished prompt to this file, a line of JSON each.",
+            **checked("--output", Path),
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --output: the prompts that it holds are left out.")
     ] = False,
-    trace: Annotated[Path | None, typer.Option(help="Write every step to this file, for `entrgi view`.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every step to this file, for `entrgi view`.", **checked("--trace", Path))
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw reward and entropy curves to this .png, .pdf or .svg.")
+        Path | None,
+        typer.Option(help="Draw reward and entropy curves to this .png, .pdf or .svg.", **checked("--plot", Path)),
     ] = None,
     **options: object,
 ) -> None:

@@ -8,13 +8,20 @@ from typing import Annotated
 import typer
 
 from entrgi.cli.console import console, reported_errors
+from entrgi.cli.options import checked
 from entrgi.files import check_target
 
 
 def view(
-    trace: Annotated[Path, typer.Argument(help="File written by `entrgi sample --trace`.", show_default=False)],
+    trace: Annotated[
+        Path,
+        typer.Argument(help="File written by `entrgi sample --trace`.", show_default=False, **checked("TRACE", Path)),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Page to write. Default: the trace's name with .html.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Page to write. Default: the trace's name with .html.", **checked("--output", Path)
+        ),
     ] = None,
 ) -> None:
     """Make one HTML page, which needs no network, that plays the denoising of a trace."""

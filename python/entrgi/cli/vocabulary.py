@@ -37,9 +37,20 @@ def vocabulary(
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-l", help="Masked positions behind each prompt of the sample.")
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            "-l",
+            help="Masked positions behind each prompt of the sample.",
+            **checked("--max-new-tokens", int, least=1),
+        ),
     ] = 16,
-    top: Annotated[int, typer.Option(help="How many tokens without a counterpart to name.")] = 10,
+    top: Annotated[
+        int,
+        typer.Option(
+            help="How many tokens without a counterpart to name.", **checked("--top", int, least=0, most=2**63 - 1)
+        ),
+    ] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", **checked("--device"))] = "auto",
     as_json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
@@ -48,10 +59,6 @@ def vocabulary(
     The probability is what the model predicts at masked positions behind the prompts. Names tokens that are lost, too.
     """
     with reported_errors():
-        for option, value, least in (("--max-new-tokens", max_new_tokens, 1), ("--top", top, 0)):
-            if not least <= value < 2**63:
-                raise ValueError(f"{option} must be >= {least} and of 64 bits, got {value!r:.60}")
-        # The pieces of one prompt's logits, at least.
         memory.check(SamplerConfig(num_return_sequences=1, max_new_tokens=max_new_tokens, guidance="none"), 1)
         check_name("--model", model)
         check_name("--reward", reward, "tokenizer_config.json")
