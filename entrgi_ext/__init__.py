@@ -22,6 +22,7 @@ _HOME = {
     "relaxed_embedding_": "ops",
     "sample_tokens": "ops",
     "sgd_step_": "ops",
+    "warm_up": "ops",
 }
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "relaxed_embedding_",
     "sample_tokens",
     "sgd_step_",
+    "warm_up",
 ]
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         relaxed_embedding_,
         sample_tokens,
         sgd_step_,
+        warm_up,
     )
     from .plans import launch_plan
     from .reference import Sample, Statistics

@@ -28,10 +28,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import registration  # noqa: F401  (loads the libraries, registers fakes and autograd)
+from . import registration  # loads the libraries, registers fakes and autograd
 from .reference import Sample, Statistics
 
 _ops = torch.ops.entrgi
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    """The tensor as autograd's constant; most are, and ``detach`` takes as long as a small operator."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def logit_statistics(logits: Tensor, temperature: float = 1.0) -> Statistics:
@@ -83,7 +88,8 @@ def sample_tokens(
         top_p: in [0, 1].
         top_k: >= 1, may exceed V; None: off.
         forbidden: bool [V], ids that count as -inf for the draw, the filter, probability and margin, but not
-            for the statistics.
+            for the statistics; or int32 [F], those ids themselves, in any order, repeated or not. Where they are
+            few the list is the faster of the two on CUDA; there, ids outside [0, V) are ignored.
         error_flag: int32 [1], CUDA only: bit 0 is set where a row is invalid (statistics NaN, argmax and token
             -1), bit 1 where a row has no id left to draw (token -1, probability, margin and filtered entropy NaN).
             Set bits stay set: the caller clears it. On the CPU these rows raise and the flag is not used.
@@ -94,13 +100,14 @@ def sample_tokens(
         probability) and ``filtered_entropy``. Not differentiable.
 
     Raises:
-        RuntimeError: for invalid arguments, and on the CPU for rows as above, naming the first.
+        RuntimeError: for invalid arguments, and on the CPU for rows as above, naming the first, and for forbidden
+            ids outside [0, V).
 
     Example:
         >>> keys = torch.tensor([[seed, step, -1, position] for position in masked])
         >>> token = sample_tokens(logits, keys, temperature=0.7, top_p=0.95).token
     """
-    values = _ops.sample_tokens(logits.detach(), keys, temperature, top_p, top_k, forbidden, error_flag)
+    values = _ops.sample_tokens(_constant(logits), keys, temperature, top_p, top_k, forbidden, error_flag)
     return Sample(*values)
 
 
@@ -118,8 +125,9 @@ def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
         scale: in [0, 1e6], in units of the logits.
 
     Returns:
-        acc [N, V], contiguous. On the CPU the noise is computed in float64 and the result rounded once; on CUDA in
-        float32. Both tails of g are kept: its 64-bit uniforms reach from -3.8 to 45.0. Not differentiable.
+        acc [N, V], rows at 16-byte boundaries (so there may be room between them). On the CPU the noise is computed in
+        float64 and the result rounded once; on CUDA in float32. Both tails of g are kept: its 64-bit uniforms reach
+        from -3.8 to 45.0. Not differentiable.
 
     Raises:
         RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite, naming the
@@ -130,7 +138,7 @@ def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
         >>> logsumexp = logit_statistics(perturbed, 0.7 * relaxation).logsumexp
         >>> relaxed, soft = relaxed_embedding(perturbed, embedding, 0.7 * relaxation, logsumexp=logsumexp)
     """
-    return _ops.gumbel_perturb(logits.detach(), keys, scale)
+    return _ops.gumbel_perturb(_constant(logits), keys, scale)
 
 
 def relaxed_embedding(
@@ -174,8 +182,9 @@ def relaxed_embedding(
             "pass embedding.detach()"
         )
     if logsumexp is None:
-        logsumexp = _ops.logit_statistics(logits.detach(), temperature)[0]
-    return _ops.relaxed_embedding(logits, logsumexp.detach(), embedding.detach(), hard_tokens, weight, temperature)
+        logsumexp = _ops.logit_statistics(_constant(logits), temperature)[0]
+    statics = (_constant(logsumexp), _constant(embedding))
+    return _ops.relaxed_embedding(logits, *statics, hard_tokens, weight, temperature)
 
 
 def relaxed_embedding_(
@@ -197,8 +206,8 @@ def relaxed_embedding_(
             all others are left as they are.
         soft: acc [N, d], written (q E, unblended); left as it is in padding rows.
         logits, logsumexp, embedding, temperature, hard_tokens, weight: as in :func:`relaxed_embedding`.
-        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is read (logits, logsumexp,
-            hard token, weight), nothing written. None: the identity, and R == N.
+        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is written, and what it holds
+            (logits, logsumexp, hard token, weight) counts for nothing. None: the identity, and R == N.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows or hard tokens out of range.
@@ -233,7 +242,7 @@ def logit_gradient(
             0, and nothing of it is read (logits, logsumexp, soft). None: the identity, and R == N.
 
     Returns:
-        acc [N, V]. Not differentiable.
+        acc [N, V], rows at 16-byte boundaries (so there may be room between them). Not differentiable.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows out of range.
@@ -241,8 +250,8 @@ def logit_gradient(
     Example:
         >>> gradient = logit_gradient(inputs.grad, logits, logsumexp, embedding, soft, 0.7)
     """
-    with torch.no_grad():
-        return _ops.logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature)
+    constants = (_constant(tensor) for tensor in (grad, logits, logsumexp, embedding, soft))
+    return _ops.logit_gradient(*constants, rows, temperature)
 
 
 def adam_step_(
@@ -380,3 +389,36 @@ def commit_(
         eos_token_id,
         alg_temp,
     )
+
+
+def warm_up(device: torch.device | str | int | None = None) -> None:
+    """Loads every CUDA kernel on a device and sets its attributes, which its first launch does otherwise.
+
+    Worth a call before a graph of one's own is captured, where nothing may be loaded, and where the first step must not
+    be the slow one. Devices newer than the machine code in the package (compute capability 10.0 and above) compile it
+    here, some tens of seconds, once: the driver keeps the result. Later calls do next to nothing.
+
+    Args:
+        device: a CUDA device, or the CPU, which has nothing to load. None: the current CUDA device, and nothing at all
+            on a machine where torch can use none.
+
+    Raises:
+        ValueError: for a device that is neither.
+        RuntimeError: for a CUDA device on which the operators cannot run, saying why.
+
+    Example:
+        >>> entrgi_ext.warm_up("cuda:1")
+    """
+    if device is None and not torch.cuda.is_available():
+        return
+    device = torch.device("cuda" if device is None else device)
+    if device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise ValueError(f"device must be a CUDA device, the CPU or None, got {device}")
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"warm_up: torch {torch.__version__} can use no CUDA device here, got {device}")
+    problem = registration.loaded_libraries()["cuda"]
+    if problem is not None:
+        raise RuntimeError(f"warm_up: the CUDA operators are not loaded: {problem}")
+    _ops.warm_up(torch.cuda.current_device() if device.index is None else device.index)

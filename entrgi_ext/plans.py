@@ -149,7 +149,8 @@ def launch_plan(
         logits_dtype, embedding_dtype: bfloat16, float16 or float32, as torch's dtypes or their names.
         arch, num_sms: of :func:`target`.
         options: any of :data:`OVERRIDES`, which replace the plan's choices (``splits`` within what the shape allows);
-            ``logits_aligned``, ``embedding_aligned`` (True): whether rows start at 16-byte boundaries;
+            ``logits_aligned`` (updates: of moments and gradient too), ``embedding_aligned`` (True): whether rows
+            start at 16-byte boundaries;
             ``clusters_of_2``, ``clusters_of_4``, ``clusters_of_8`` of :class:`Target`;
             ``trajectories`` (1) of ``commit_``.
 

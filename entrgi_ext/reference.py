@@ -137,7 +137,9 @@ def sample_tokens(
     z = logits.to(accumulator_dtype(logits)) + 0.0  # -0 and +0 are one value in the order of ids
     bad = statistics.argmax < 0
     z = torch.where(bad[:, None], torch.zeros_like(z), z)
-    if forbidden is not None:
+    if forbidden is not None and forbidden.dtype == torch.int32:
+        z = z.index_fill(1, forbidden.long(), -math.inf)
+    elif forbidden is not None:
         z = z.masked_fill(forbidden, -math.inf)
     bad = bad | ~(z > -math.inf).any(dim=1)
     z = torch.where(bad[:, None], torch.zeros_like(z), z)

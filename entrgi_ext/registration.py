@@ -1,4 +1,4 @@
-"""Loads the operator libraries and tells torch what C++ cannot: fakes, autograd, version bumps.
+"""Loads the operator libraries and tells torch what C++ cannot: fakes and autograd.
 
 Importing this module loads ``libentrgi_cpu.so`` (schemas and CPU kernels; an :class:`ImportError` where it is
 missing) and, under a torch that has CUDA, ``libentrgi_cuda.so`` (where that fails the reason is kept for
@@ -89,6 +89,14 @@ def _vector(like: Tensor, dtype: torch.dtype) -> Tensor:
     return like.new_empty((like.shape[0],), dtype=dtype)
 
 
+def _accumulator_rows(logits: Tensor) -> Tensor:
+    """acc [N, V] whose rows start at 16-byte boundaries."""
+    dtype = accumulator_dtype(logits)
+    step = 16 // dtype.itemsize
+    stride = (logits.shape[1] + step - 1) // step * step
+    return logits.new_empty_strided(logits.shape, (stride, 1), dtype=dtype)
+
+
 @_fake("logit_statistics")
 def _(logits, temperature):
     acc = accumulator_dtype(logits)
@@ -108,7 +116,7 @@ def _(logits, keys, temperature, top_p, top_k, forbidden, error_flag):
 
 @_fake("gumbel_perturb")
 def _(logits, keys, scale):
-    return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
+    return _accumulator_rows(logits)
 
 
 @_fake("relaxed_embedding")
@@ -119,7 +127,7 @@ def _(logits, logsumexp, embedding, hard_tokens, weight, temperature):
 
 @_fake("logit_gradient")
 def _(grad, logits, logsumexp, embedding, soft, rows, temperature):
-    return logits.new_empty(logits.shape, dtype=accumulator_dtype(logits))
+    return _accumulator_rows(logits)
 
 
 for _name in ("relaxed_embedding_", "adam_step_", "sgd_step_", "commit_"):
@@ -177,30 +185,3 @@ torch.library.register_autograd("entrgi::logit_statistics", _statistics_backward
 torch.library.register_autograd("entrgi::relaxed_embedding", _embedding_backward, setup_context=_save_embedding)
 for _name in ("logit_statistics_backward", "logit_gradient"):
     torch.library.register_autograd(f"entrgi::{_name}", _no_double_backward(_name))
-
-
-# ---- in-place operators bump the version counters of what they write ---------------------------------------
-# Without this a tensor saved for backward and then overwritten would give a wrong gradient without an error.
-
-_library = torch.library.Library("entrgi", "IMPL")
-
-
-def _register_version_bump(name: str) -> None:
-    op = getattr(_ops, name).default
-    written = [
-        i
-        for i, argument in enumerate(op._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-
-    def kernel(keyset, *args):
-        tensors = [args[i] for i in written if args[i] is not None]
-        torch.autograd.graph.increment_version(tensors)
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
-
-    _library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
-
-
-for _name in ("sample_tokens", "relaxed_embedding_", "adam_step_", "sgd_step_", "commit_"):
-    _register_version_bump(_name)

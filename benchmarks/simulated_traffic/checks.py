@@ -93,6 +93,7 @@ def once(c: Counted) -> list[str]:
     elif s.operator == "relaxed_embedding":
         table = _round(s.V, block_k) * _round(s.d, block_n) * element
         partial = 4 * c.plan["splits"] * s.N * _round(s.d, 4)
+        z = rows * _round(s.V, block_k) * SIZES[s.logits] if c.plan["kernel"] == "relaxed_embedding_sm90" else z
         reads = rows // block_m * table + _ceil(s.d, block_n) * z + partial + 3 * per_row + 8192 * len(c.launches)
         writes = None
     elif s.operator in ("logit_gradient", "adam_step_", "sgd_step_"):

@@ -77,6 +77,17 @@ py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
              [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
 }
 
+void run_forbidden_mask(const py::kwargs& kwargs) {
+  SampleTokensParams p{};
+  bool* mask = nullptr;
+  const Fields fields{kwargs};
+  FIELD(forbidden_ids), FIELD(num_forbidden), FIELD(vocab);
+  fields(mask, "mask");
+  fields.done();
+  check(forbidden_mask(p.forbidden_ids, p.num_forbidden, p.vocab, mask, nullptr), "forbidden_mask");
+  check(cudaDeviceSynchronize(), "forbidden_mask");
+}
+
 py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
   GumbelPerturbParams p{};
   const Fields fields{kwargs};
@@ -126,7 +137,9 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), op, overrides, logit_update);
+  Shape shape = shape_of(p);
+  shape.logits_aligned = rows_aligned(p);
+  return run(p, shape, op, overrides, logit_update);
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {
@@ -186,6 +199,7 @@ void define_launchers(py::module_& m) {
                                        "pointers as integers. Each runs to its end and returns its plan.");
   launch.def("logit_statistics", [](const py::kwargs& k) { return run_vocab_pass(false, k); });
   launch.def("sample_tokens", [](const py::kwargs& k) { return run_vocab_pass(true, k); });
+  launch.def("forbidden_mask", &run_forbidden_mask);
   launch.def("gumbel_perturb", &run_gumbel_perturb);
   launch.def("logit_statistics_backward", &run_statistics_backward);
   launch.def("relaxed_embedding", &run_relaxed_embedding);

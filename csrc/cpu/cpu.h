@@ -65,9 +65,11 @@ struct Sample {  // acc [N] each, token int64 [N]
 struct SampleOptions {
   double temperature = 1.0;
   double top_p = 1.0;
-  int64_t top_k = 0;                   // 0: off
-  const uint8_t* forbidden = nullptr;  // [V] or null
-  const int64_t* keys = nullptr;       // [N, 4]: seed, step, iteration, position
+  int64_t top_k = 0;                       // 0: off
+  const uint8_t* forbidden = nullptr;      // [V] or null
+  const int32_t* forbidden_ids = nullptr;  // or null: the ids themselves, num_forbidden of them
+  int64_t num_forbidden = 0;
+  const int64_t* keys = nullptr;  // [N, 4]: seed, step, iteration, position
 };
 
 void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, double temperature,

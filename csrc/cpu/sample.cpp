@@ -226,10 +226,26 @@ uint8_t sample_row(RowContext& c, const RowStatistics& statistics, const Sample&
   return 0;
 }
 
+// One byte for each id, as the inner loops read it; empty where nothing is forbidden.
+std::vector<uint8_t> mask_of(const int32_t* ids, int64_t count, int64_t vocabulary) {
+  std::vector<uint8_t> mask(count > 0 ? vocabulary : 0, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] < 0 || ids[i] >= vocabulary) {
+      throw std::runtime_error("forbidden must hold ids in [0, " + std::to_string(vocabulary) + "), got " +
+                               std::to_string(ids[i]) + " at " + std::to_string(i));
+    }
+    mask[ids[i]] = 1;
+  }
+  return mask;
+}
+
 }  // namespace
 
-void sample_tokens(const Matrix& logits, int64_t rows, int64_t vocabulary, const SampleOptions& options,
+void sample_tokens(const Matrix& logits, int64_t rows, int64_t vocabulary, const SampleOptions& given,
                    const Statistics& statistics, const Sample& out, const Parallel& parallel) {
+  SampleOptions options = given;
+  const std::vector<uint8_t> mask = mask_of(given.forbidden_ids, given.num_forbidden, vocabulary);
+  if (!mask.empty()) options.forbidden = mask.data();
   const RowKernels& kernels = row_kernels(logits.dtype);
   const DType acc = accumulator_of(logits.dtype);
   std::vector<uint8_t> status(rows, 0);

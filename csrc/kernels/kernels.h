@@ -39,15 +39,20 @@ cudaError_t logit_statistics(const LogitStatisticsParams& params, const Plan& pl
 struct SampleTokensParams : LogitStatisticsParams {
   const int64_t* keys;  // [N, 4] dense: seed, step, iteration, position
   double top_p;
-  int64_t top_k;          // 0: off
-  const bool* forbidden;  // [V] or null
-  int32_t* error_flag;    // or null; |= 1 bad row, |= 2 nothing to draw
-  int64_t* token;         // [N]
-  float* probability;     // [N]
-  float* margin;          // [N]
+  int64_t top_k;                 // 0: off
+  const bool* forbidden;         // [V] or null; or as a list:
+  const int32_t* forbidden_ids;  // null where num_forbidden is 0; in any order, ids outside [0, V) do nothing
+  int64_t num_forbidden;
+  int32_t* error_flag;  // or null; |= 1 bad row, |= 2 nothing to draw
+  int64_t* token;       // [N]
+  float* probability;   // [N]
+  float* margin;        // [N]
   float* filtered_entropy;
 };
 cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cudaStream_t stream);
+
+// mask [V]: whether an id is on the list. Kernel::kVocabPass reads `forbidden` alone.
+cudaError_t forbidden_mask(const int32_t* ids, int64_t count, int64_t vocab, bool* mask, cudaStream_t stream);
 
 // Elementwise: NaN, +inf and -inf stay what they are.
 struct GumbelPerturbParams {
@@ -88,9 +93,11 @@ struct RelaxedEmbeddingParams {
   double temperature;
   const int64_t* hard_tokens;  // [N] or null: the expectation
   const float* weight;         // [N] or null: 1
-  const int64_t* rows;         // [N] or null: identity; outside [0, R): padding, nothing is read or written
-  int64_t num_output_rows;     // R
-  void* output;                // [R, d] in the embedding's dtype
+  // [N] or null: identity. Outside [0, R): padding; nothing of it is written. Its logits must be memory of
+  // the matrix, whatever they hold: they may be read with their neighbours', and count for nothing.
+  const int64_t* rows;
+  int64_t num_output_rows;  // R
+  void* output;             // [R, d] in the embedding's dtype
   int64_t output_stride;
   float* soft;  // [N, d]
   int64_t soft_stride;
@@ -126,6 +133,15 @@ struct LogitUpdateParams {
   bool last;     // does not write them
   void* workspace;
 };
+// Shape::logits_aligned of an update: of every [N, V] matrix, where it is there.
+inline bool rows_aligned(const LogitUpdateParams& p) {
+  const auto absent_or_aligned = [](const float* base, int64_t stride) {
+    return base == nullptr || rows_aligned(base, stride, DType::kFloat32);
+  };
+  return rows_aligned(p.logits, p.logits_stride, p.logits_dtype) &&
+         absent_or_aligned(p.gradient, p.gradient_stride) && absent_or_aligned(p.exp_avg, p.exp_avg_stride) &&
+         absent_or_aligned(p.exp_avg_sq, p.exp_avg_sq_stride);
+}
 cudaError_t logit_update(const LogitUpdateParams& params, const Plan& plan, cudaStream_t stream);
 
 struct CommitParams {

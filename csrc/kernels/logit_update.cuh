@@ -66,9 +66,8 @@ __device__ __forceinline__ UpdateRow load_update_row(const LogitUpdateParams& p,
   return row;
 }
 
-// Which four columns of a row a thread owns, and how it moves them: one policy for each case. Everything is
-// streamed past what the matrix product reads again (.cs). A `Four` holds elements as they were loaded; they
-// become floats where they are used, since converting them at once would wait for each load before the next.
+// Four elements of a row as they were loaded; they become floats where they are used, since converting them
+// at once would wait for each load before the next.
 template <typename T>
 struct alignas(4 * sizeof(T)) FourBits {
   std::conditional_t<sizeof(T) == 4, uint4, uint2> bits;
@@ -76,8 +75,8 @@ struct alignas(4 * sizeof(T)) FourBits {
   __device__ __forceinline__ T& operator[](int i) { return reinterpret_cast<T*>(&bits)[i]; }
 };
 
-// One access of 8 or 16 bytes, or none. A predicate, where a branch would keep the instructions around it
-// apart.
+// One access of 8 or 16 bytes, or none, streamed past what the matrix product reads again (.cs). A predicate,
+// where a branch would keep the instructions around it apart.
 __device__ __forceinline__ void load_streamed_if(bool wanted, uint2& bits, const void* from) {
   asm volatile("{.reg .pred p;\n setp.ne.b32 p, %3, 0;\n @p ld.global.cs.v2.b32 {%0, %1}, [%2];}"
                : "+r"(bits.x), "+r"(bits.y)
@@ -103,88 +102,42 @@ __device__ __forceinline__ void store_streamed_if(bool wanted, void* to, const u
       "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(int{wanted})
       : "memory");
 }
+template <typename T>
+__device__ __forceinline__ void store_four_if(bool wanted, T* to, const float (&x)[4]) {
+  FourBits<T> four;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) four[i] = from_float<T>(x[i]);
+  store_streamed_if(wanted, to, four.bits);
+}
 
-// Consecutive columns in aligned rows, all there or none: one access.
-struct VectorColumns {
-  template <typename T>
-  using Four = FourBits<T>;
+// Four consecutive columns of a row, and how a thread moves them.
+struct Columns {
   int64_t first;
-  int left;  // columns from the first on; <= 0: none
+  int left;      // columns from the first on that exist
+  bool at_once;  // all four do, and rows are aligned: one access
 
   __device__ __forceinline__ bool any() const { return left > 0; }
   template <typename T>
-  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
-    load_streamed_if(any(), four.bits, row + first);
+  __device__ __forceinline__ void load(FourBits<T>& four, const T* row) const {
+    if (at_once) return load_streamed_if(true, four.bits, row + first);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = i < left ? __ldcs(row + first + i) : from_float<T>(0.f);
   }
   template <typename T>
   __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
-    Four<T> four;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = from_float<T>(x[i]);
-    store_streamed_if(any(), row + first, four.bits);
-  }
-};
-
-// `kApart` columns apart, at any alignment; `left` columns from the first on exist.
-template <int kApart>
-struct SpreadColumns {
-  template <typename T>
-  struct Four {
-    T x[4];
-    __device__ __forceinline__ T operator[](int i) const { return x[i]; }
-  };
-  int64_t first;
-  int left;
-
-  __device__ __forceinline__ bool any() const { return left > 0; }
-  template <typename T>
-  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
+    if (at_once) return store_four_if(true, row + first, x);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      four.x[i] = i * kApart < left ? __ldcs(row + first + i * kApart) : from_float<T>(0.f);
-    }
-  }
-  template <typename T>
-  __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i * kApart < left) __stcs(row + first + i * kApart, from_float<T>(x[i]));
+      if (i < left) __stcs(row + first + i, from_float<T>(x[i]));
     }
   }
 };
 
-// Consecutive columns of which it is not known whether all exist or rows are aligned.
-struct AnyColumns {
-  template <typename T>
-  using Four = FourBits<T>;
-  SpreadColumns<1> one_by_one;
-  bool at_once;
-
-  __device__ __forceinline__ AnyColumns(const LogitUpdateParams& p, const UpdateScalars& s, int64_t column)
-      : one_by_one{column, static_cast<int>(min(p.vocab - column, int64_t{4}))},
-        at_once(s.aligned && one_by_one.left >= 4) {}
-
-  __device__ __forceinline__ bool any() const { return one_by_one.any(); }
-  template <typename T>
-  __device__ __forceinline__ void load(Four<T>& four, const T* row) const {
-    if (at_once) {
-      VectorColumns{one_by_one.first, one_by_one.left}.load(four, row);
-    } else {
-      SpreadColumns<1>::Four<T> single;
-      one_by_one.load(single, row);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = single[i];
-    }
-  }
-  template <typename T>
-  __device__ __forceinline__ void store(T* row, const float (&x)[4]) const {
-    if (at_once) {
-      VectorColumns{one_by_one.first, one_by_one.left}.store(row, x);
-    } else {
-      one_by_one.store(row, x);
-    }
-  }
-};
+__device__ __forceinline__ Columns columns_at(const LogitUpdateParams& p, const UpdateScalars& s,
+                                              int64_t first) {
+  const int left = static_cast<int>(min(p.vocab - first, int64_t{4}));
+  return {first, left, s.aligned && left >= 4};
+}
 
 // Square root and quotient to an ulp or two: what they make is a step, small beside the logit it changes.
 __device__ __forceinline__ float sqrt_approx(float x) {
@@ -220,10 +173,9 @@ __device__ __forceinline__ void ascend(float (&logit)[4], const float (&gradient
 }
 
 // The same by Adam. `mean` and `square` are the new moments; `m` and `v` those there are, if any.
-template <typename Four>
 __device__ __forceinline__ void ascend(float (&logit)[4], float (&mean)[4], float (&square)[4],
-                                       const float (&gradient)[4], bool any_moments, Four& m, Four& v,
-                                       const UpdateScalars& s) {
+                                       const float (&gradient)[4], bool any_moments, FourBits<float>& m,
+                                       FourBits<float>& v, const UpdateScalars& s) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     mean[i] = s.one_minus_beta1 * gradient[i];
@@ -244,13 +196,13 @@ __device__ __forceinline__ void ascend(float (&logit)[4], float (&mean)[4], floa
 
 // Four logits of a row and their moments. Loading and applying are apart so that a thread can have several
 // loads in flight: the stores in between would otherwise order them, as everything happens in place.
-template <typename Z, typename Columns>
+template <typename Z>
 struct FourLogits {
-  typename Columns::template Four<Z> z;
-  typename Columns::template Four<float> m, v;
+  FourBits<Z> z;
+  FourBits<float> m, v;
 
   // Of row n, which is not padding.
-  __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, Columns columns) {
+  __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, const Columns& columns) {
     if (!columns.any()) return;
     columns.load(z, static_cast<const Z*>(p.logits) + n * p.logits_stride);
     if (reads_moments(p)) {
@@ -261,7 +213,8 @@ struct FourLogits {
 
   // Each logit belongs to one thread, which makes the update in place safe.
   __device__ __forceinline__ void apply(const LogitUpdateParams& p, const UpdateScalars& s,
-                                        const UpdateRow& row, Columns columns, const float (&product)[4]) {
+                                        const UpdateRow& row, const Columns& columns,
+                                        const float (&product)[4]) {
     if (!columns.any() || (row.padding && p.rule != UpdateRule::kGradient)) return;
     float logit[4], gradient[4] = {};
     if (!row.padding) {

@@ -29,21 +29,6 @@ struct WarpRows {
   }
 };
 
-// The columns of a chunk that a lane owns, four ids side by side or 32 apart, and their products.
-template <typename Columns>
-constexpr int kLaneColumns = std::is_same_v<Columns, VectorColumns> ? 4 : 1;
-
-template <typename Columns>
-__device__ __forceinline__ void read_products(float (&product)[4], const float* row, int lane) {
-  if constexpr (kLaneColumns<Columns> == 4) {
-    const float4 four = *reinterpret_cast<const float4*>(row + 4 * lane);
-    product[0] = four.x, product[1] = four.y, product[2] = four.z, product[3] = four.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) product[i] = row[lane + 32 * i];
-  }
-}
-
 // Where a lane's columns of a row begin in the logits and their moments. A gradient is stored in the place of
 // the first moment.
 template <typename Z>
@@ -64,18 +49,18 @@ struct RowPointers {
   }
 };
 
-// Four logits of a lane: as they were loaded, and what becomes of them.
-template <typename Z, typename Columns>
+// Four logits of a lane as they were loaded.
+template <typename Z>
 struct LaneLogits {
   RowPointers<Z> at;
-  typename Columns::template Four<Z> z{};
-  typename Columns::template Four<float> m{}, v{};
+  FourBits<Z> z{};
+  FourBits<float> m{}, v{};
 
-  __device__ __forceinline__ void load(bool moments, Columns columns) {
-    columns.load(z, at.z);
+  __device__ __forceinline__ void load_if(bool wanted, bool moments) {
+    load_streamed_if(wanted, z.bits, at.z);
     if (moments) {
-      columns.load(m, at.m);
-      columns.load(v, at.v);
+      load_streamed_if(wanted, m.bits, at.m);
+      load_streamed_if(wanted, v.bits, at.v);
     }
   }
 };
@@ -84,18 +69,23 @@ struct Updated {
   float logit[4], mean[4], square[4];  // mean: or the gradient
 };
 
+// Which rows of its chunk a lane updates and which it stores, a bit for each: none where its four columns do
+// not all exist. Padding is not updated, but gets a gradient of 0.
+struct LaneRows {
+  uint32_t updated, stored;
+};
+
 // The 16 rows of a chunk, whose products are in shared memory. `logits` holds the first rows, as loaded; as
 // soon as some have been applied, those after the rest are loaded in their place. Rows are applied two at a
 // time, without a branch, so that the instructions of one fill the latencies of the other. What is done is
-// known at compile time for the same reason. Bit i of `valid`: row i is not padding.
-template <UpdateRule kRule, bool kReads, bool kWrites, typename Z, typename Columns, int kM, int kInFlight>
+// known at compile time for the same reason.
+template <UpdateRule kRule, bool kReads, bool kWrites, typename Z, int kM, int kInFlight>
 __device__ __forceinline__ void update_rows(const LogitUpdateParams& p, const UpdateScalars& scalars,
-                                            const WarpRows<kM>& rows, int half, int count, uint32_t valid,
-                                            int left, LaneLogits<Z, Columns> (&logits)[kInFlight],
-                                            const float* products, int lane) {
+                                            const WarpRows<kM>& rows, int half, int count, LaneRows mine,
+                                            LaneLogits<Z> (&logits)[kInFlight], const float* products,
+                                            int lane) {
   constexpr int kTogether = 2;
   static_assert(UpdateShared::kChunkRows % kInFlight == 0 && kInFlight % kTogether == 0);
-  uint32_t stored = kRule == UpdateRule::kGradient ? (1u << count) - 1 : valid;  // padding gets 0
 #pragma unroll 1
   for (int first = 0; first < count; first += kInFlight) {
 #pragma unroll
@@ -103,18 +93,20 @@ __device__ __forceinline__ void update_rows(const LogitUpdateParams& p, const Up
       Updated updated[kTogether];
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        LaneLogits<Z, Columns>& four = logits[start + t];
+        LaneLogits<Z>& four = logits[start + t];
         const int index = first + start + t, source = rows.lane_of(half) + index;
         const float lse = __shfl_sync(~0u, rows.lse, source), inner = __shfl_sync(~0u, rows.inner, source);
-        float product[4], gradient[4];
-        read_products<Columns>(product, products + index * UpdateShared::kChunkPitch, lane);
+        const float4 product =
+            *reinterpret_cast<const float4*>(products + index * UpdateShared::kChunkPitch + 4 * lane);
         Updated& to = updated[t];
 #pragma unroll
         for (int i = 0; i < 4; ++i) to.logit[i] = to_float(four.z[i]);
-        gradient_of(gradient, to.logit, product, lse, inner, scalars.inverse_tau);
+        float gradient[4];
+        gradient_of(gradient, to.logit, {product.x, product.y, product.z, product.w}, lse, inner,
+                    scalars.inverse_tau);
         if constexpr (kRule == UpdateRule::kGradient) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) to.mean[i] = valid >> (start + t) & 1 ? gradient[i] : 0.f;
+          for (int i = 0; i < 4; ++i) to.mean[i] = mine.updated >> (start + t) & 1 ? gradient[i] : 0.f;
         } else if constexpr (kRule == UpdateRule::kSgd) {
           ascend(to.logit, gradient, scalars);
         } else {
@@ -124,36 +116,52 @@ __device__ __forceinline__ void update_rows(const LogitUpdateParams& p, const Up
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
         const RowPointers<Z>& at = logits[start + t].at;
-        const Columns columns{0, stored >> (start + t) & 1 ? left : 0};
-        if constexpr (kRule == UpdateRule::kGradient || kWrites) columns.store(at.m, updated[t].mean);
-        if constexpr (kWrites) columns.store(at.v, updated[t].square);
-        if constexpr (kRule != UpdateRule::kGradient) columns.store(at.z, updated[t].logit);
+        const bool stored = mine.stored >> (start + t) & 1;
+        if constexpr (kRule == UpdateRule::kGradient || kWrites) store_four_if(stored, at.m, updated[t].mean);
+        if constexpr (kWrites) store_four_if(stored, at.v, updated[t].square);
+        if constexpr (kRule != UpdateRule::kGradient) store_four_if(stored, at.z, updated[t].logit);
       }
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        LaneLogits<Z, Columns>& four = logits[start + t];
+        LaneLogits<Z>& four = logits[start + t];
         four.at.template move<kRule>(p, kInFlight);
-        four.load(kReads, Columns{0, valid >> (kInFlight + start + t) & 1 ? left : 0});
+        four.load_if(mine.updated >> (kInFlight + start + t) & 1, kReads);
       }
     }
-    valid >>= kInFlight, stored >>= kInFlight;
+    mine.updated >>= kInFlight, mine.stored >>= kInFlight;
   }
 }
 
-// Updates this warp's chunk of half `half`, 16 rows x 128 columns, of which `count` rows exist; `products` is
-// the warp's own shared memory.
-template <typename Z, typename Columns, int kM>
+// The one to three columns after the last four of V, a row to a lane; `products` are those of the lane's row.
+template <typename Z>
+__device__ __forceinline__ void update_last_columns(const LogitUpdateParams& p, const UpdateScalars& scalars,
+                                                    int64_t n, const Columns& columns,
+                                                    const float* products) {
+  const UpdateRow row = load_update_row(p, n);
+  FourLogits<Z> logits;
+  if (!row.padding) logits.load(p, n, columns);
+  const float4 product = *reinterpret_cast<const float4*>(products);
+  logits.apply(p, scalars, row, columns, {product.x, product.y, product.z, product.w});
+}
+
+// Updates this warp's chunk of half `half`, 16 rows x 128 columns from `column` on, of which `count` rows
+// exist; `products` is the warp's own shared memory.
+template <typename Z, int kM>
 __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const UpdateScalars& scalars,
-                                             const WarpRows<kM>& rows, int half, int count, Columns columns,
+                                             const WarpRows<kM>& rows, int half, int count, int64_t column,
                                              const float (&accumulator)[64], float* products, int lane) {
   constexpr int kInFlight = 4;  // rows
-  const uint32_t valid = ~(rows.padding >> rows.lane_of(half)) & ((1u << UpdateShared::kChunkRows) - 1);
+  constexpr uint32_t kAllRows = (1u << UpdateShared::kChunkRows) - 1;
+  const int64_t first = column + 4 * lane;
+  const bool inside = first + 4 <= p.vocab;
+  const uint32_t valid = inside ? ~(rows.padding >> rows.lane_of(half)) & kAllRows : 0;
+  const uint32_t stored = p.rule != UpdateRule::kGradient ? valid : inside ? (1u << count) - 1 : 0;
   const auto start = [&](int i) {
-    LaneLogits<Z, Columns> four{RowPointers<Z>(p, rows.n(half) + i, columns.first)};
-    four.load(reads_moments(p), Columns{0, valid >> i & 1 ? columns.left : 0});
+    LaneLogits<Z> four{RowPointers<Z>(p, rows.n(half) + i, first)};
+    four.load_if(valid >> i & 1, reads_moments(p));
     return four;
   };
-  LaneLogits<Z, Columns> logits[kInFlight] = {start(0), start(1), start(2), start(3)};
+  LaneLogits<Z> logits[kInFlight] = {start(0), start(1), start(2), start(3)};
 
   __syncwarp();  // the chunk before this one has been read
 #pragma unroll
@@ -166,7 +174,7 @@ __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const U
   __syncwarp();
 
   const auto update = [&]<UpdateRule kRule, bool kReads, bool kWrites>() {
-    update_rows<kRule, kReads, kWrites>(p, scalars, rows, half, count, valid, columns.left, logits, products,
+    update_rows<kRule, kReads, kWrites>(p, scalars, rows, half, count, {valid, stored}, logits, products,
                                         lane);
   };
   constexpr UpdateRule kGradient = UpdateRule::kGradient, kSgd = UpdateRule::kSgd, kAdam = UpdateRule::kAdam;
@@ -180,6 +188,12 @@ __device__ __forceinline__ void update_chunk(const LogitUpdateParams& p, const U
   } else {
     writes_moments(p) ? update.template operator()<kAdam, false, true>()
                       : update.template operator()<kAdam, false, false>();
+  }
+
+  const int64_t whole = p.vocab & ~int64_t{3};
+  if (whole < p.vocab && whole - column < UpdateShared::kChunkColumns && lane < count) {
+    update_last_columns<Z>(p, scalars, rows.n(half) + lane, {whole, static_cast<int>(p.vocab - whole), false},
+                           products + lane * UpdateShared::kChunkPitch + (whole - column));
   }
 }
 

@@ -26,8 +26,8 @@ __device__ __forceinline__ void apply_group(const LogitUpdateParams& p, const Up
 #pragma unroll 1
   for (int first = threadIdx.x; first < kRows * kQuads; first += kBatch * kSimtThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z, AnyColumns> logits[kBatch];
-    const auto columns = [&](int index) { return AnyColumns(p, scalars, first_column + index % kQuads * 4); };
+    FourLogits<Z> logits[kBatch];
+    const auto columns = [&](int index) { return columns_at(p, scalars, first_column + index % kQuads * 4); };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kSimtThreads;
@@ -70,13 +70,8 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
   const float* embedding = static_cast<const float*>(p.embedding) + first_column * p.embedding_stride;
   typename Tile::Accumulator accumulator = {};
   Tile::template product<true>(
-      accumulator, 0, p.dim, shared.operands,
-      [&](int row, int64_t k) { return row_offset[row] < 0 || k >= p.dim ? 0.f : grad[row_offset[row] + k]; },
-      [](int, float g) { return g; },
-      [&](int64_t k, int column) {
-        return k < p.dim && first_column + column < p.vocab ? embedding[column * p.embedding_stride + k]
-                                                            : 0.f;
-      });
+      accumulator, p.dim, shared.operands, grad, [&](int row) { return row_offset[row]; }, 0.f,
+      [](int, float g) { return g; }, embedding, p.embedding_stride, p.vocab - first_column);
 
 #pragma unroll
   for (int g = 0; g < Tile::kGroupsM; ++g) {

@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int first = threadIdx.x; first < kM * kQuads; first += kBatch * kThreads) {
     UpdateRow rows[kBatch];
-    FourLogits<Z, AnyColumns> logits[kBatch];
+    FourLogits<Z> logits[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kThreads;
       rows[i] = load_update_row(p, first_row + index / kQuads);
       if (!rows[i].padding) {
-        logits[i].load(p, rows[i].n, AnyColumns(p, scalars, first_column + index % kQuads * 4));
+        logits[i].load(p, rows[i].n, columns_at(p, scalars, first_column + index % kQuads * 4));
       }
     }
 #pragma unroll
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
       const float4 product =
           *reinterpret_cast<const float4*>(products + index / kQuads * kPitch<kN> + index % kQuads * 4);
       if (rows[i].n < p.n) {
-        logits[i].apply(p, scalars, rows[i], AnyColumns(p, scalars, first_column + index % kQuads * 4),
+        logits[i].apply(p, scalars, rows[i], columns_at(p, scalars, first_column + index % kQuads * 4),
                         {product.x, product.y, product.z, product.w});
       }
     }

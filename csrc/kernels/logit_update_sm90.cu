@@ -31,11 +31,11 @@
 //          the warp moves along rows of the logits, a row (512 bytes of each moment) per instruction, four
 //          rows in flight. Two rows are applied at a time, without branches: rule and moments are template
 //          arguments of that loop, padding is predicates. Rows of accumulators start 8 banks apart: writing
-//          and reading them is free of conflicts. Where rows are not aligned or V is not a multiple of 4,
-//          other kernels move 32 single consecutive elements per instruction.
+//          and reading them is free of conflicts. Rows of all matrices start at 16-byte boundaries; where V
+//          is not a multiple of 4, the last one to three columns follow one by one.
 //
 // What lost: see docs/kernels/logit_update.md.
-#include "detail/hopper.cuh"
+#include "detail/ring.cuh"
 #include "launch.h"
 #include "logit_update_chunk.cuh"
 #include "plan_operators.h"
@@ -49,14 +49,20 @@ using Shared = UpdateShared;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 
-// For E: read by as many clusters as there are rows of them, at about the same time.
-constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+template <int kM, int kN, int kStages>
+struct Layout {
+  static constexpr int kStageBytes = Shared::stage(kM, kN);
+  static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
+  static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
+  static constexpr int kBytes = Shared::bytes(kM, kN, kStages);
+};
 
 // How tiles are dealt out: cluster c of the grid takes cluster tiles c, c + clusters, ... in an order that
 // has the rows of tiles fastest.
 struct Schedule {
   int cluster_m, cluster_n;
-  uint32_t rows, tiles;  // of clusters: along the rows of the logits, and altogether
+  int steps;                       // of d, in a tile
+  uint32_t rows, tiles, clusters;  // cluster tiles along the rows of the logits, and altogether; clusters
 };
 
 #ifdef ENTRGI_HOPPER
@@ -70,119 +76,61 @@ using WideProduct = std::conditional_t<std::is_same_v<T, __half>,
                                        cute::SM90::GMMA::MMA_64x256x16_F32F16F16_SS<kMajorK, kMajorK>,
                                        cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kMajorK, kMajorK>>;
 
-// A stage of the ring and the parity of its barriers' phase.
-template <int kStages>
-struct Position {
-  uint32_t stage = 0, phase = 0;
-
-  __device__ __forceinline__ void advance(uint32_t steps) {
-    stage += steps;
-    phase ^= stage / kStages & 1;
-    stage %= kStages;
-  }
-};
-
-template <int kM, int kN, int kStages>
-struct Ring {
-  static constexpr int kStageBytes = Shared::stage(kM, kN);
-  static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
-  static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
-  char* stages;
-  Barrier *full, *empty, *turn;  // of each stage, of each stage, of each consumer
-
-  __device__ __forceinline__ explicit Ring(char* shared)
-      : stages(shared),
-        full(reinterpret_cast<Barrier*>(shared + kBarriers)),
-        empty(full + kStages),
-        turn(empty + kStages) {}
-  __device__ __forceinline__ char* grad(uint32_t stage) const { return stages + stage * kStageBytes; }
-  __device__ __forceinline__ char* embedding(uint32_t stage) const {
-    return grad(stage) + kM * kSwizzleBytes;
-  }
-};
-
-// The CTA's place in its cluster.
-struct Place {
-  int m, n;
-
-  __device__ __forceinline__ explicit Place(const Schedule& schedule)
-      : m(cute::block_rank_in_cluster() % schedule.cluster_m),
-        n(cute::block_rank_in_cluster() / schedule.cluster_m) {}
-};
-
-__device__ __forceinline__ int64_t first_row(const Schedule& s, const Place& place, uint32_t tile, int rows) {
-  return (int64_t{tile % s.rows} * s.cluster_m + place.m) * rows;
+__device__ __forceinline__ Sharing place_in_cluster(const Schedule& s) {
+  const int rank = Sharing::rank();
+  return {s.cluster_m, s.cluster_n, rank % s.cluster_m, rank / s.cluster_m};
 }
-__device__ __forceinline__ int64_t first_column(const Schedule& s, const Place& place, uint32_t tile,
+
+__device__ __forceinline__ int64_t first_row(const Schedule& s, const Sharing& place, uint32_t tile,
+                                             int rows) {
+  return (int64_t{tile % s.rows} * s.cluster_m + place.rank_m) * rows;
+}
+__device__ __forceinline__ int64_t first_column(const Schedule& s, const Sharing& place, uint32_t tile,
                                                 int columns) {
-  return (int64_t{tile / s.rows} * s.cluster_n + place.n) * columns;
-}
-
-// Copies a box to this CTA or, where others are in `mask`, to all of those.
-__device__ __forceinline__ void copy_shared_box(uint16_t mask, const CUtensorMap& map, Barrier& barrier,
-                                                char* to, int row, int k, uint64_t cache_hint) {
-  if ((mask & (mask - 1)) == 0) {
-    copy_box(map, barrier, to, row, k, cache_hint);
-  } else {
-    copy_box_to(mask, map, barrier, to, row, k, cache_hint);
-  }
+  return (int64_t{tile / s.rows} * s.cluster_n + place.rank_n) * columns;
 }
 
 // One thread: every stage of every tile of this CTA, its part of what the cluster shares. In 24 registers:
 // coordinates are 32 bits wide, as TMA's are.
-template <int kM, int kN, int kStages>
-__device__ __forceinline__ void produce(const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
-                                        const Place& place, int dim, const CUtensorMap& grad_map,
-                                        const CUtensorMap& embedding_map) {
-  const int grad_part = kM / schedule.cluster_n * place.n, embedding_part = kN / schedule.cluster_m * place.m;
-  // CTAs of this one's row of the cluster: every cluster_m-th; of its column: those next to each other.
-  const uint16_t grad_mask = (schedule.cluster_n == 1 ? 1 : 1 + (1 << schedule.cluster_m)) << place.m;
-  const uint16_t embedding_mask = (schedule.cluster_m == 1 ? 1 : 3) << place.n * schedule.cluster_m;
-  const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
-  Position<kStages> at;
+template <int kM, int kN, int kStages, int kStageBytes>
+__device__ __forceinline__ void produce(const Ring<kStageBytes>& ring, const Schedule& schedule,
+                                        const CUtensorMap& grad_map, const CUtensorMap& embedding_map) {
+  const Sharing place = place_in_cluster(schedule);
+  const int grad_part = kM / schedule.cluster_n * place.rank_n,
+            embedding_part = kN / schedule.cluster_m * place.rank_m;
+  const uint32_t grad_mask = place.row(), embedding_mask = place.column();
+  RingPlace at;
 #pragma unroll 1
-  for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += clusters) {
+  for (uint32_t tile = cute::cluster_id_in_grid().x; tile < schedule.tiles; tile += schedule.clusters) {
     const int row = static_cast<int>(first_row(schedule, place, tile, kM)) + grad_part;
     const int column = static_cast<int>(first_column(schedule, place, tile, kN)) + embedding_part;
 #pragma unroll 1
-    for (int k = 0; k < dim; k += Shared::kStep) {
-      ring.empty[at.stage].wait(at.phase ^ 1);
+    for (int step = 0; step < schedule.steps; ++step, at.advance(kStages)) {
       Barrier& full = ring.full[at.stage];
-      full.arrive_and_expect_tx(ring.kStageBytes);
-      copy_shared_box(grad_mask, grad_map, full, ring.grad(at.stage) + grad_part * kSwizzleBytes, row, k,
+      char* const stage = ring.stage(at.stage);
+      ring.empty[at.stage].wait(at.phase ^ 1);
+      full.arrive_and_expect_tx(kStageBytes);
+      copy_shared_box(grad_mask, grad_map, full, stage + grad_part * kSwizzleBytes, row, step * Shared::kStep,
                       kKeepInL2);
-      copy_shared_box(embedding_mask, embedding_map, full,
-                      ring.embedding(at.stage) + embedding_part * kSwizzleBytes, column, k, kNormalInL2);
-      at.advance(1);
+      copy_shared_box(embedding_mask, embedding_map, full, stage + (kM + embedding_part) * kSwizzleBytes,
+                      column, step * Shared::kStep, kNormalInL2);
     }
   }
 }
 
-// What a consuming warpgroup tells the producers that fill its stages: those of its row and of its column of
-// the cluster, one lane for each.
-struct Release {
-  int target;
-  bool sends;
-
-  __device__ __forceinline__ Release(const Schedule& s, const Place& place, int lane)
-      : target(lane < s.cluster_n ? lane * s.cluster_m + place.m : place.n * s.cluster_m + 1 - place.m),
-        sends(lane < s.cluster_m + s.cluster_n - 1) {}
-  __device__ __forceinline__ void operator()(Barrier& empty) const { empty.arrive(target, sends); }
-};
-
 // accumulator[h] = half h of the tile at ring position `at`, which moves on by the steps of the tile. `done`
 // is told when the last product has been issued.
-template <typename T, int kM, int kN, int kStages>
-__device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kM, kN, kStages>& ring,
-                                         Position<kStages>& at, int steps, const Release& release,
+template <typename T, int kM, int kStages, int kStageBytes>
+__device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring<kStageBytes>& ring,
+                                         RingPlace& at, int steps, const Release& release,
                                          const Barrier& done) {
   uint32_t previous = 0;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     ring.full[at.stage].wait(at.phase);
     // Eight rows of 128 bytes are 1024 bytes from the next eight.
-    const uint64_t a = operand(shared_address(ring.grad(at.stage)), 16, 1024);
-    const uint64_t b = operand(shared_address(ring.embedding(at.stage)), 16, 1024);
+    const uint32_t grad = shared_address(ring.stage(at.stage));
+    const uint64_t a = operand(grad, 16, 1024), b = operand(grad + kM * kSwizzleBytes, 16, 1024);
     cute::warpgroup_arrive();
 #pragma unroll
     for (int k = 0; k < Shared::kStep; k += 16) {
@@ -204,7 +152,7 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
       release(ring.empty[previous]);
     }
     previous = at.stage;
-    at.advance(1);
+    at.advance(kStages);
   }
   if (threadIdx.x % 32 == 0) done.arrive();
   cute::warpgroup_wait<0>();
@@ -213,40 +161,36 @@ __device__ __forceinline__ void multiply(float (&accumulator)[2][64], const Ring
   for (int i = 0; i < 2 * 64; ++i) cute::warpgroup_fence_operand(accumulator[i / 64][i % 64]);
 }
 
-// A consuming warpgroup: every second tile of this CTA.
-template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+// A consuming warpgroup: every second tile of this CTA. `turn` are barriers of each consumer.
+template <typename Z, typename T, int kM, int kN, int kStages, int kStageBytes>
 __device__ __forceinline__ void consume(const LogitUpdateParams& p, const UpdateScalars& scalars,
-                                        const Ring<kM, kN, kStages>& ring, const Schedule& schedule,
-                                        int consumer) {
-  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
-  const int steps = static_cast<int>((p.dim + Shared::kStep - 1) / Shared::kStep);
-  const uint32_t clusters = gridDim.x / (schedule.cluster_m * schedule.cluster_n);
-  float* products =
-      reinterpret_cast<float*>(ring.stages + ring.kChunks + (consumer * 4 + warp) * Shared::kChunkBytes);
-  Position<kStages> at;
-  at.advance(consumer * steps);
+                                        const Ring<kStageBytes>& ring, const Barrier* turn,
+                                        const Schedule& schedule, int consumer) {
+  const int warp = uniform(threadIdx.x % kWarpgroup / 32), lane = threadIdx.x % 32;
+  float* products = reinterpret_cast<float*>(ring.stages + Layout<kM, kN, kStages>::kChunks +
+                                             (consumer * 4 + warp) * Shared::kChunkBytes);
+  RingPlace at;
+  at.advance(kStages, consumer * schedule.steps);
   uint32_t other_done = consumer == 0;  // parity; before its first tile, consumer 0 waits for nothing
-  for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * clusters; tile < schedule.tiles;
-       tile += 2 * clusters) {
-    const Place place(schedule);  // found anew, as the update needs its registers
-    const Release release(schedule, place, lane);
+  for (uint32_t tile = cute::cluster_id_in_grid().x + consumer * schedule.clusters; tile < schedule.tiles;
+       tile += 2 * schedule.clusters) {
+    const Sharing place = place_in_cluster(schedule);  // found anew, as the update needs its registers
+    const Release release(place, lane);
     const WarpRows<kM> rows(p, first_row(schedule, place, tile, kM), warp, lane);
     float accumulator[2][64];
     // A stage's parity tells its latest copy from the one before, not from the one after: nobody may look for
     // a copy before the other consumer has had those of the tile in between.
-    ring.turn[consumer].wait(other_done);
+    turn[consumer].wait(other_done);
     other_done ^= 1;
-    multiply<T>(accumulator, ring, at, steps, release, ring.turn[1 - consumer]);
-    at.advance(steps);  // over the other consumer's tile
-#pragma unroll 1        // one copy of the update: the second half moves to where the first was
+    multiply<T, kM, kStages>(accumulator, ring, at, schedule.steps, release, turn[1 - consumer]);
+    at.advance(kStages, schedule.steps);  // over the other consumer's tile
+#pragma unroll 1  // one copy of the update: the second half moves to where the first was
     for (int half = 0; half < 2; ++half) {
       const int64_t column =
           first_column(schedule, place, tile, kN) + (kM == 128 ? 0 : half * Shared::kChunkColumns);
       const int count = static_cast<int>(min(p.n - rows.n(half), int64_t{Shared::kChunkRows}));
       if (count <= 0 || column >= p.vocab) break;
-      const int64_t mine = column + lane * kLaneColumns<Columns>;
-      const int left = static_cast<int>(min(p.vocab - mine, int64_t{Shared::kChunkColumns}));
-      update_chunk<Z>(p, scalars, rows, half, count, Columns{mine, left}, accumulator[0], products, lane);
+      update_chunk<Z>(p, scalars, rows, half, count, column, accumulator[0], products, lane);
 #pragma unroll
       for (int i = 0; i < 64; ++i) accumulator[0][i] = accumulator[1][i];
     }
@@ -254,43 +198,44 @@ __device__ __forceinline__ void consume(const LogitUpdateParams& p, const Update
 }
 #endif
 
-template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+template <typename Z, typename T, int kM, int kN, int kStages>
 __global__ void __launch_bounds__(kThreads, 1)
     logit_update_sm90_kernel(const LogitUpdateParams p, const UpdateScalars scalars, const Schedule schedule,
                              const __grid_constant__ CUtensorMap grad_map,
                              const __grid_constant__ CUtensorMap embedding_map) {
 #ifdef ENTRGI_HOPPER
+  using L = Layout<kM, kN, kStages>;
   extern __shared__ __align__(1024) char shared[];
-  const Ring<kM, kN, kStages> ring(shared);
-  const Place place(schedule);
+  Barrier* const barriers = reinterpret_cast<Barrier*>(shared + L::kBarriers);
+  Barrier* const turn = barriers + 2 * kStages;
+  const Ring<L::kStageBytes> ring{shared, barriers, barriers + kStages};
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&grad_map));
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&embedding_map));
     const int receivers = schedule.cluster_m + schedule.cluster_n - 1;  // CTAs of its row and column
-    for (int stage = 0; stage < kStages; ++stage) {
-      ring.full[stage].init(1);
-      ring.empty[stage].init(receivers * (kWarpgroup / 32));
-    }
-    for (int consumer = 0; consumer < 2; ++consumer) ring.turn[consumer].init(kWarpgroup / 32);
+    ring.init(kStages, receivers * (kWarpgroup / 32));
+    for (int consumer = 0; consumer < 2; ++consumer) turn[consumer].init(kWarpgroup / 32);
     fence_barrier_init();
   }
   cute::cluster_sync();  // nobody copies into a CTA, or arrives there, before its barriers are there
 
-  if (threadIdx.x < kWarpgroup) {
+  const int warpgroup = uniform(threadIdx.x / kWarpgroup);
+  if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    if (threadIdx.x == 0) produce(ring, schedule, place, static_cast<int>(p.dim), grad_map, embedding_map);
+    if (uniform(threadIdx.x / 32) == 0 && cute::elect_one_sync())
+      produce<kM, kN, kStages>(ring, schedule, grad_map, embedding_map);
     __syncwarp();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<Z, T, Columns>(p, scalars, ring, schedule, static_cast<int>(threadIdx.x) / kWarpgroup - 1);
+    consume<Z, T, kM, kN, kStages>(p, scalars, ring, turn, schedule, warpgroup - 1);
   }
   cute::cluster_sync();  // nor leaves while others still arrive there
 #endif
 }
 
-template <typename Z, typename T, typename Columns, int kM, int kN, int kStages>
+template <typename Z, typename T, int kM, int kN, int kStages>
 cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  constexpr int kBytes = Shared::bytes(kM, kN, kStages);
+  constexpr int kBytes = Layout<kM, kN, kStages>::kBytes;
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{kM} * plan.cluster_m);
@@ -305,35 +250,36 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
                           kN / plan.cluster_m);
   if (error != cudaSuccess) return error;
-  const Schedule schedule{plan.cluster_m, plan.cluster_n, static_cast<uint32_t>(rows),
-                          static_cast<uint32_t>(tiles)};
-  return launch_kernel<logit_update_sm90_kernel<Z, T, Columns, kM, kN, kStages>, kBytes>(
+  const Schedule schedule{plan.cluster_m,
+                          plan.cluster_n,
+                          static_cast<int>(ceil_div(p.dim, Shared::kStep)),
+                          static_cast<uint32_t>(rows),
+                          static_cast<uint32_t>(tiles),
+                          static_cast<uint32_t>(plan.grid / cluster)};
+  return launch_kernel<logit_update_sm90_kernel<Z, T, kM, kN, kStages>, kBytes>(
       {plan.grid, kThreads, kBytes, cluster}, stream, p, UpdateScalars(p), schedule, grad_map, embedding_map);
 }
 
-template <typename Z, typename T, typename Columns>
-cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.block_m == 64 && plan.block_n == 256) return launch<Z, T, Columns, 64, 256, 3>(p, plan, stream);
-  if (plan.block_m == 128 && plan.block_n == 128) return launch<Z, T, Columns, 128, 128, 4>(p, plan, stream);
-  return cudaErrorInvalidValue;
-}
-
 template <typename Z, typename T>
-cudaError_t choose_columns(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
-  return UpdateScalars(p).aligned && p.vocab % 4 == 0 ? choose_tile<Z, T, VectorColumns>(p, plan, stream)
-                                                      : choose_tile<Z, T, SpreadColumns<32>>(p, plan, stream);
+cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
+  if (plan.block_m == 64 && plan.block_n == 256) return launch<Z, T, 64, 256, 3>(p, plan, stream);
+  if (plan.block_m == 128 && plan.block_n == 128) return launch<Z, T, 128, 128, 4>(p, plan, stream);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
+// Of z in E's dtype or fp32, in aligned rows.
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   const auto one_or_two = [](int size) { return size == 1 || size == 2; };
   if (plan.threads != kThreads || plan.block_k != Shared::kStep || !one_or_two(plan.cluster_m) ||
-      !one_or_two(plan.cluster_n)) {
+      !one_or_two(plan.cluster_n) || !rows_aligned(p)) {
     return cudaErrorInvalidValue;
   }
   return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
-    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_columns<Z, T>(p, plan, stream); });
+    if (p.logits_dtype == p.embedding_dtype) return choose_tile<T, T>(p, plan, stream);
+    if (p.logits_dtype == DType::kFloat32) return choose_tile<float, T>(p, plan, stream);
+    return cudaErrorInvalidValue;
   });
 }
 

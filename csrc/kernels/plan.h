@@ -42,7 +42,8 @@ struct Shape {
   int64_t trajectories;  // kCommit only
   DType logits;
   DType embedding;
-  // Rows start at 16-byte boundaries: what TMA and bulk copies need.
+  // Rows start at 16-byte boundaries: what TMA, bulk copies and vectors need. Of an update's logits: those of
+  // the moments and the gradient as well.
   bool logits_aligned = true;
   bool embedding_aligned = true;
 };

@@ -33,17 +33,22 @@ constexpr Plan kBuilt[] = {
 Kernel choose_kernel(const Shape& s, const Device& device, const std::string& asked) {
   std::vector<Kernel> possible;
   std::string where = std::string(" for ") + name_of(s.embedding) + " embeddings";
+  const auto only_ampere = [&](const std::string& reason) {
+    possible = {Kernel::kLogitUpdateSm80};
+    where += reason;
+  };
   if (s.embedding == DType::kFloat32) {
     possible = {Kernel::kLogitUpdateSimt};
   } else if (!device.has_wgmma()) {
-    possible = {Kernel::kLogitUpdateSm80};
-    where += " on this device";
+    only_ampere(" on this device");
+  } else if (s.logits != s.embedding && s.logits != DType::kFloat32) {
+    only_ampere(std::string(" and ") + name_of(s.logits) + " logits");
   } else if (!s.embedding_aligned) {
-    possible = {Kernel::kLogitUpdateSm80};
-    where += " whose rows do not start at 16-byte boundaries";
+    only_ampere(" whose rows do not start at 16-byte boundaries");
+  } else if (!s.logits_aligned) {
+    only_ampere(" and logits, moments or a gradient whose rows do not start at 16-byte boundaries");
   } else if (s.vocab > std::numeric_limits<int32_t>::max()) {
-    possible = {Kernel::kLogitUpdateSm80};
-    where += " of more rows than TMA counts";
+    only_ampere(" of more rows than TMA counts");
   } else {
     possible = {Kernel::kLogitUpdateSm90, Kernel::kLogitUpdateSm80};
   }
@@ -85,11 +90,13 @@ int choose_cluster(const char* name, bool possible, int preferred, int asked, co
 
 // Clusters that share E between two rows of tiles and G between two columns of them halve what the SMs take
 // from L2. Three rows of tiles would make a fourth of nothing but padding; up to 16 logit rows, G is too
-// little to be worth tying two SMs together.
-void choose_clusters(Plan& plan, const Shape& s, const PlanOverrides& overrides) {
+// little to be worth tying two SMs together. Where the device runs no clusters of that size, smaller ones.
+void choose_clusters(Plan& plan, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   const bool possible = plan.kernel == Kernel::kLogitUpdateSm90;
   const int64_t rows = ceil_div(s.n, plan.block_m);
-  const int wanted_m = rows == 2 || rows > 3 ? 2 : 1, wanted_n = s.n > 16 ? 2 : 1;
+  int wanted_m = rows == 2 || rows > 3 ? 2 : 1, wanted_n = s.n > 16 ? 2 : 1;
+  if (device.resident(wanted_m * wanted_n) == 0) wanted_m = 1;
+  if (device.resident(wanted_n) == 0) wanted_n = 1;
   plan.cluster_m = choose_cluster("cluster_m", possible, wanted_m, overrides.cluster_m, plan);
   plan.cluster_n = choose_cluster("cluster_n", possible, wanted_n, overrides.cluster_n, plan);
 }
@@ -124,7 +131,7 @@ Plan plan_logit_update(Op, const Shape& s, const Device& device, const PlanOverr
   const auto chosen = std::find_if(candidates.begin(), candidates.end(), holds_all);
   Plan plan = chosen == candidates.end() ? candidates.back() : *chosen;
 
-  choose_clusters(plan, s, overrides);
+  choose_clusters(plan, s, device, overrides);
   plan.shared_bytes = shared_bytes(plan, s);
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   plan.grid = ceil_div(s.n, int64_t{plan.block_m} * plan.cluster_m) *
@@ -155,7 +162,7 @@ Requests logit_update_requests(Op op, const Shape& s, const Plan& plan, int64_t 
   const auto row_scalars = [&](int64_t columns) { return 8 * s.n * tiles_n * plan.block_n / columns; };
   if (plan.kernel == Kernel::kLogitUpdateSm90) {
     r.store_bytes += s.n * s.dim * element;  // the gathered rows of G
-    r.load_bytes += row_scalars(UpdateShared::kChunkColumns);
+    r.load_bytes += row_scalars(UpdateShared::kChunkColumns) + (s.vocab % 4 != 0 ? 8 * s.n : 0);
     // Each box is asked for once in a cluster, whole, wherever the matrix ends.
     r.bulk_bytes = steps * plan.block_k * element *
                    (tiles_m * plan.block_m * tiles_n / plan.cluster_n +

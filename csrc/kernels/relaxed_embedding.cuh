@@ -34,7 +34,8 @@ __device__ __forceinline__ int64_t output_row(const RelaxedEmbeddingParams& p, i
 }
 #endif
 
-// The matrix products: partial [splits, N, pitch] into the workspace. What rows of padding hold is not read.
+// The matrix products: partial [splits, N, pitch] into the workspace. What they leave in rows of padding is
+// not used, whatever those hold.
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);

@@ -52,14 +52,10 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
   const float* embedding = static_cast<const float*>(p.embedding) + first_column;
   typename Tile::Accumulator accumulator = {};
   Tile::template product<false>(
-      accumulator, first, last, shared,
-      [&](int row, int64_t id) {
-        return present[row] && id < last ? to_float(logits[row * p.logits_stride + id]) : -CUDART_INF_F;
-      },
-      [&](int row, float z) { return expf(log_softmax(z, scale.inverse_tau, lse[row])); },
-      [&](int64_t id, int column) {
-        return id < last && first_column + column < p.dim ? embedding[id * p.embedding_stride + column] : 0.f;
-      });
+      accumulator, last - first, shared, logits + first,
+      [&](int row) { return present[row] ? row * p.logits_stride : -1; }, from_float<Z>(-CUDART_INF_F),
+      [&](int row, Z z) { return expf(log_softmax(to_float(z), scale.inverse_tau, lse[row])); },
+      embedding + first * p.embedding_stride, p.embedding_stride, p.dim - first_column);
 
   float* partial = static_cast<float*>(p.workspace) + split * p.n * pitch;
 #pragma unroll

@@ -16,8 +16,8 @@ namespace {
 using cpu::DType;
 using cpu::Matrix;
 
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+DType kernel_dtype(const Tensor& t) {
+  switch (dtype_of(t)) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     case ScalarType::Half:
@@ -31,7 +31,7 @@ DType dtype_of(const Tensor& t) {
 
 // Checked floating matrices only. A tensor of one row may have any stride.
 Matrix matrix_of(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), dtype_of(t)};
+  return {t.data_ptr(), t.stride(0), kernel_dtype(t)};
 }
 
 template <class T>
@@ -45,26 +45,33 @@ cpu::Parallel torch_threads() {
   parallel.threads = static_cast<int>(torch::stable::get_num_threads());
   parallel.run = [](int64_t count, int64_t cost, const cpu::Range& body) {
     constexpr int64_t kThreadCost = 16384;  // some 10 microseconds: what waking a thread costs
+    const int64_t grain = std::max<int64_t>(1, kThreadCost / std::max<int64_t>(1, cost));
+    if (count <= grain) {  // one thread's work, without a way through torch
+      if (count > 0) body(0, count);
+      return;
+    }
     std::exception_ptr error;
     std::mutex mutex;
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kThreadCost / std::max<int64_t>(1, cost)),
-                                [&](int64_t begin, int64_t end) {
-                                  try {
-                                    body(begin, end);
-                                  } catch (...) {
-                                    const std::lock_guard<std::mutex> lock(mutex);
-                                    if (!error) error = std::current_exception();
-                                  }
-                                });
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      try {
+        body(begin, end);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+    });
     if (error) std::rethrow_exception(error);
   };
   return parallel;
 }
 
 Tensor view_of(const Matrix& m, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
-  const ScalarType dtype = m.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::from_blob(m.data, {rows, columns}, {row_stride, column_stride},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  const int32_t dtype = m.dtype == DType::kFloat64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(m.data, 2, sizes, strides, 0, dtype,
+                                                                   aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // torch's matrix product on memory that is not a tensor's. The CPU kernel is called directly, below autograd
@@ -105,7 +112,7 @@ Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor g
   grad_entropy = dense(grad_entropy);
   grad_tempered_entropy = dense(grad_tempered_entropy);
   const Tensor values[] = {dense(logsumexp), dense(unit_logsumexp), dense(entropy), dense(tempered_entropy)};
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), logits.scalar_type());
+  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), dtype_of(logits));
   cpu::logit_statistics_backward(
       matrix_of(logits), logits.size(0), logits.size(1), temperature,
       {pointer_to<void>(grad_logsumexp), pointer_to<void>(grad_entropy),
@@ -120,6 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
     const Tensor& logits, const Tensor& keys, double temperature, double top_p, std::optional<int64_t> top_k,
     OptionalTensor forbidden, OptionalTensor error_flag) {
   check_sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag);
+  if (error_flag) count_as_written(*error_flag);
   const Tensor dense_keys = dense(keys);
   forbidden = dense(forbidden);
   auto out = empty_sample(logits);
@@ -129,7 +137,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   options.temperature = temperature;
   options.top_p = top_p;
   options.top_k = top_k.value_or(0);
-  options.forbidden = pointer_to<uint8_t>(forbidden);
+  if (forbidden && dtype_of(*forbidden) == ScalarType::Int) {
+    options.forbidden_ids = pointer_to<int32_t>(forbidden);
+    options.num_forbidden = forbidden->size(0);
+  } else {
+    options.forbidden = pointer_to<uint8_t>(forbidden);
+  }
   options.keys = static_cast<const int64_t*>(dense_keys.data_ptr());
   cpu::sample_tokens(matrix_of(logits), logits.size(0), logits.size(1), options,
                      pointers_of(logsumexp, entropy, tempered_entropy, argmax),
@@ -142,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
 Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   check_gumbel_perturb(logits, keys, scale);
   const Tensor dense_keys = dense(keys);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
+  const Tensor out = empty_accumulator_rows(logits);
   cpu::gumbel_perturb(matrix_of(logits), logits.size(0), logits.size(1),
                       static_cast<const int64_t*>(dense_keys.data_ptr()), scale, matrix_of(out),
                       torch_threads());
@@ -186,7 +199,7 @@ std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor&
                                              OptionalTensor weight, double temperature) {
   check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature);
   const int64_t n = logits.size(0), d = embedding.size(1);
-  const Tensor output = empty_matrix(logits, n, d, embedding.scalar_type());
+  const Tensor output = empty_matrix(logits, n, d, dtype_of(embedding));
   const Tensor soft = empty_matrix(logits, n, d, accumulator_dtype(logits));
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, std::nullopt,
                         temperature);
@@ -198,13 +211,14 @@ void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& 
                         OptionalTensor weight, OptionalTensor rows, double temperature) {
   check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows,
                            temperature);
+  count_as_written(output, soft);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature);
 }
 
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
                       const Tensor& embedding, const Tensor& soft, OptionalTensor rows, double temperature) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), accumulator_dtype(logits));
+  const Tensor out = empty_accumulator_rows(logits);
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
   cpu::logit_gradient(bound.relaxation, matrix_of(grad), matrix_of(out), torch_threads(), torch_gemm);
   return out;
@@ -216,6 +230,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
                 bool last) {
   check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, rows, temperature, lr,
                    beta1, beta2, eps, step, last);
+  count_as_written(logits, exp_avg, exp_avg_sq);
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
   cpu::Adam adam;
   if (exp_avg) adam.exp_avg = matrix_of(*exp_avg);
@@ -232,6 +247,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
 void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp, const Tensor& embedding,
                const Tensor& soft, OptionalTensor rows, double temperature, double lr) {
   check_sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  count_as_written(logits);
   const BoundRelaxation bound(logits, logsumexp, embedding, soft, rows, grad.size(0), temperature);
   cpu::sgd_step(bound.relaxation, matrix_of(grad), lr, torch_threads(), torch_gemm);
 }
@@ -241,6 +257,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
              OptionalTensor keys, std::optional<int64_t> eos_token_id, double alg_temp) {
   check_commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id,
                 alg_temp);
+  count_as_written(tokens, committed);
   const Tensor dense_inputs[] = {dense(candidates), dense(confidence), dense(positions), dense(splits),
                                  dense(counts)};
   keys = dense(keys);
@@ -253,7 +270,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   c.committed = static_cast<uint8_t*>(committed.data_ptr());
   c.candidates = int64s(dense_inputs[0]);
   c.confidence = dense_inputs[1].data_ptr();
-  c.confidence_is_double = confidence.scalar_type() == ScalarType::Double;
+  c.confidence_is_double = dtype_of(confidence) == ScalarType::Double;
   c.positions = int64s(dense_inputs[2]);
   c.splits = int64s(dense_inputs[3]);
   c.counts = int64s(dense_inputs[4]);

@@ -12,8 +12,8 @@
 namespace entrgi::ops {
 namespace {
 
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+DType kernel_dtype(const Tensor& t) {
+  switch (dtype_of(t)) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     case ScalarType::Half:
@@ -33,6 +33,11 @@ T* pointer_to(const OptionalTensor& t) {
   return t ? static_cast<T*>(t->data_ptr()) : nullptr;
 }
 
+void report(const char* what, cudaError_t error) {
+  ENTRGI_CHECK(error == cudaSuccess, what, ": CUDA error ", cudaGetErrorName(error), ", ",
+               cudaGetErrorString(error));
+}
+
 // The device of a tensor made current, its stream, the plan for a shape (ENTRGI_FORCE_PLAN included) and the
 // workspace that the plan asks for.
 class Launch {
@@ -42,29 +47,36 @@ class Launch {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
     Device device{};
-    report(current_device(&device));
-    check(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
-          device.arch / 10, ".", device.arch % 10);
+    report(name_of(op), current_device(&device));
+    ENTRGI_CHECK(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
+                 device.arch / 10, ".", device.arch % 10);
     try {
       plan_ = make_forced_plan(op, shape, device);
     } catch (const std::invalid_argument& error) {
-      check(false, error.what());
+      fail(error.what());
     }
-    workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
+    if (plan_.workspace_bytes > 0) {
+      workspace_ = empty_vector(like, (plan_.workspace_bytes + 3) / 4, ScalarType::Int);
+    }
   }
 
   template <typename Params, typename Launcher>
   void run(Params params, Launcher launcher) const {
-    params.workspace = workspace_->data_ptr();
-    report(launcher(params, plan_, stream_));
+    params.workspace = pointer_to<void>(workspace_);
+    report(name_of(op_), launcher(params, plan_, stream_));
+  }
+
+  const Plan& plan() const { return plan_; }
+
+  // A list of forbidden ids as a mask, for a kernel that reads no list.
+  Tensor mask_of(const Tensor& ids, int64_t vocab) const {
+    const Tensor mask = empty_vector(ids, vocab, ScalarType::Bool);
+    report(name_of(op_),
+           forbidden_mask(pointer_to<int32_t>(ids), ids.size(0), vocab, pointer_to<bool>(mask), stream_));
+    return mask;
   }
 
  private:
-  void report(cudaError_t error) const {
-    check(error == cudaSuccess, name_of(op_), ": CUDA error ", cudaGetErrorName(error), ", ",
-          cudaGetErrorString(error));
-  }
-
   torch::stable::accelerator::DeviceGuard guard_;
   Op op_;
   cudaStream_t stream_ = nullptr;
@@ -73,22 +85,23 @@ class Launch {
 };
 
 bool rows_aligned(const Tensor& matrix) {
-  return entrgi::rows_aligned(matrix.data_ptr(), matrix.stride(0), dtype_of(matrix));
+  return entrgi::rows_aligned(matrix.data_ptr(), matrix.stride(0), kernel_dtype(matrix));
 }
 
 Shape shape_of(const Tensor& logits) {
-  return {logits.size(0), logits.size(1), 1, 0, dtype_of(logits), dtype_of(logits), rows_aligned(logits)};
+  return {logits.size(0),       logits.size(1),      1, 0, kernel_dtype(logits),
+          kernel_dtype(logits), rows_aligned(logits)};
 }
 
 Shape shape_of(const Tensor& logits, const Tensor& embedding) {
-  return {logits.size(0),   logits.size(1),      embedding.size(1),    0,
-          dtype_of(logits), dtype_of(embedding), rows_aligned(logits), rows_aligned(embedding)};
+  return {logits.size(0),       logits.size(1),          embedding.size(1),    0,
+          kernel_dtype(logits), kernel_dtype(embedding), rows_aligned(logits), rows_aligned(embedding)};
 }
 
 template <typename Params>
 void bind_logits(Params& p, const Tensor& logits, double temperature) {
   p.logits = logits.data_ptr();
-  p.logits_dtype = dtype_of(logits);
+  p.logits_dtype = kernel_dtype(logits);
   p.n = logits.size(0);
   p.vocab = logits.size(1);
   p.logits_stride = logits.stride(0);
@@ -126,7 +139,7 @@ Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor g
   grad_entropy = dense(grad_entropy);
   grad_tempered_entropy = dense(grad_tempered_entropy);
   const Tensor values[] = {dense(logsumexp), dense(unit_logsumexp), dense(entropy), dense(tempered_entropy)};
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), logits.scalar_type());
+  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), dtype_of(logits));
   LogitStatisticsBackwardParams p{};
   bind_logits(p, logits, temperature);
   p.grad_logsumexp = pointer_to<float>(grad_logsumexp);
@@ -147,6 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
     const Tensor& logits, const Tensor& keys, double temperature, double top_p, std::optional<int64_t> top_k,
     OptionalTensor forbidden, OptionalTensor error_flag) {
   check_sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag);
+  if (error_flag) count_as_written(*error_flag);
   const Launch launch(Op::kSampleTokens, shape_of(logits), logits);
   const Tensor dense_keys = dense(keys);
   forbidden = dense(forbidden);
@@ -159,7 +173,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   p.keys = pointer_to<int64_t>(dense_keys);
   p.top_p = top_p;
   p.top_k = top_k.value_or(0);
-  p.forbidden = pointer_to<bool>(forbidden);
+  const bool is_list = forbidden && dtype_of(*forbidden) == ScalarType::Int;
+  if (is_list && launch.plan().kernel == Kernel::kVocabPass) forbidden = launch.mask_of(*forbidden, p.vocab);
+  if (is_list && launch.plan().kernel != Kernel::kVocabPass) {
+    p.forbidden_ids = pointer_to<int32_t>(forbidden);
+    p.num_forbidden = forbidden->size(0);
+  } else {
+    p.forbidden = pointer_to<bool>(forbidden);
+  }
   p.error_flag = pointer_to<int32_t>(error_flag);
   p.token = pointer_to<int64_t>(token);
   p.probability = pointer_to<float>(probability);
@@ -173,10 +194,10 @@ Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
   check_gumbel_perturb(logits, keys, scale);
   const Launch launch(Op::kGumbelPerturb, shape_of(logits), logits);
   const Tensor dense_keys = dense(keys);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
+  const Tensor out = empty_accumulator_rows(logits);
   GumbelPerturbParams p{};
   p.logits = logits.data_ptr();
-  p.logits_dtype = dtype_of(logits);
+  p.logits_dtype = kernel_dtype(logits);
   p.n = logits.size(0);
   p.vocab = logits.size(1);
   p.logits_stride = logits.stride(0);
@@ -192,7 +213,7 @@ template <typename Params>
 void bind_embedding(Params& p, const Tensor& embedding, const Tensor& logsumexp, const Tensor& soft,
                     const OptionalTensor& rows) {
   p.embedding = embedding.data_ptr();
-  p.embedding_dtype = dtype_of(embedding);
+  p.embedding_dtype = kernel_dtype(embedding);
   p.dim = embedding.size(1);
   p.embedding_stride = embedding.stride(0);
   p.logsumexp = pointer_to<float>(logsumexp);
@@ -224,7 +245,7 @@ std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor&
                                              OptionalTensor weight, double temperature) {
   check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature);
   const int64_t n = logits.size(0), d = embedding.size(1);
-  const Tensor output = empty_matrix(logits, n, d, embedding.scalar_type());
+  const Tensor output = empty_matrix(logits, n, d, dtype_of(embedding));
   const Tensor soft = empty_matrix(logits, n, d, ScalarType::Float);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, std::nullopt,
                         temperature);
@@ -236,6 +257,7 @@ void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& 
                         OptionalTensor weight, OptionalTensor rows, double temperature) {
   check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows,
                            temperature);
+  count_as_written(output, soft);
   run_relaxed_embedding(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature);
 }
 
@@ -244,7 +266,6 @@ template <typename Configure>
 void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor& grad,
                       const Tensor& logsumexp, const Tensor& embedding, const Tensor& soft,
                       const OptionalTensor& rows, double temperature, Configure configure) {
-  const Launch launch(op, shape_of(logits, embedding), logits);
   const Tensor lse = dense(logsumexp);
   const OptionalTensor row_index = dense(rows);
   LogitUpdateParams p{};
@@ -255,13 +276,16 @@ void run_logit_update(Op op, UpdateRule rule, const Tensor& logits, const Tensor
   p.num_grad_rows = grad.size(0);
   p.grad_stride = grad.stride(0);
   configure(p);
+  Shape shape = shape_of(logits, embedding);
+  shape.logits_aligned = entrgi::rows_aligned(p);
+  const Launch launch(op, shape, logits);
   launch.run(p, entrgi::logit_update);
 }
 
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
                       const Tensor& embedding, const Tensor& soft, OptionalTensor rows, double temperature) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), ScalarType::Float);
+  const Tensor out = empty_accumulator_rows(logits);
   run_logit_update(Op::kLogitGradient, UpdateRule::kGradient, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) {
                      p.gradient = pointer_to<float>(out);
@@ -276,6 +300,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
                 bool last) {
   check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, rows, temperature, lr,
                    beta1, beta2, eps, step, last);
+  count_as_written(logits, exp_avg, exp_avg_sq);
   run_logit_update(Op::kAdamStep, UpdateRule::kAdam, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) {
                      p.exp_avg = pointer_to<float>(exp_avg);
@@ -294,6 +319,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp
 void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp, const Tensor& embedding,
                const Tensor& soft, OptionalTensor rows, double temperature, double lr) {
   check_sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  count_as_written(logits);
   run_logit_update(Op::kSgdStep, UpdateRule::kSgd, logits, grad, logsumexp, embedding, soft, rows,
                    temperature, [&](LogitUpdateParams& p) { p.lr = lr; });
 }
@@ -303,6 +329,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
              OptionalTensor keys, std::optional<int64_t> eos_token_id, double alg_temp) {
   check_commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id,
                 alg_temp);
+  count_as_written(tokens, committed);
   const int64_t n = candidates.size(0), trajectories = tokens.size(0);
   const Launch launch(Op::kCommit, {n, 1, 1, trajectories, DType::kFloat32, DType::kFloat32}, tokens);
   const Tensor inputs[] = {dense(candidates), dense(confidence), dense(positions), dense(splits),
@@ -327,8 +354,27 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   launch.run(p, entrgi::commit);
 }
 
+void warm_up(int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  report("warm_up", entrgi::warm_up());
+}
+
+// Of what the driver supports, 0 without one, and of the runtime built in: 13020 is 13.2.
+std::tuple<int64_t, int64_t> cuda_versions() {
+  int driver = 0, runtime = 0;
+  report("cuda_versions", cudaDriverGetVersion(&driver));
+  report("cuda_versions", cudaRuntimeGetVersion(&runtime));
+  return {driver, runtime};
+}
+
 }  // namespace
 }  // namespace entrgi::ops
+
+// They have no tensor whose device could choose an implementation.
+STABLE_TORCH_LIBRARY_IMPL(entrgi, CompositeExplicitAutograd, m) {
+  m.impl("warm_up", TORCH_BOX(&entrgi::ops::warm_up));
+  m.impl("cuda_versions", TORCH_BOX(&entrgi::ops::cuda_versions));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(entrgi, CUDA, m) {
   using namespace entrgi::ops;

@@ -35,4 +35,6 @@ STABLE_TORCH_LIBRARY(entrgi, m) {
       "commit_(Tensor(a!) tokens, Tensor(b!) committed, Tensor candidates, Tensor confidence,"
       " Tensor positions, Tensor splits, Tensor counts, Tensor? keys, int? eos_token_id, float alg_temp)"
       " -> ()");
+  m.def("warm_up(int device) -> ()");
+  m.def("cuda_versions() -> (int driver, int runtime)");
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from entrgi.guidance import GuidanceTrace
 from entrgi.timing import span
+from entrgi_ext import warm_up
 
 Optimize = Callable[..., GuidanceTrace]
 WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
@@ -43,6 +44,7 @@ class GuidanceGraphs:
         self.captured: dict[tuple, _Captured] = {}
         self.pool = None
         self.storage: dict[int, Tensor] = {}
+        warm_up(device)  # a kernel's first launch loads it, which no capture may hold
 
     def __call__(self, optimize: Optimize, tensors: tuple[Tensor, ...], trajectories: tuple[int, ...]) -> GuidanceTrace:
         """``optimize(*tensors)``, which changes the first tensor (the logits) and the last (the error flag).
@@ -65,11 +67,17 @@ class GuidanceGraphs:
         return GuidanceTrace(*(getattr(graph.trace, field.name).clone() for field in fields(GuidanceTrace)))
 
     def static(self, place: int, tensor: Tensor) -> Tensor:
-        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer."""
+        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer.
+
+        Its strides are kept: rows of the logits have room between them (:mod:`entrgi.rows`).
+        """
+        if 0 in tensor.stride():  # an expanded tensor cannot be written
+            tensor = tensor.contiguous()
+        size = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         storage = self.storage.get(place)
-        if storage is None or storage.dtype != tensor.dtype or storage.numel() < tensor.numel():
-            self.storage[place] = storage = tensor.new_empty(tensor.numel())
-        return storage[: tensor.numel()].view(tensor.shape).copy_(tensor)
+        if storage is None or storage.dtype != tensor.dtype or storage.numel() < size:
+            self.storage[place] = storage = tensor.new_empty(size)
+        return storage.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
     def capture(self, optimize: Optimize, inputs: list[Tensor]) -> tuple[GuidanceTrace, Callable[[], object]]:
         """Warm up beside the current stream, which changes ``inputs``, then capture. What is returned, and the replay.
@@ -77,19 +85,27 @@ class GuidanceGraphs:
         Raises:
             RuntimeError: where a model does what a graph cannot hold, such as waiting for the device.
         """
-        current, beside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        beside.wait_stream(current)
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UP):
-                optimize(*inputs)
-        current.wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool):
-                trace = optimize(*inputs)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise RuntimeError(f"cuda_graphs: the reward model cannot be captured in a CUDA graph: {error}") from error
-        self.pool = graph.pool()
-        return trace, graph.replay
+        # Everything on the models' device: torch captures on the current one where it is left the choice.
+        with torch.cuda.device(self.device):
+            current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(current)
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UP):
+                    optimize(*inputs)
+            current.wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool, stream=beside):
+                    trace = optimize(*inputs)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                what = "the reward model cannot be captured in a CUDA graph"
+                raise RuntimeError(f"cuda_graphs: {what}: {error}") from error
+            self.pool = graph.pool()
+
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return trace, replay

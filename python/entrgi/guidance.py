@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from entrgi.config import ESTIMATORS, OPTIMIZERS
+from entrgi.rows import empty_rows
 from entrgi.timing import span
 from entrgi_ext import ops, reference
 
@@ -68,7 +69,8 @@ def optimize_logits(
     trace it (``torch._dynamo.config.trace_autograd_ops = True``).
 
     Args:
-        logits: [N, V], z; bf16, fp16, fp32 (fp64 on the CPU with an fp64 embedding). Updated in place.
+        logits: [N, V], z; bf16, fp16, fp32 (fp64 on the CPU with an fp64 embedding). Updated in place. On CUDA the
+            fast kernels need rows that start at 16-byte boundaries (:mod:`entrgi.rows`); any others are slower.
         embedding: [V, d], E: row i is the reward model's embedding of the denoiser's token i.
         inputs_embeds: [P, S, d], contiguous, E's dtype: the reward model's input, with everything but the
             masked positions filled in. The rows named by ``rows`` are overwritten in every step.
@@ -112,7 +114,7 @@ def optimize_logits(
     soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
     adam = {"lr": lr, "betas": BETAS, "eps": EPS}
     needs_moments = optimizer == "adam" and steps > 1
-    moments = [torch.empty_like(logits, dtype=accumulator) if needs_moments else None for _ in "mv"]
+    moments = [empty_rows(count, width, accumulator, logits.device) if needs_moments else None for _ in "mv"]
     rewards, weights, initial_entropy = [], [], None
 
     for m in range(steps):

@@ -17,6 +17,7 @@ from entrgi.matmul import fast_products
 from entrgi.outputs import HistoryBuilder, Output, StepState
 from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
+from entrgi.rows import with_aligned_rows
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
 from entrgi.sequences import Sequences
 from entrgi.streaming import Stream, Streamer
@@ -208,11 +209,11 @@ def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: i
 
 
 def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
-    """The denoiser's logits z [N, V] at ``rows``, in ``logits_dtype``."""
+    """The denoiser's logits z [N, V] at ``rows``, in ``logits_dtype`` and aligned rows."""
     positions = rows.trajectories * sequences.tokens.shape[1] + rows.columns
     with span("denoiser"):
         logits = task.denoiser.logits(sequences.tokens, sequences.attention_mask, positions)
-    return logits.to(task.config.logits_dtype or logits.dtype)
+    return with_aligned_rows(logits, task.config.logits_dtype or logits.dtype)
 
 
 def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows, logits: Tensor) -> GuidanceTrace:

@@ -30,7 +30,7 @@ class Task:
         seeds: int64 [B, N], N trajectories per prompt.
         sequences: P = B * N trajectories, prompt by prompt.
         target: the reward bound to these trajectories, for guidance.
-        forbidden: bool [V], ids that are never drawn.
+        forbidden: ids that are never drawn, as :func:`entrgi_ext.sample_tokens` takes them.
         steps: the steps that commit something, in order; each is carried out before the next is taken.
         error_flags: int32 [T], one per denoising step, so that reading them once at the end names the step.
         graphs: captured guidance loops, or None where they are not asked for.
@@ -122,7 +122,7 @@ def prepare(
     _check_denoiser(denoiser, config, mask_id)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
     ends = (denoiser.eos_token_id,) if config.infill and denoiser.eos_token_id is not None else ()
-    forbidden = _forbidden(denoiser, [*forbidden_ids, *ends])
+    forbidden = for_draws(_forbidden(denoiser, [*forbidden_ids, *ends]), denoiser.device).to(denoiser.device)
 
     encoded = [denoiser.encode(prompt) for prompt in prompts]
     sequences, layouts, masked = build_sequences(
@@ -255,4 +255,13 @@ def _forbidden(denoiser: Denoiser, forbidden_ids: Sequence[int]) -> Tensor:
         forbidden[token_id] = True
     if forbidden.all():
         raise ValueError("forbidden_ids: every id is forbidden, expected at least one to draw")
-    return forbidden.to(denoiser.device)
+    return forbidden
+
+
+def for_draws(forbidden: Tensor, device: torch.device) -> Tensor:
+    """The mask bool [V], or on CUDA, where at most one id in 256 is forbidden, the ids themselves, int32 [F].
+
+    A kernel then reads F words and not V bytes in every draw. The CPU's would make a mask of them in every call.
+    """
+    few = int(forbidden.sum()) <= forbidden.shape[0] // 256
+    return forbidden.nonzero()[:, 0].int() if few and device.type == "cuda" else forbidden

@@ -7,6 +7,7 @@ import tiny
 import torch
 from transcribe import PROMPTS, check
 
+import entrgi.task
 from entrgi import SamplerConfig, generate
 
 GUIDANCE = ["entrgi", "aps", "expectation", "gumbel", "none"]
@@ -169,3 +170,46 @@ def test_qwen3_reward_with_chat_template():
             own = reward.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
             torch.testing.assert_close(first.rewards[b, k], own, rtol=1e-4, atol=1e-4)
             assert first.texts[b][k] == first.responses[b][k]
+
+
+def test_forbidden_ids_travel_as_a_list_on_cuda_where_they_are_few():
+    mask = torch.zeros(1024, dtype=torch.bool)
+    mask[[7, 0, 1023, 512]] = True
+    ids = entrgi.task.for_draws(mask, torch.device("cuda"))
+    assert ids.dtype == torch.int32
+    assert ids.tolist() == [0, 7, 512, 1023]
+    assert entrgi.task.for_draws(mask, torch.device("cpu")) is mask
+    mask[8] = True  # one more than one in 256
+    assert entrgi.task.for_draws(mask, torch.device("cuda")) is mask
+
+
+def test_a_list_of_forbidden_ids_generates_the_same(monkeypatch):
+    options = {"max_new_tokens": 6, "steps": 6, "seed": 3, "num_return_sequences": 2, "forbidden_ids": [9, 5]}
+    expected = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
+    lists = []
+
+    def as_list(forbidden, _device):
+        lists.append(forbidden.nonzero()[:, 0].int())
+        return lists[-1]
+
+    monkeypatch.setattr(entrgi.task, "for_draws", as_list)
+    got = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
+    assert torch.equal(got.sequences, expected.sequences)
+    assert len(lists) == 1
+
+
+def test_a_denoiser_that_runs_in_inference_mode(monkeypatch):
+    """Its logits are then guided outside, in place."""
+    options = {"max_new_tokens": 5, "steps": 5, "seed": 3}
+    expected = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
+    denoiser = tiny.denoiser()
+    logits = denoiser.logits
+
+    def in_inference_mode(*args):
+        with torch.inference_mode():
+            result = logits(*args)
+        assert result.is_inference()
+        return result
+
+    monkeypatch.setattr(denoiser, "logits", in_inference_mode)
+    assert torch.equal(generate("the movie", denoiser, tiny.bert_reward(), **options).sequences, expected.sequences)

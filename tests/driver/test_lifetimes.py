@@ -33,8 +33,9 @@ def cuda_without_a_device(monkeypatch):
             pass
 
     stream = SimpleNamespace(wait_stream=lambda _other: None)
-    fakes = {"CUDAGraph": Graph, "graph": lambda _graph, pool: nullcontext(), "stream": lambda _stream: nullcontext()}
-    fakes |= {"current_stream": lambda _device: stream, "Stream": lambda _device: stream}
+    fakes = {"CUDAGraph": Graph, "graph": lambda _graph, pool, stream: nullcontext()}
+    fakes |= {"stream": lambda _stream: nullcontext(), "device": lambda _device: nullcontext()}
+    fakes |= {"current_stream": lambda: stream, "Stream": lambda: stream}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     return fakes
@@ -58,7 +59,7 @@ def test_a_graph_keeps_what_it_reads(cuda_without_a_device):
 
 def test_a_capture_that_fails_says_so(cuda_without_a_device, monkeypatch):
     @contextmanager
-    def refused(_graph, pool):
+    def refused(_graph, pool, stream):
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -30,16 +30,18 @@ class RawKernels:
         self.plan: dict = {}  # of the last launch
         self.overrides: dict = {}  # fields of PlanOverrides for every launch, such as {"kernel": "vocab_pass"}
         self.absent: dict[str, int] = {}
+        self.absent_rows = 0
 
     @contextlib.contextmanager
-    def first_row_absent(self, strides: dict[str, int]):
-        """The matrices named start at row 1, and their rows are that many elements apart.
+    def first_row_absent(self, strides: dict[str, int], rows: int = 1):
+        """The matrices named start at row ``rows``, and their rows are that many elements apart.
 
-        The launch gets one row more than they have and pointers to a row 0 that is not there: it must be padding.
+        The launch gets so many rows more than they have and pointers to a row 0 that is not there: those must be
+        padding.
         """
-        self.absent = strides
+        self.absent, self.absent_rows = strides, rows
         yield
-        self.absent = {}
+        self.absent, self.absent_rows = {}, 0
 
     @contextlib.contextmanager
     def overridden(self, **overrides):
@@ -79,14 +81,15 @@ class RawKernels:
                 continue
             storage = _bytes_of(tensor)
             content = storage.numel() if name in new else storage.numpy().tobytes()
-            offset = (tensor.storage_offset() - self.absent.get(name, 0)) * tensor.element_size()
+            before = self.absent_rows * self.absent.get(name, 0)
+            offset = (tensor.storage_offset() - before) * tensor.element_size()
             buffers[name] = (content, offset, name in writes)
         if self.absent:
-            arguments["n"] += 1
+            arguments["n"] += self.absent_rows
             for name, stride in self.absent.items():
                 arguments[f"{name}_stride"] = stride
                 if f"num_{name}_rows" in arguments:
-                    arguments[f"num_{name}_rows"] += 1
+                    arguments[f"num_{name}_rows"] += self.absent_rows
         request = pickle.dumps((launcher, arguments, buffers))
         if self.process is None:
             self._start()
@@ -205,11 +208,14 @@ class RawKernels:
         }
         self.launch(launcher, arguments, reads, writes)
 
-    def logit_gradient(self, grad, logits, logsumexp, embedding, soft, rows, temperature):
-        gradient = torch.empty(logits.shape)
+    def logit_gradient(self, grad, logits, logsumexp, embedding, soft, rows, temperature, gradient=None):
+        new = ("gradient",) if gradient is None else ()
+        if gradient is None:  # in rows at 16-byte boundaries, as Hopper's kernel needs them
+            n, vocab = logits.shape
+            gradient = torch.empty(n, vocab + -vocab % 4)[:, :vocab]
         self._update(
             "logit_gradient", grad, logits, logsumexp, embedding, soft, rows, temperature,
-            {"gradient": gradient}, new=("gradient",),
+            {"gradient": gradient}, new=new,
         )  # fmt: skip
         return gradient
 

@@ -4,22 +4,37 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, placed
-from test_kernel_logit_update import ADAM, AMPERE, TAU, check_adam, check_gradient, inputs
+from cases import placed
+from test_kernel_logit_update import ADAM, AMPERE, TAU, aligned, check_adam, check_gradient
+from test_kernel_logit_update import inputs as dense_inputs
 from test_kernel_plan import bindings  # noqa: F401
 
 pytestmark = pytest.mark.simulator
-HOPPER = "logit_update_sm90"
+HOPPER, SIMT = "logit_update_sm90", "logit_update_simt"
 CLUSTERS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+PAIRS = [(BF16, BF16), (FP16, FP16), (FP32, BF16), (FP32, FP16)]  # logits and embeddings
+
+
+def inputs(*arguments):
+    grad, z, lse, embedding, soft = dense_inputs(*arguments)
+    return grad, aligned(z), lse, embedding, soft
+
+
+def between(matrix):
+    """What the storage of a matrix holds beside it, as bits."""
+    storage = torch.empty(0, dtype=matrix.dtype).set_(matrix.untyped_storage())
+    outside = torch.ones(storage.shape, dtype=torch.bool)
+    outside.as_strided(matrix.shape, matrix.stride(), matrix.storage_offset()).fill_(False)
+    return storage[outside].view(torch.int16 if matrix.element_size() == 2 else torch.int32)
 
 
 @pytest.mark.parametrize("dim", [8, 64, 72, 520])
 @pytest.mark.parametrize("n", [1, 64, 65, 128, 129, 257, 300])
 def test_tiles(hopper, reference, n, dim):
     """Tiles of 64 x 256 and 128 x 128, the last of each row and column not full, d not full."""
-    logits_dtype, embedding_dtype = DTYPES[(n + dim // 8) % 3], DTYPES[(n + dim // 8) % 2]
-    for vocab in (515, 516):  # logits one by one, and four at a time
-        arguments = inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype)
+    for vocab in (515, 516):  # with and without columns after the last four
+        arguments = inputs(reference, n, vocab, dim, *PAIRS[(n + dim // 8) % 4])
         got = hopper.logit_gradient(*arguments, None, TAU)
         assert hopper.plan["kernel"] == HOPPER
         assert hopper.plan["tile"] == ((64, 256, 64) if n <= 64 else (128, 128, 64))
@@ -30,8 +45,8 @@ def test_tiles(hopper, reference, n, dim):
 @pytest.mark.parametrize("n", [3, 70])
 def test_tails_of_the_vocabulary(hopper, reference, n, vocab):
     """What lies past the last id is NaN, in E and in the logits."""
-    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 40, torch.bfloat16, torch.bfloat16)
-    table = torch.full((vocab + 300, 40), math.nan, dtype=torch.bfloat16)
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 40, BF16, BF16)
+    table = torch.full((vocab + 300, 40), math.nan, dtype=BF16)
     table[:vocab] = embedding
     got = hopper.logit_gradient(grad, placed(z, 8, 8 + -vocab % 8), lse, table[:vocab], soft, None, TAU)
     assert hopper.plan["kernel"] == HOPPER
@@ -44,7 +59,7 @@ def test_tails_of_the_vocabulary(hopper, reference, n, vocab):
 @pytest.mark.parametrize("n", [20, 70, 200, 300])
 def test_clusters_agree(hopper, reference, n):
     """One, two or four CTAs that share G and E, with CTAs that have no rows, no ids, or neither: the same bits."""
-    arguments = inputs(reference, n, 650, 200, torch.bfloat16, torch.bfloat16)
+    arguments = inputs(reference, n, 650, 200, BF16, BF16)
     results = []
     for m, n_ in CLUSTERS:
         with hopper.overridden(cluster_m=m, cluster_n=n_):
@@ -56,10 +71,10 @@ def test_clusters_agree(hopper, reference, n):
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-@pytest.mark.parametrize(("n", "vocab", "dim"), [(300, 1100, 136), (40, 1800, 72), (130, 520, 328), (5, 300, 64)])
+@pytest.mark.parametrize(("n", "vocab", "dim"), [(300, 1104, 136), (40, 1800, 72), (130, 520, 328), (5, 296, 64)])
 def test_one_cluster_takes_all_tiles(hopper, reference, cluster, n, vocab, dim):
     """The ring and both consumers go round many times, an odd number of tiles included; the grid does not matter."""
-    grad, z, lse, embedding, soft = inputs(reference, n, vocab, dim, torch.bfloat16, torch.bfloat16)
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, dim, BF16, BF16)
     rest = (grad, lse, embedding, soft, None, TAU)
     results = []
     for splits in (1, 2, 0):
@@ -77,17 +92,14 @@ def test_one_cluster_takes_all_tiles(hopper, reference, cluster, n, vocab, dim):
     check_adam(reference, *results[0], z, ones, ones, gradient, step=2)
 
 
-@pytest.mark.parametrize("logits_dtype", DTYPES)
+@pytest.mark.parametrize(("logits_dtype", "embedding_dtype"), PAIRS)
 @pytest.mark.parametrize("n", [20, 129])
-@pytest.mark.parametrize("aligned", [True, False])
-def test_steps(hopper, reference, logits_dtype, n, aligned):
-    """First step (moments unwritten memory), middle, last (moments left alone), with vectors and one by one."""
-    vocab = 396
-    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 72, logits_dtype, torch.float16)
+@pytest.mark.parametrize("vocab", [392, 395])
+def test_steps(hopper, reference, logits_dtype, embedding_dtype, n, vocab):
+    """First step (moments unwritten memory), middle, last (moments left alone)."""
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 72, logits_dtype, embedding_dtype)
     rest = (grad, lse, embedding, soft, None, TAU)
-    m, v = torch.empty(n, vocab), torch.empty(n, vocab)
-    if not aligned:
-        z, m, v = placed(z, 1, 3), placed(m, 2, 1), placed(v, 0, 5)
+    m, v = aligned(torch.empty(n, vocab)), aligned(torch.empty(n, vocab))
     before = z.clone(), torch.zeros(n, vocab), torch.zeros(n, vocab)
     for step in (1, 2, 3):
         gradient = hopper.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
@@ -111,14 +123,14 @@ def test_steps(hopper, reference, logits_dtype, n, aligned):
 @pytest.mark.parametrize("n", [40, 200])
 def test_padding_is_neither_read_nor_written(hopper, reference, n, vocab):
     """Padding rows of all inputs hold NaN and stay as they are; only a gradient of 0 is written for them."""
-    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 64, torch.bfloat16, torch.bfloat16)
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 64, BF16, BF16)
     padding = torch.arange(n) % 5 < 2
     rows = torch.randperm(n)
-    everywhere = torch.full((n, 64), math.nan, dtype=torch.bfloat16)
+    everywhere = torch.full((n, 64), math.nan, dtype=BF16)
     everywhere[rows] = grad
     everywhere[rows[padding]] = math.nan
     rows[padding] = torch.tensor([-1, n])[torch.arange(int(padding.sum())) % 2]
-    z_, lse_, soft_ = z.clone(), lse.clone(), soft.clone()
+    z_, lse_, soft_ = aligned(z), lse.clone(), soft.clone()
     for x in (z_, lse_, soft_):
         x[padding] = math.nan
     got = hopper.logit_gradient(everywhere, z_, lse_, embedding, soft_, rows, TAU)
@@ -126,7 +138,7 @@ def test_padding_is_neither_read_nor_written(hopper, reference, n, vocab):
     assert (got[padding] == 0).all()
     here = ~padding
     check_gradient(reference, got[here], grad[here], z[here], lse[here], embedding, soft[here])
-    m, v = torch.full((n, vocab), math.nan), torch.full((n, vocab), math.nan)
+    m, v = aligned(torch.full((n, vocab), math.nan)), aligned(torch.full((n, vocab), math.nan))
     m[here], v[here] = 0.0, 0.0
     hopper.adam_step_(z_, m, v, everywhere, lse_, embedding, soft_, rows, TAU, step=2, last=False, **ADAM)
     for x in (z_, m, v):
@@ -137,7 +149,7 @@ def test_padding_is_neither_read_nor_written(hopper, reference, n, vocab):
 
 
 def test_a_bad_row_of_g_stays_alone(hopper, reference):
-    grad, z, lse, embedding, soft = inputs(reference, 70, 260, 64, torch.bfloat16, torch.bfloat16)
+    grad, z, lse, embedding, soft = inputs(reference, 70, 260, 64, BF16, BF16)
     grad[3] = math.nan
     got = hopper.logit_gradient(grad, z, lse, embedding, soft, None, TAU)
     good = torch.arange(70) != 3
@@ -145,9 +157,68 @@ def test_a_bad_row_of_g_stays_alone(hopper, reference):
     check_gradient(reference, got[good], grad[good], z[good], lse[good], embedding, soft[good])
 
 
+@pytest.mark.parametrize(
+    ("n", "vocab", "pair"),
+    [(3, 30_522, 0), (70, 1001, 1), (20, 257, 2), (130, 258, 0), (6, 131, 3), (2, 3, 0), (66, 1, 2)],
+)
+def test_what_lies_between_rows_is_left_alone(hopper, reference, n, vocab, pair):
+    """Columns after the last four of V: the matrices' own, the padding of their rows, and nothing past the end."""
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 40, *PAIRS[pair])
+    if vocab == 1:  # nothing else has a gradient
+        soft = torch.zeros_like(soft)
+    start, gradient = z.clone(), aligned(torch.full((n, vocab), 5.0))
+    m, v = aligned(torch.full((n, vocab), 0.01)), aligned(torch.full((n, vocab), 0.02))
+    matrices = z, m, v, gradient
+    guards = [between(x) for x in matrices]
+    rest = grad, lse, embedding, soft, None, TAU
+    hopper.logit_gradient(grad, z, lse, embedding, soft, None, TAU, gradient)
+    assert hopper.plan["kernel"] == HOPPER
+    before = m.clone(), v.clone()
+    hopper.adam_step_(z, m, v, *rest, step=2, last=False, **ADAM)
+    assert hopper.plan["kernel"] == HOPPER
+    check_gradient(reference, gradient, grad, start, lse, embedding, soft)
+    check_adam(reference, z, m, v, start, *before, gradient, step=2)
+    updated = z.clone()
+    hopper.sgd_step_(z, *rest, lr=0.0)
+    assert torch.equal(z, updated)
+    assert all(torch.equal(between(x), guard) for x, guard in zip(matrices, guards, strict=True))
+
+
+@pytest.mark.parametrize("name", ["z", "m", "v", "gradient"])
+def test_unaligned_rows_fall_back(hopper, reference, name):
+    """Of any matrix that the update touches."""
+    n, vocab = 70, 263
+    grad, z, lse, embedding, soft = inputs(reference, n, vocab, 64, BF16, BF16)
+    start = z.clone()
+    matrices = {"z": z, "m": aligned(torch.zeros(n, vocab)), "v": aligned(torch.zeros(n, vocab))}
+    matrices["gradient"] = aligned(torch.zeros(n, vocab))
+    matrices[name] = placed(matrices[name], 4, 3)  # no row but at eight bytes
+    z, m, v, gradient = matrices.values()
+    hopper.logit_gradient(grad, z, lse, embedding, soft, None, TAU, gradient)
+    assert hopper.plan["kernel"] == (AMPERE if name in ("z", "gradient") else HOPPER)
+    check_gradient(reference, gradient, grad, z, lse, embedding, soft)
+    rest = (grad, lse, embedding, soft, None, TAU)
+    hopper.adam_step_(z, m, v, *rest, step=2, last=False, **ADAM)
+    assert hopper.plan["kernel"] == (AMPERE if name in ("z", "m", "v") else HOPPER)
+    zeros = torch.zeros(n, vocab)
+    check_adam(reference, z, m, v, start, zeros, zeros, gradient, step=2)
+    if name == "m":
+        refused = f"kernel must be {AMPERE} for bfloat16 embeddings and logits, moments or a gradient whose rows do not"
+        with hopper.overridden(kernel=HOPPER), pytest.raises(RuntimeError, match=refused):
+            hopper.adam_step_(z, m, v, *rest, step=2, last=False, **ADAM)
+
+
+@pytest.mark.parametrize("pair", [(BF16, FP16), (FP16, BF16)])
+def test_other_dtypes_fall_back(hopper, reference, pair):
+    arguments = inputs(reference, 70, 264, 64, *pair)
+    got = hopper.logit_gradient(*arguments, None, TAU)
+    assert hopper.plan["kernel"] == AMPERE
+    check_gradient(reference, got, *arguments)
+
+
 @pytest.mark.parametrize("dim", [63, 68])
 def test_unaligned_embeddings_fall_back(hopper, reference, dim):
-    arguments = inputs(reference, 70, 260, dim, torch.bfloat16, torch.bfloat16)
+    arguments = inputs(reference, 70, 260, dim, BF16, BF16)
     got = hopper.logit_gradient(*arguments, None, TAU)
     assert hopper.plan["kernel"] == AMPERE
     check_gradient(reference, got, *arguments)
@@ -159,20 +230,22 @@ def test_unaligned_embeddings_fall_back(hopper, reference, dim):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "dtype", "dim", "message"),
+    ("overrides", "pair", "dim", "message"),
     [
-        ({"kernel": "x"}, "bfloat16", 64, f"kernel must be {HOPPER} or {AMPERE} for bfloat16 embeddings, got x"),
-        ({"kernel": HOPPER}, "float32", 64, f"kernel must be logit_update_simt for float32 embeddings, got {HOPPER}"),
-        ({"kernel": HOPPER}, "float16", 60, f"kernel must be {AMPERE} for float16 embeddings whose rows do not start"),
-        ({"block_m": 16}, "bfloat16", 64, f"block_m must be 64 or 128 in this tile of {HOPPER}, got 16"),
-        ({"block_m": 64, "block_n": 128}, "bfloat16", 64, f"block_n must be 256 in this tile of {HOPPER}, got 128"),
-        ({"stages": 9}, "bfloat16", 64, f"stages must be 3 or 4 in this tile of {HOPPER}, got 9"),
-        ({"cluster_m": 4}, "bfloat16", 64, f"cluster_m must be 1 or 2 for {HOPPER}, got 4"),
-        ({"kernel": AMPERE, "cluster_n": 2}, "bfloat16", 64, f"cluster_n must be 1 for {AMPERE}, got 2"),
+        ({"kernel": "x"}, (BF16, BF16), 64, f"kernel must be {HOPPER} or {AMPERE} for bfloat16 embeddings, got x"),
+        ({"kernel": HOPPER}, (BF16, FP32), 64, f"kernel must be {SIMT} for float32 embeddings, got {HOPPER}"),
+        ({"kernel": HOPPER}, (FP16, FP16), 60, f"kernel must be {AMPERE} for float16 embeddings whose rows do not"),
+        ({"kernel": HOPPER}, (BF16, FP16), 64, f"kernel must be {AMPERE} for float16 embeddings and bfloat16 logits"),
+        ({"kernel": HOPPER}, (FP16, BF16), 64, f"kernel must be {AMPERE} for bfloat16 embeddings and float16 logits"),
+        ({"block_m": 16}, (BF16, BF16), 64, f"block_m must be 64 or 128 in this tile of {HOPPER}, got 16"),
+        ({"block_m": 64, "block_n": 128}, (BF16, BF16), 64, f"block_n must be 256 in this tile of {HOPPER}, got 128"),
+        ({"stages": 9}, (BF16, BF16), 64, f"stages must be 3 or 4 in this tile of {HOPPER}, got 9"),
+        ({"cluster_m": 4}, (BF16, BF16), 64, f"cluster_m must be 1 or 2 for {HOPPER}, got 4"),
+        ({"kernel": AMPERE, "cluster_n": 2}, (BF16, BF16), 64, f"cluster_n must be 1 for {AMPERE}, got 2"),
     ],
 )
-def test_overrides_are_served_or_refused(hopper, reference, overrides, dtype, dim, message):
-    arguments = inputs(reference, 20, 100, dim, torch.bfloat16, getattr(torch, dtype))
+def test_overrides_are_served_or_refused(hopper, reference, overrides, pair, dim, message):
+    arguments = inputs(reference, 20, 100, dim, *pair)
     with hopper.overridden(**overrides), pytest.raises(RuntimeError, match=message):
         hopper.logit_gradient(*arguments, None, TAU)
 
@@ -180,14 +253,39 @@ def test_overrides_are_served_or_refused(hopper, reference, overrides, dtype, di
 @pytest.mark.parametrize("tile", [(64, 256), (128, 128)])
 def test_any_tile_serves_any_rows(hopper, reference, tile):
     for n in (9, 140):
-        arguments = inputs(reference, n, 300, 64, torch.bfloat16, torch.bfloat16)
+        arguments = inputs(reference, n, 300, 64, BF16, BF16)
         with hopper.overridden(block_m=tile[0], block_n=tile[1]):
             got = hopper.logit_gradient(*arguments, None, TAU)
         assert hopper.plan["tile"] == (*tile, 64)
         check_gradient(reference, got, *arguments)
 
 
+WHERE = {"arch": 90, "num_sms": 132}
+
+
 @pytest.mark.parametrize(("vocab", "kernel"), [(2**31 - 1, HOPPER), (2**31, AMPERE)])
 def test_more_ids_than_tma_counts_fall_back(bindings, vocab, kernel):  # noqa: F811
-    where = {"arch": 90, "num_sms": 132}
-    assert bindings.plan("adam_step_", 8, vocab, 64, **where)["kernel"] == kernel
+    assert bindings.plan("adam_step_", 8, vocab, 64, **WHERE)["kernel"] == kernel
+
+
+@pytest.mark.parametrize(
+    ("n", "resident", "cluster", "grid"),
+    [
+        (512, {"clusters_of_4": 32}, (2, 2), 128),
+        (512, {"clusters_of_4": 31}, (2, 2), 124),  # no second wave
+        (512, {"clusters_of_4": 0}, (1, 2), 132),  # none of four run: smaller ones
+        (512, {"clusters_of_4": 0, "clusters_of_2": 60}, (1, 2), 120),
+        (512, {"clusters_of_4": 0, "clusters_of_2": 0}, (1, 1), 132),
+        (64, {"clusters_of_2": 0}, (1, 1), 132),
+        (100_000, {"num_sms": 1, "clusters_of_4": 0, "clusters_of_2": 0}, (1, 1), 1),
+    ],
+)
+def test_clusters_are_those_that_run_at_once(bindings, n, resident, cluster, grid):  # noqa: F811
+    plan = bindings.plan("adam_step_", n, 152_064, 2048, **WHERE | resident)
+    assert (plan["cluster"], plan["grid"]) == (cluster, grid)
+
+
+def test_a_forced_cluster_has_a_grid(bindings):  # noqa: F811
+    """Even where the device runs none: what follows is the launch's error, not an empty grid."""
+    plan = bindings.plan("adam_step_", 512, 152_064, 2048, cluster_m=2, cluster_n=2, clusters_of_4=0, **WHERE)
+    assert plan["grid"] == 4

@@ -22,10 +22,16 @@ AMPERE = "relaxed_embedding_sm80"
 kernel = planned_and(AMPERE)
 
 
+def aligned(matrix):
+    """The same with rows on 16-byte boundaries, NaN between them: what Hopper's kernel needs."""
+    step = 16 // matrix.element_size()
+    return placed(matrix, 0, -matrix.shape[1] % step)
+
+
 def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, scale=3.0):
     generator = torch.Generator().manual_seed(n + vocab + dim)
-    z = (torch.randn(n, vocab, generator=generator) * scale).to(logits_dtype)
-    embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
+    z = aligned((torch.randn(n, vocab, generator=generator) * scale).to(logits_dtype))
+    embedding = aligned(torch.randn(vocab, dim, generator=generator).to(embedding_dtype))
     lse = reference.logit_statistics(z, TAU).logsumexp
     hard = torch.randint(0, vocab, (n,), generator=generator)
     weight = torch.rand(n, generator=generator)
@@ -97,12 +103,12 @@ def test_optional_arguments(kernels, reference, embedding_dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", ROWS)
 def test_scattered_rows_and_padding(kernels, reference, dtype, n):
-    """Rows go where ``rows`` says; a padding row (-1) is neither read nor written."""
+    """Rows go where ``rows`` says; a padding row (-1) is not written, and what it holds does not count."""
     z, lse, embedding, hard, weight = inputs(reference, n, 333, 48, dtype, dtype)
     padding = torch.arange(n) % 3 == 1
     rows = torch.randperm(2 * n)[:n]
     rows[padding] = -1
-    spoiled = z.clone()
+    spoiled = aligned(z)
     spoiled[padding] = math.nan
     output, soft = torch.full((2 * n, 48), -7.0, dtype=dtype), torch.full((n, 48), -7.0)
     kernels.relaxed_embedding(
@@ -175,30 +181,40 @@ def test_no_rows(kernels, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_beyond_32_bit_offsets(kernels, reference, dtype):
-    """Row 1 of a matrix whose rows are 2^33 elements apart; row 0, which is not there, is padding."""
-    z, lse, embedding, hard, weight = inputs(reference, 2, 200, 24, dtype, dtype)
-    rows = torch.tensor([-1, 1])
+    """The last row of matrices whose rows are 2^33 elements apart; a tile of rows that are not there is padding."""
+    absent = 64
+    z, lse, embedding, hard, weight = inputs(reference, absent + 1, 200, 24, dtype, dtype)
+    rows = torch.full((absent + 1,), -1)
+    rows[absent] = absent
     output, soft = torch.zeros(1, 24, dtype=dtype), torch.zeros(1, 24)
-    stride = 2**33
-    far = dict.fromkeys(("logits", "output", "soft"), stride)
-    with kernels.first_row_absent(far):
-        kernels.relaxed_embedding(z[1:], lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
-    check(reference, output, soft, z[1:], lse[1:], embedding, hard[1:], weight[1:])
+    far = dict.fromkeys(("logits", "output", "soft"), 2**33)
+    with kernels.overridden(**kernels.overrides, block_m=64, cluster_m=1), kernels.first_row_absent(far, absent):
+        kernels.relaxed_embedding(z[absent:], lse, embedding, hard, weight, TAU, rows=rows, output=output, soft=soft)
+    here = slice(absent, None)
+    check(reference, output, soft, z[here], lse[here], embedding, hard[here], weight[here])
 
 
 # ---- what the kernels ask of the memory system ----------------------------------------------------------------
 
-PRINT_REQUESTS = """
+ASK = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("_bindings", sys.argv[1])
 bindings = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bindings)
-print(json.dumps(bindings.requests("relaxed_embedding", **json.loads(sys.argv[2]))))
+ask = getattr(bindings, sys.argv[2])
+print(json.dumps([ask("relaxed_embedding", **options) for options in json.loads(sys.argv[3])]))
 """
 
 
-def count(kernels, folder, *arguments, **options):
-    """The simulator's statistics of a call, summed over its launches."""
+def ask(kernels, what, *options):
+    """``plan`` or ``requests`` of the bindings that are tested, for each of the options."""
+    command = [kernels.command[0], sys.executable, "-c", ASK, kernels.command[-1], what, json.dumps(options)]
+    result = subprocess.run(command, env=kernels.environment, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def launches(kernels, folder, *arguments, **options):
+    """The simulator's statistics of each launch of a call: the product, then the reduction."""
     simulator, bindings = kernels.command[0], kernels.command[-1]
     if "cudasim-run" not in simulator:
         pytest.skip("counted by the simulator")
@@ -206,8 +222,13 @@ def count(kernels, folder, *arguments, **options):
     worker.overrides = kernels.overrides
     worker.relaxed_embedding(*arguments, **options)
     worker.close()
-    launches = [json.loads(line) for line in (folder / "stats").read_text().splitlines()]
-    return {name: sum(launch[name] for launch in launches) for name in launches[0] if name.endswith(("bytes", "flop"))}
+    return [json.loads(line) for line in (folder / "stats").read_text().splitlines()]
+
+
+def count(*arguments, **options):
+    """Bytes and FLOPs of a call, summed over its launches."""
+    each = launches(*arguments, **options)
+    return {name: sum(one[name] for one in each) for name in each[0] if name.endswith(("bytes", "flop"))}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +237,7 @@ def count(kernels, folder, *arguments, **options):
         (8, 2048, 512, torch.bfloat16, torch.bfloat16, 0),
         (60, 1000, 200, torch.float32, torch.float16, 2),
         (300, 1000, 264, torch.bfloat16, torch.bfloat16, 2),
+        (200, 500, 512, torch.float32, torch.bfloat16, 2),
         (70, 700, 72, torch.float32, torch.float32, 3),
     ],
 )
@@ -234,9 +256,7 @@ def test_requests_are_what_the_simulator_counts(
         "embedding_dtype": str(dtype)[6:],
     }
     options = shape | kernels.overrides | {"splits": splits, "arch": arch}
-    command = [kernels.command[0], sys.executable, "-c", PRINT_REQUESTS, kernels.command[-1], json.dumps(options)]
-    result = subprocess.run(command, env=kernels.environment, capture_output=True, text=True, check=True)
-    requests = json.loads(result.stdout)
+    (requests,) = ask(kernels, "requests", options)
 
     assert requests["load_bytes"] == pytest.approx(counted["global_load_bytes"] + counted["cp_async_bytes"], rel=0.02)
     assert requests["bulk_bytes"] == pytest.approx(counted["tma_load_bytes"], rel=0.02)

@@ -63,6 +63,16 @@ def element(index: int, x: int):
     return replace
 
 
+def ids(x: int):
+    """A list of forbidden ids in place of the mask."""
+
+    def replace(t: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([3, x, 5], dtype=torch.int32, device=t.device)
+
+    replace.__name__ = f"ids_with_{x}"
+    return replace
+
+
 def cases(names, argument: str, *changes, named: str | None = None):
     """Every operator x every change of one argument; ``named`` is a pattern for what the message must name."""
     pattern = named or rf"\b{argument}\b"
@@ -94,7 +104,7 @@ SHAPES_AND_DTYPES = [
     *cases(["adam_step_"], "exp_avg_sq", value(None), named=r"\bexp_avg_sq\b"),
     *cases(["sample_tokens", "gumbel_perturb", "commit_"], "keys", longer, wider, flat),
     *cases(["sample_tokens", "gumbel_perturb", "commit_"], "keys", to(torch.int32), to(torch.float32)),
-    *cases(["sample_tokens"], "forbidden", longer, deeper, to(torch.uint8), to(torch.float32)),
+    *cases(["sample_tokens"], "forbidden", longer, deeper, to(torch.uint8), to(torch.float32), to(torch.int64)),
     *cases(["sample_tokens"], "error_flag", longer, to(torch.int64), to(torch.float32)),
     *cases(["commit_"], "tokens", flat, deeper, to(torch.int32), to(torch.float32)),
     *cases(["commit_"], "committed", longer, deeper, to(torch.uint8)),
@@ -118,6 +128,9 @@ VALUES = [
 
 # Ids and indices: checked on the CPU, made harmless on CUDA.
 OUT_OF_RANGE = [
+    *cases(
+        ["sample_tokens"], "forbidden", ids(V), ids(-1), named=rf"forbidden must hold ids in \[0, {V}\), got .* at 1"
+    ),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "hard_tokens", element(1, V), element(1, -2)),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "hard_tokens", element(1, 2**40), element(1, -(2**62))),
     *cases(WITH_ROWS, "rows", element(1, N + 2), element(1, -2), element(1, 2**40)),
@@ -168,6 +181,19 @@ def test_ids_out_of_range_are_harmless_on_cuda(device, argument):
         torch.cuda.synchronize()
         if argument == "hard_tokens":
             assert torch.isnan(keywords["output"][keywords["rows"][1]]).all()
+
+
+def test_forbidden_ids_out_of_range_are_ignored_on_cuda(device):
+    if device == "cpu":
+        pytest.skip("the CPU raises: test_ids_out_of_range")
+    expected = call(
+        "sample_tokens", {**arguments("sample_tokens", device), "forbidden": ids(4)(torch.zeros(1, device=device))}
+    )
+    for x in (V, -1, 2**31 - 1, -(2**31)):
+        keywords = arguments("sample_tokens", device)
+        keywords["forbidden"] = torch.tensor([3, x, 4, 5], dtype=torch.int32, device=device)
+        for a, b in zip(call("sample_tokens", keywords), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)

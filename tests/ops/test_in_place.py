@@ -68,3 +68,39 @@ def test_under_no_grad_and_inference_mode(device, name):
             call(name, keywords)
             for key in WRITTEN[name]:
                 torch.testing.assert_close(keywords[key], expected[key], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["relaxed_embedding_", "adam_step_", "sgd_step_"])
+def test_autograd_takes_no_part(device, name):
+    """Leaves that require a gradient are written, too, and gradients are recorded afterwards as before."""
+    expected, keywords = arguments(name, device), arguments(name, device)
+    call(name, expected)
+    for key in WRITTEN[name]:
+        keywords[key].requires_grad_()
+    call(name, keywords)
+    assert torch.is_grad_enabled()
+    for key in WRITTEN[name]:
+        assert keywords[key].is_leaf, key
+        torch.testing.assert_close(keywords[key].detach(), expected[key], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_tensors_made_in_inference_mode(device, name):
+    """A denoiser may have run there; its logits are then written outside, where torch's own operators refuse to."""
+    expected = arguments(name, device)
+    call(name, expected)
+    with torch.inference_mode():
+        keywords = arguments(name, device)
+    call(name, keywords)
+    for key in WRITTEN[name]:
+        assert keywords[key].is_inference()
+        torch.testing.assert_close(keywords[key], expected[key], equal_nan=True)
+
+
+def test_what_is_normal_beside_them_is_counted(device):
+    keywords = arguments("adam_step_", device)
+    with torch.inference_mode():
+        keywords["logits"] = keywords["logits"].clone()
+    before = keywords["exp_avg_sq"]._version
+    call("adam_step_", keywords)
+    assert keywords["exp_avg_sq"]._version > before

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import entrgi_ext
 from entrgi_ext import logit_statistics, reference, relaxed_embedding, sample_tokens
 
-from .calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, schema_arguments
+from .calls import OPERATORS, WRITTEN, N, arguments, backward_arguments, call, schema_arguments
 from .helpers import LOGIT_DTYPES, assert_same, random_embedding, random_keys, random_logits, skip_fp64_on_cuda
 
 OPTIONAL = {
@@ -33,6 +33,12 @@ def test_opcheck(device, name, optional):
     if not optional:
         keywords.update(OPTIONAL.get(name, {}))
     torch.library.opcheck(operator(name), schema_arguments(name, keywords))
+
+
+def test_opcheck_with_a_list_of_forbidden_ids(device):
+    keywords = arguments("sample_tokens", device)
+    keywords["forbidden"] = torch.tensor([4, 1, 4], dtype=torch.int32, device=device)
+    torch.library.opcheck(operator("sample_tokens"), schema_arguments("sample_tokens", keywords))
 
 
 @pytest.mark.parametrize("name", ["logit_statistics", "relaxed_embedding"])
@@ -66,11 +72,24 @@ def test_fakes_agree_with_the_real_ones(device, name, dtype, n):
         assert (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
 
-def test_fakes_of_strided_logits_give_contiguous_results(device):
+def test_fakes_of_strided_logits(device):
+    """Strides of the results do not depend on those of the logits."""
     for name in ("logit_gradient", "relaxed_embedding", "gumbel_perturb"):
         keywords = arguments(name, device)
         keywords["logits"] = torch.cat([keywords["logits"]] * 2, dim=1)[:, : keywords["logits"].shape[1]]
         torch.library.opcheck(operator(name), schema_arguments(name, keywords))
+
+
+@pytest.mark.parametrize("name", ["logit_gradient", "gumbel_perturb"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("v", [1, 37, 38, 39, 40])
+def test_rows_of_results_start_at_16_byte_boundaries(device, name, dtype, v):
+    skip_fp64_on_cuda(device, dtype)
+    result = call(name, arguments(name, device, dtype, v=v))
+    assert result.shape == (N, v)
+    assert result.data_ptr() % 16 == 0
+    assert result.stride(0) * result.element_size() % 16 == 0
+    assert result.stride(0) < v + 16 // result.element_size()
 
 
 def guided_reward(logits, embedding, hard, temperature):
@@ -115,12 +134,14 @@ def test_compile_of_every_operator(device, name):
 
 
 @pytest.mark.slow
-def test_compile_with_inductor(device):
+@pytest.mark.parametrize("forbidden", [None, [4, 1, 4]])
+def test_compile_with_inductor(device, forbidden):
     torch.compiler.reset()
     logits, keys = random_logits(3, 17, device=device), random_keys(3, device)
+    ids = None if forbidden is None else torch.tensor(forbidden, dtype=torch.int32, device=device)
 
     def draw(logits, keys):
-        sample = sample_tokens(logits * 2, keys, 0.7, 0.9)
+        sample = sample_tokens(logits * 2, keys, 0.7, 0.9, forbidden=ids)
         return sample.token + 1, sample.probability * 2
 
     got, expected = torch.compile(draw, fullgraph=True)(logits, keys), draw(logits, keys)

@@ -311,6 +311,35 @@ def test_no_rows(device, dtype):
     assert [tuple(t.shape) for t in got] == [(0,)] * 8
 
 
+@pytest.mark.parametrize("dtype", LOGIT_DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 60, 299])
+def test_forbidden_as_a_list_of_ids(device, dtype, count):
+    """In any order and with repetitions: the mask that names the same ids gives the same bits."""
+    skip_fp64_on_cuda(device, dtype)
+    logits, keys = random_logits(9, 300, dtype, device, scale=2.0), random_keys(9, device)
+    ids = torch.randperm(300, generator=torch.Generator().manual_seed(count))[:count]
+    mask = torch.zeros(300, dtype=torch.bool)
+    mask[ids] = True
+    repeated = torch.cat([ids, ids[: count // 2]]).flip(0).int().to(device)
+    for top_p, top_k in ((0.9, None), (1.0, 5), (0.5, 40)):
+        expected = sample_tokens(logits, keys, 0.7, top_p, top_k, mask.to(device))
+        got = sample_tokens(logits, keys, 0.7, top_p, top_k, repeated)
+        plain = reference.sample_tokens(logits.cpu(), keys.cpu(), 0.7, top_p, top_k, repeated.cpu())
+        same = reference.sample_tokens(logits.cpu(), keys.cpu(), 0.7, top_p, top_k, mask)
+        for name in reference.Sample._fields:
+            assert_same(getattr(got, name), getattr(expected, name), name)
+            assert_same(getattr(plain, name), getattr(same, name), f"reference, {name}")
+    assert count == 0 or not torch.isin(got.token.cpu(), ids).any()
+
+
+def test_a_column_of_a_matrix_as_the_list_of_forbidden_ids(device):
+    logits, keys = random_logits(5, 50, device=device), random_keys(5, device)
+    ids = torch.tensor([[3, 0], [41, 1], [7, 2]], dtype=torch.int32, device=device)
+    expected = sample_tokens(logits, keys, forbidden=ids[:, 0].clone())
+    for a, b in zip(sample_tokens(logits, keys, forbidden=ids[:, 0]), expected, strict=True):
+        assert_same(a, b)
+
+
 @pytest.mark.parametrize("poison", ["nan", "+inf", "nothing finite", "all forbidden"])
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)
 def test_bad_rows(device, dtype, poison):

@@ -27,6 +27,12 @@ namespace entrgi {
 
 constexpr int kWarpgroup = 128;
 
+// A value that is the same in all lanes of a warp, known to be: what comes from threadIdx.x the compiler
+// takes to differ, keeps out of uniform registers and moves there for every descriptor and barrier (R2UR).
+__device__ __forceinline__ int uniform(int value) {
+  return __shfl_sync(~0u, value, 0);
+}
+
 #ifdef ENTRGI_CLUSTERS
 // An mbarrier in shared memory. CUTLASS's own does not tell the compiler that it orders memory, and asserts
 // that it counts something: an assertion is a function call, even one that is never made, and where a kernel
@@ -99,7 +105,8 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
 }
 #endif
 
-// Where copies of rarely (E: no) and often (G, z: yes) read data rank in L2.
+// How long L2 keeps what is copied: read once, by several CTAs at about the same time, again and again.
+constexpr uint64_t kNormalInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 constexpr uint64_t kKeepInL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST);
 constexpr uint64_t kStreamThroughL2 = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST);
 

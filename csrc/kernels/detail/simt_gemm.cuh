@@ -37,30 +37,60 @@ struct SimtTile {
   }
   __device__ static __forceinline__ int column(int group) { return group * (kN / kGroupsN) + x() * 4; }
 
-  // accumulator += sum over k in [first, last) of finish(row, load_a(row, k)) load_b(k, column). Both loads
-  // must be safe for any k; `finish` is applied when the element has arrived, so that its arithmetic does not
-  // hold up the loads. `a` is contiguous in k; `b` along columns or, as kTransposed, in k.
-  template <bool kTransposed, typename LoadA, typename Finish, typename LoadB>
-  __device__ static __forceinline__ void product(Accumulator& accumulator, int64_t first, int64_t last,
-                                                 Shared& shared, LoadA load_a, Finish finish, LoadB load_b) {
+  // accumulator += sum over k < length of finish(row, a(row, k)) b(k, column).
+  //
+  // a(row, k) = a[a_offset(row) + k]; where the offset is negative the row's elements are `nothing`. `b`
+  // points at b(0, 0), of which `columns` exist: rows `b_stride` apart are contiguous along columns or, as
+  // kTransposed, in k. Pointers advance in registers and what exists is a bit, so that a load is three
+  // instructions. `finish` is applied when the element has arrived, so that its arithmetic does not hold up
+  // the loads.
+  template <bool kTransposed, typename A, typename OffsetA, typename Finish>
+  __device__ static __forceinline__ void product(Accumulator& accumulator, int64_t length, Shared& shared,
+                                                 const A* a_begin, OffsetA a_offset, A nothing, Finish finish,
+                                                 const float* b_begin, int64_t b_stride, int64_t columns) {
     constexpr int kLoadsA = kM * kSimtStep / kSimtThreads, kLoadsB = kN * kSimtStep / kSimtThreads;
     constexpr int kRowsAtOnce = kSimtThreads / kSimtStep;
+    static_assert(kSimtThreads % kN == 0);
     const int k_index = threadIdx.x % kSimtStep, row_index = threadIdx.x / kSimtStep;
     // Element i of a thread's share of b.
     const auto b_k = [&](int i) {
       return kTransposed ? k_index : (i * kSimtThreads + static_cast<int>(threadIdx.x)) / kN;
     };
     const auto b_column = [&](int i) {
-      return kTransposed ? row_index + i * kRowsAtOnce
-                         : (i * kSimtThreads + static_cast<int>(threadIdx.x)) % kN;
+      return kTransposed ? row_index + i * kRowsAtOnce : static_cast<int>(threadIdx.x) % kN;
     };
+    // From one of them to the next, and from the last to the first of the next step.
+    const int64_t b_hop = (kTransposed ? kRowsAtOnce : kSimtThreads / kN) * b_stride;
+    const int64_t b_return = kTransposed ? kSimtStep - kLoadsB * b_hop : 0;
 
-    float a[kLoadsA], b[kLoadsB];
-    const auto load = [&](int64_t k) {
+    const A* a_pointer[kLoadsA];
+    unsigned a_exists = 0, b_exists = 0;
 #pragma unroll
-      for (int i = 0; i < kLoadsA; ++i) a[i] = load_a(row_index + i * kRowsAtOnce, k + k_index);
+    for (int i = 0; i < kLoadsA; ++i) {
+      const int64_t offset = a_offset(row_index + i * kRowsAtOnce);
+      a_exists |= static_cast<unsigned>(offset >= 0) << i;
+      a_pointer[i] = a_begin + max(offset, int64_t{0}) + k_index;
+    }
 #pragma unroll
-      for (int i = 0; i < kLoadsB; ++i) b[i] = load_b(k + b_k(i), b_column(i));
+    for (int i = 0; i < kLoadsB; ++i) b_exists |= static_cast<unsigned>(b_column(i) < columns) << i;
+    const float* b_pointer =
+        b_begin + (kTransposed ? b_column(0) * b_stride + k_index : b_k(0) * b_stride + b_column(0));
+
+    A a[kLoadsA];
+    float b[kLoadsB];
+    // The next step, of which `left` elements along k exist.
+    const auto load = [&](int left) {
+#pragma unroll
+      for (int i = 0; i < kLoadsA; ++i) {
+        a[i] = (a_exists >> i & 1) && k_index < left ? *a_pointer[i] : nothing;
+        a_pointer[i] += kSimtStep;
+      }
+#pragma unroll
+      for (int i = 0; i < kLoadsB; ++i) {
+        b[i] = (b_exists >> i & 1) && b_k(i) < left ? *b_pointer : 0.f;
+        b_pointer += b_hop;
+      }
+      b_pointer += b_return;
     };
     const auto store = [&](int buffer) {
 #pragma unroll
@@ -71,14 +101,15 @@ struct SimtTile {
 #pragma unroll
       for (int i = 0; i < kLoadsB; ++i) shared.b[buffer][b_k(i)][b_column(i)] = b[i];
     };
+    const auto step_at = [&](int64_t k) { return static_cast<int>(min(length - k, int64_t{kSimtStep})); };
 
-    load(first);
+    load(step_at(0));
     store(0);
     __syncthreads();
     int buffer = 0;
 #pragma unroll 1
-    for (int64_t k0 = first; k0 < last; k0 += kSimtStep, buffer ^= 1) {
-      if (k0 + kSimtStep < last) load(k0 + kSimtStep);
+    for (int64_t k0 = 0; k0 < length; k0 += kSimtStep, buffer ^= 1) {
+      if (k0 + kSimtStep < length) load(step_at(k0 + kSimtStep));
 #pragma unroll
       for (int k = 0; k < kSimtStep; ++k) {
         float4 left[kGroupsM], right[kGroupsN];
@@ -106,7 +137,7 @@ struct SimtTile {
           }
         }
       }
-      if (k0 + kSimtStep < last) store(buffer ^ 1);
+      if (k0 + kSimtStep < length) store(buffer ^ 1);
       __syncthreads();
     }
   }
