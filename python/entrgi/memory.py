@@ -83,11 +83,10 @@ def available(device: torch.device | None = None) -> int | None:
 
 
 def _host() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
+    """Swap counts: who has it may use it."""
+    known = _numbers(Path("/proc/meminfo"))
+    if "MemAvailable:" in known:
+        return 1024 * (known["MemAvailable:"] + known.get("SwapFree:", 0))
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
@@ -95,13 +94,24 @@ def _host() -> int | None:
 
 
 def _group() -> int | None:
-    """What a container may still take."""
+    """What a container may still take; cached files make way."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return None if limit.strip() == "max" else max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
+        limit, used = (int((folder / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
         return None
+    known = _numbers(folder / "memory.stat")
+    cached = known.get("active_file", 0) + known.get("inactive_file", 0)
+    return max(limit - used + cached, 0)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The lines of a file of the kernel's: a name and a number."""
+    try:
+        rows = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
 
 
 def size(count: int) -> str:

@@ -59,7 +59,8 @@ def vocabulary(
     The probability is what the model predicts at masked positions behind the prompts. Names tokens that are lost, too.
     """
     with reported_errors():
-        memory.check(SamplerConfig(num_return_sequences=1, max_new_tokens=max_new_tokens, guidance="none"), 1)
+        config = SamplerConfig(num_return_sequences=1, max_new_tokens=max_new_tokens, guidance="none")
+        memory.check(config, 1)
         check_name("--model", model)
         check_name("--reward", reward, "tokenizer_config.json")
         if as_json is not None and str(as_json) != "-":
@@ -72,6 +73,8 @@ def vocabulary(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few counterparts: the report says so
             alignment = align(denoiser.tokenizer, denoiser.vocab_size, load_reward_tokenizer(reward))
+        if prompt:
+            memory.check(config, len(prompt), denoiser.vocab_size, denoiser.dtype.itemsize, denoiser.device)
         logits = sample_logits(denoiser, prompt, max_new_tokens) if prompt else None
         report = coverage(alignment, denoiser.tokenizer, logits=logits, top=top)
         if as_json is not None:
