@@ -160,13 +160,21 @@ def test_processes_whose_output_goes_nowhere(tmp_path, arguments, target) -> Non
 
 
 def test_closed_standard_output_is_no_error(quick, monkeypatch, tmp_path) -> None:
-    from entrgi.cli.sample import sample
-
     monkeypatch.setattr(sys, "stdout", None)
-    app_options = {option.name: None for option in SAMPLER}
-    assert callable(sample)
-    assert app_options
     cli.app([*quick, "-p", "the", "--trace", str(tmp_path / "t.jsonl")], standalone_mode=False)
+    assert trace.read(tmp_path / "t.jsonl").runs[0].complete
+
+
+def test_a_closed_standard_error_stops_nothing(tmp_path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "entrgi", "sample", "-k", "1", "-l", "2", "-t", "2", "-m", "1"]
+    options = {"stdout": subprocess.PIPE, "stderr": write, "text": True, "env": {**os.environ, "FORCE_COLOR": "1"}}
+    process = subprocess.Popen([*command, "--trace", tmp_path / "t.jsonl"], **options)
+    os.close(write)
+    shown, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert "The movie was" in shown
     assert trace.read(tmp_path / "t.jsonl").runs[0].complete
 
 
@@ -307,7 +315,7 @@ def test_finished_prompts_are_kept_and_left_out(several, tmp_path, monkeypatch, 
     assert lines_of(file) == lines_of(whole)[:2]
     if torn:  # a kill in the middle of a write
         with file.open("a") as opened:
-            opened.write(whole.read_text().splitlines()[2][:100])
+            opened.write(whole.read_text().splitlines()[2][:100] + "x" * 100_000)
     seen = Stop(monkeypatch, 0, error)
     without_seed = several[: several.index("--seed")] + several[several.index("--seed") + 2 :]
     result = invoke(*without_seed, "-o", file, "--resume")
@@ -370,8 +378,7 @@ def test_going_on_with_something_else_is_refused(quick, folders, tmp_path, loads
     options = {option.name: option.default for option in models_of_commands.MODELS}
     options |= {"model": folders["denoiser"], "reward": [folders["reward"]]}
     models = models_of_commands.Models.of(options)
-    seeds = cli.sample.Seeds(5, None)
-    settings = cli.sample.settings_of(models, {"entrgi": config}, seeds, 0)
+    settings = {**cli.sample.settings_of(models, {"entrgi": config}), "seed": 5}
     file.write_text(json.dumps({"index": 0, "prompt": "the movie", "runs": {}, "settings": settings}) + "\n")
     before = file.read_text()
     arguments = [folders["chat"] if part == "chat" else part for part in change]
@@ -486,6 +493,7 @@ def test_memory_decides_the_batch(monkeypatch) -> None:
         (["--temperature", "1e400"], "temperature must be > 0 and finite, got inf"),
         (["--temperature", "nan"], "temperature must be > 0 and finite, got nan"),
         (["--reward-scale", "-inf"], "reward_scale must be finite, got -inf"),
+        (["--reward-weight", "nan"], "--reward-weight must be finite, got nan"),
         (["-l", "1.5"], "--max-new-tokens: expected an integer, got '1.5'"),
         (["--temperature", "hot"], "--temperature: expected a number, got 'hot'"),
     ],

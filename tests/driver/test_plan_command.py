@@ -82,6 +82,12 @@ def test_bad_forced_plans_are_one_line() -> None:
     assert result.stdout == ""
 
 
+def test_forced_plans_that_are_no_text_are_one_line() -> None:
+    result = process("--op", "commit_", forced="\udcff")
+    assert result.returncode == 2
+    assert result.stderr == "error: ENTRGI_FORCE_PLAN: expected UTF-8 text, got '\\udcff'\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

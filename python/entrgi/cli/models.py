@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,6 +84,9 @@ class Models:
         weights = options["reward_weight"] or [1.0] * len(names)
         if len(weights) != len(names):
             raise ValueError(f"--reward-weight: expected one for each of {len(names)} rewards, got {len(weights)}")
+        for weight in weights:
+            if not math.isfinite(weight):
+                raise ValueError(f"--reward-weight must be finite, got {weight}")
         kinds = _for_each("--reward-kind", options["reward_kind"], len(names))
         adapters = _for_each("--adapter", options["adapter"], len(names))
         adapters = [None if adapter == "none" else adapter for adapter in adapters]

@@ -137,6 +137,10 @@ def named_options() -> Iterator[None]:
     """Errors that begin with an argument's name begin with the option's."""
     try:
         yield
+    except UnicodeDecodeError as error:  # all options are text already
+        raise ValueError(
+            f"ENTRGI_FORCE_PLAN: expected UTF-8 text, got {os.environ['ENTRGI_FORCE_PLAN']!r:.80}"
+        ) from error
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         if name not in OPTIONS:

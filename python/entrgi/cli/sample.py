@@ -205,7 +205,8 @@ def run_sample(
     if seeds.base is None and seeds.given is None:
         known = results.seed if results is not None else None
         seeds = Seeds(random.getrandbits(31) if known is None else known, None)
-    settings = [settings_of(models, runs, seeds, index) for index in range(len(prompts))]
+    shared = settings_of(models, runs)
+    settings = [{**shared, **seeds.describe(index)} for index in range(len(prompts))]
     finished = results.done(prompts, settings) if results is not None else set()
     if finished:
         errors.print(f"{len(finished)} of {len(prompts)} prompts are in {files.output}", style="dim", markup=False)
@@ -232,12 +233,11 @@ def run_sample(
     report(done, work, source, files)
 
 
-def settings_of(models: Models, runs: dict[str, SamplerConfig], seeds: Seeds, index: int) -> Settings:
-    """All that a prompt's texts follow from."""
+def settings_of(models: Models, runs: dict[str, SamplerConfig]) -> Settings:
+    """All that texts follow from, besides prompts and seeds."""
     from entrgi.trace import plain_options
 
-    of_runs = {name: plain_options(config) for name, config in runs.items()}
-    return {**models.settings(), **seeds.describe(index), "runs": of_runs}
+    return {**models.settings(), "runs": {name: plain_options(config) for name, config in runs.items()}}
 
 
 @dataclass(frozen=True)
