@@ -16,6 +16,7 @@ PER_STEP = 44  # the schedule's ratios as Python's floats, an error flag
 PER_SEED = 40  # as Python's integers, and in a tensor
 MOMENTS = 8  # Adam's two in fp32, kept from one optimiser step to the next
 ENOUGH_ROWS = 2048  # more rows of logits at once are no faster, and finished prompts would wait for others
+ENOUGH_TOKENS = 32_768  # likewise for the tokens of a pass
 SHARE = 0.25  # of what is free: the models' own passes need their part
 
 
@@ -59,10 +60,16 @@ def check(
     )
 
 
-def prompts_at_once(config: SamplerConfig, vocab: int, logit_bytes: int, device: torch.device) -> int:
-    """How many prompts to generate for together: as many as fill the machine and fit its memory."""
+def prompts_at_once(
+    config: SamplerConfig, length: int, vocab: int, logit_bytes: int, device: torch.device | None
+) -> int:
+    """How many prompts to generate for together: as many as fill the machine and fit its memory.
+
+    Args:
+        length: of a sequence in tokens, prompt and response.
+    """
     rows = max(config.trajectories * config.max_new_tokens, 1)
-    count = max(ENOUGH_ROWS // rows, 1)
+    count = max(min(ENOUGH_ROWS // rows, ENOUGH_TOKENS // (config.trajectories * max(length, 1))), 1)
     free = available(device)
     while free is not None and count > 1 and at_least(config, count, vocab, logit_bytes) > SHARE * free:
         count //= 2

@@ -436,6 +436,23 @@ def test_one_prompt_beyond_memory_is_an_error(quick, monkeypatch) -> None:
     assert "out of memory" in error_line(*quick, "-p", "the", code=1)
 
 
+def test_holes_count_for_the_batch(folders, monkeypatch) -> None:
+    seen = Stop(monkeypatch, 0, RuntimeError())
+    pair = ["--model", folders["denoiser"], "--reward", folders["reward"]]
+    prompts = [part for _ in range(4) for part in ("-p", "the [MASK] was [MASK] [MASK]")]
+    monkeypatch.setattr(memory, "ENOUGH_ROWS", 6)
+    invoke("sample", *pair, "-k", "1", "-m", "1", "--infill", "-l", "0", *prompts)
+    assert seen.sizes == [2, 2]
+
+
+def test_errors_of_what_is_left_name_the_prompt_among_all(several, tmp_path, monkeypatch, one_at_once) -> None:
+    with monkeypatch.context() as patch:
+        Stop(patch, 3, KeyboardInterrupt())
+        invoke(*several, "-o", tmp_path / "o.jsonl", code=130)
+    line = error_line(*several, "-p", "the [MASK]", "-o", tmp_path / "o.jsonl", "--resume")
+    assert "prompts[5] holds the mask" in line
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"), [("the [MASK]", "prompts[3] holds the mask"), ("w1 " * 60, "prompts[3] ")]
 )
@@ -448,12 +465,14 @@ def test_wrong_prompts_are_found_before_the_first_batch(quick, monkeypatch, one_
 
 def test_memory_decides_the_batch(monkeypatch) -> None:
     config = entrgi.preset("paper", max_new_tokens=128, num_return_sequences=4)
-    shape = {"vocab": 152_064, "logit_bytes": 2, "device": torch.device("cpu")}
+    shape = {"length": 200, "vocab": 152_064, "logit_bytes": 2, "device": torch.device("cpu")}
     for free, expected in ((10**15, 4), (20 * 10**9, 4), (8 * 10**9, 2), (10**9, 1), (None, 4)):
         monkeypatch.setattr(memory, "available", lambda _device=None, free=free: free)
         assert memory.prompts_at_once(config, **shape) == expected
     short = entrgi.preset("paper", max_new_tokens=16, num_return_sequences=4)
     assert memory.prompts_at_once(short, **shape) == 32
+    assert memory.prompts_at_once(short, **{**shape, "length": 4000}) == 2
+    assert memory.prompts_at_once(short, **{**shape, "length": 10**6}) == 1
     # N rows of V logits in bf16 with two fp32 moments, and the rest
     assert memory.at_least(config, 1, 152_064, 2) == pytest.approx(512 * 152_064 * 10, rel=0.01)
     assert memory.at_least(entrgi.preset("paper", guidance="none"), 1, 1000, 4) < 512 * 1000 * 4 * 1.1

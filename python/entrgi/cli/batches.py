@@ -39,12 +39,14 @@ class Work:
     """Generations of several configs over the same prompts.
 
     Attributes:
+        places: of the prompts among all that were given.
         runs: by name.
         seeds: int64 [B, N], of all trajectories.
         keep_steps: for a trace.
     """
 
     prompts: list[Prompt]
+    places: list[int]
     runs: dict[str, SamplerConfig]
     denoiser: Denoiser
     reward: Reward
@@ -52,12 +54,17 @@ class Work:
     keep_steps: bool
 
     def batch_size(self) -> int:
-        """The smallest that one of the runs can have."""
+        """How many prompts at once, by the longest of them; the smallest that one of the runs can have."""
         model = self.denoiser
-        sizes = [
-            memory.prompts_at_once(config, model.vocab_size, model.dtype.itemsize, model.device)
-            for config in self.runs.values()
-        ]
+        encoded = [model.encode(prompt) for prompt in self.prompts]
+        length = max(len(ids.prefix) + len(ids.body) + len(ids.suffix) for ids in encoded)
+        holes = max(ids.body.count(model.mask_token_id) for ids in encoded)
+        sizes = []
+        for config in self.runs.values():
+            masked = config.max_new_tokens + (holes if config.infill else 0)
+            sized = replace(config, max_new_tokens=max(masked, 1))
+            shape = (model.vocab_size, model.dtype.itemsize, model.device)
+            sizes.append(memory.prompts_at_once(sized, length + config.max_new_tokens, *shape))
         return min(sizes)
 
     def check(self, size: int) -> None:
@@ -66,22 +73,20 @@ class Work:
 
         if len(self.prompts) <= size:
             return  # generate itself looks at all of them first
-        for config in self.runs.values():
-            single = replace(config, num_return_sequences=1, best_of=None)
-            for start in range(0, len(self.prompts), size):
-                prompts = self.prompts[start : start + size]
-                seeds = self.seeds[start : start + size, :1]
-                with numbered_from(start):
-                    prepare(
-                        prompts,
-                        self.denoiser,
-                        self.reward,
-                        single,
-                        seed=None,
-                        generator=None,
-                        trajectory_seeds=seeds,
-                        forbidden_ids=(),
-                    )
+        config = list(self.runs.values())[-1]  # the runs differ in what they do to the prompts, not in what they take
+        single = replace(config, num_return_sequences=1, best_of=None)
+        for start in range(0, len(self.prompts), size):
+            with numbered(self.places[start:]):
+                prepare(
+                    self.prompts[start : start + size],
+                    self.denoiser,
+                    self.reward,
+                    single,
+                    seed=None,
+                    generator=None,
+                    trajectory_seeds=self.seeds[start : start + size, :1],
+                    forbidden_ids=(),
+                )
 
     def batches(self, track: Callable[[str, int], Callable[[StepState], None]]) -> Iterator[Batch]:
         """Each batch when it is finished; the last one carries the error that ended it, if any.
@@ -119,7 +124,7 @@ class Work:
     def generate(self, name: str, start: int, stop: int, on_step: Callable[[StepState], None]) -> Output:
         import entrgi
 
-        with numbered_from(start):
+        with numbered(self.places[start:]):
             return entrgi.generate(
                 self.prompts[start:stop],
                 self.denoiser,
@@ -148,13 +153,13 @@ class Place:
 
 
 @contextmanager
-def numbered_from(start: int) -> Iterator[None]:
-    """Errors that name a prompt of a batch name its place among all prompts, the batch beginning at ``start``."""
+def numbered(places: list[int]) -> Iterator[None]:
+    """Errors that name a prompt of a batch by its number name its place among all that were given."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
         if error.args and isinstance(error.args[0], str):
-            shifted = _INDEX.sub(lambda found: f"prompts[{int(found[1]) + start}]", error.args[0])
+            shifted = _INDEX.sub(lambda found: f"prompts[{places[int(found[1])]}]", error.args[0])
             error.args = (shifted, *error.args[1:])
         raise
 

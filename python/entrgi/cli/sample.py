@@ -220,6 +220,7 @@ def run_sample(
     copies = next(iter(runs.values())).trajectories
     work = Work(
         [prompts[index] for index in left],
+        left,
         runs,
         denoiser,
         reward,
