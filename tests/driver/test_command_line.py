@@ -735,7 +735,8 @@ def test_demo_is_a_name() -> None:
     assert made.texts == expected.texts
     assert torch.equal(made.rewards, expected.rewards)
     assert entrgi.load_denoiser("demo", dtype=torch.bfloat16, device="cpu", max_length=50).max_length == 50
-    assert entrgi.load_reward("demo", dtype=torch.float64, local_files_only=True).model.dtype == torch.float64
+    for dtype in (torch.float64, "float64"):
+        assert entrgi.load_reward("demo", dtype=dtype, local_files_only=True, kind=None).model.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -750,6 +751,7 @@ def test_demo_is_a_name() -> None:
         ),
         (entrgi.load_denoiser, {"colour": 1}, "denoiser: the embedded pair takes no colour, got 1"),
         (entrgi.load_reward, {"num_labels": 3}, "reward: the embedded pair takes no num_labels, got 3"),
+        (entrgi.load_reward, {"dtype": "int8"}, "reward: dtype must be one of float32, .*, got 'int8'"),
     ],
 )
 def test_what_the_demo_does_not_take(load, options, message) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from entrgi.config import DTYPES
+
 from . import load_denoiser, load_reward
 
 if TYPE_CHECKING:
@@ -19,15 +21,15 @@ _OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # nothing 
 
 def denoiser(
     *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | int | torch.device | None = None,
     adapter: object = None,
     **options: object,
 ) -> MaskedLM:
     """The review writer; ``options`` of :class:`entrgi.MaskedLM`. Raises ValueError for others, and for an adapter."""
     from entrgi.denoisers import MaskedLM
 
-    network, tokenizer = load_denoiser(dtype or torch.float32)
+    network, tokenizer = load_denoiser(_dtype("denoiser", dtype))
     given = _own("denoiser", MaskedLM, adapter, options)
     return MaskedLM(network.to("cpu" if device is None else device), tokenizer, **given)
 
@@ -35,8 +37,8 @@ def denoiser(
 def reward(
     *,
     kind: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | int | torch.device | None = None,
     adapter: object = None,
     **options: object,
 ) -> SequenceClassifierReward:
@@ -45,16 +47,24 @@ def reward(
 
     if kind not in (None, "classifier"):
         raise ValueError(f"kind: the embedded pair's reward is a classifier, got {kind!r}")
-    network, tokenizer = load_reward(dtype or torch.float32)
+    network, tokenizer = load_reward(_dtype("reward", dtype))
     given = _own("reward", SequenceClassifierReward, adapter, options)
     return SequenceClassifierReward(network.to("cpu" if device is None else device), tokenizer, **given)
+
+
+def _dtype(argument: str, dtype: torch.dtype | str | None) -> torch.dtype:
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"{argument}: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        return getattr(torch, dtype)
+    return torch.float32 if dtype is None else dtype
 
 
 def _own(argument: str, cls: type, adapter: object, options: dict[str, object]) -> dict[str, object]:
     if adapter is not None:
         raise ValueError(f"{argument}: the embedded pair takes no adapter, got {adapter!r}")
     known = inspect.signature(cls).parameters
-    given = {name: value for name, value in options.items() if name not in _OF_THE_HUB}
+    given = {name: value for name, value in options.items() if name not in _OF_THE_HUB and value is not None}
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"{argument}: the embedded pair takes no {unknown[0]}, got {given[unknown[0]]!r}")
