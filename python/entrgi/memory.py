@@ -89,9 +89,9 @@ def available(device: torch.device | None = None) -> int | None:
     return min(known, default=None)
 
 
-def _host() -> int | None:
+def _host(file: Path = Path("/proc/meminfo")) -> int | None:
     """Swap counts: who has it may use it."""
-    known = _numbers(Path("/proc/meminfo"))
+    known = _numbers(file)
     if "MemAvailable:" in known:
         return 1024 * (known["MemAvailable:"] + known.get("SwapFree:", 0))
     try:
@@ -100,9 +100,8 @@ def _host() -> int | None:
         return None
 
 
-def _group() -> int | None:
+def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What a container may still take; cached files make way."""
-    folder = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((folder / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):  # no container, or one without a limit ("max")

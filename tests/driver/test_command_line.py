@@ -49,6 +49,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(autouse=True)
+def free_memory(monkeypatch: pytest.MonkeyPatch):
+    """The same on every machine; what is really free otherwise."""
+    plain = memory.available
+    monkeypatch.setattr(memory, "available", lambda _device=None: 64 * 10**9)
+    return plain
+
+
 @pytest.fixture
 def quick(folders) -> list[str]:
     pair = ["--model", folders["denoiser"], "--reward", folders["reward"]]
@@ -463,7 +471,7 @@ def test_wrong_prompts_are_found_before_the_first_batch(quick, monkeypatch, one_
     assert not seen.calls
 
 
-def test_memory_decides_the_batch(monkeypatch) -> None:
+def test_memory_decides_the_batch(monkeypatch, free_memory) -> None:
     config = entrgi.preset("paper", max_new_tokens=128, num_return_sequences=4)
     shape = {"length": 200, "vocab": 152_064, "logit_bytes": 2, "device": torch.device("cpu")}
     for free, expected in ((10**15, 4), (20 * 10**9, 4), (8 * 10**9, 2), (10**9, 1), (None, 4)):
@@ -477,8 +485,20 @@ def test_memory_decides_the_batch(monkeypatch) -> None:
     assert memory.at_least(config, 1, 152_064, 2) == pytest.approx(512 * 152_064 * 10, rel=0.01)
     assert memory.at_least(entrgi.preset("paper", guidance="none"), 1, 1000, 4) < 512 * 1000 * 4 * 1.1
     assert memory.at_least(entrgi.preset("paper", max_rows=128), 1, 152_064, 2) < 128 * 152_064 * 10 * 1.1
-    free = memory.available()
+    free = free_memory()
     assert free is None or 2**20 < free < 2**50
+
+
+def test_what_is_free(tmp_path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 5 kB\nSwapFree: 2 kB\nHugePages_Total: 0\n")
+    assert memory._host(tmp_path / "meminfo") == 7 * 1024
+    assert memory._host(tmp_path / "nothing") > 2**20  # all there is
+    assert memory._group(tmp_path) is None
+    for limit, expected in (("max\n", None), ("1000\n", 600), ("100\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("700\n")
+        (tmp_path / "memory.stat").write_text("anon 400\nactive_file 100\ninactive_file 200\n")
+        assert memory._group(tmp_path) == expected
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
