@@ -956,6 +956,11 @@ def test_json_goes_to_a_file_or_to_standard_output(command, folders, tmp_path) -
     assert "--json: no folder" in error_line(*arguments, "--json", "no/folder/x")
 
 
+def test_json_may_be_another_option_s_value(quick) -> None:
+    result = json.loads(invoke(*quick, "-p", "--json", "--json").stdout)
+    assert result["runs"]["entrgi"]["results"][0]["prompt"] == "--json"
+
+
 @pytest.mark.parametrize("command", ["sample", "profile"])
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_plots_have_every_format(command, ending, folders, tmp_path) -> None:

@@ -20,11 +20,13 @@ class Command(TyperCommand):
     """A command whose ``--json`` may stand alone."""
 
     def parse_args(self, ctx: object, args: list[str]) -> list[str]:
+        takes_value = {flag for each in self.params if not getattr(each, "is_flag", True) for flag in each.opts}
         given = []
         for place, argument in enumerate(args):
             given.append(argument)
             following = args[place + 1 : place + 2]
-            if argument == JSON and (not following or (following[0] != "-" and following[0].startswith("-"))):
+            alone = not following or (following[0] != "-" and following[0].startswith("-"))
+            if argument == JSON and alone and (place == 0 or args[place - 1] not in takes_value):
                 given.append("-")
         return super().parse_args(ctx, given)
 
