@@ -21,13 +21,15 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: object, args: list[str]) -> list[str]:
         takes_value = {flag for each in self.params if not getattr(each, "is_flag", True) for flag in each.opts}
-        given = []
+        given, is_value = [], False
         for place, argument in enumerate(args):
             given.append(argument)
             following = args[place + 1 : place + 2]
-            alone = not following or (following[0] != "-" and following[0].startswith("-"))
-            if argument == JSON and alone and (place == 0 or args[place - 1] not in takes_value):
+            stands_alone = not following or (following[0] != "-" and following[0].startswith("-"))
+            if argument == JSON and stands_alone and not is_value:
                 given.append("-")
+                continue
+            is_value = not is_value and argument in takes_value
         return super().parse_args(ctx, given)
 
 
