@@ -16,6 +16,7 @@ import traces
 from typer.testing import CliRunner
 
 import entrgi
+import entrgi.plot
 from entrgi import cli, display, memory, trace
 from entrgi.cli import models as models_of_commands
 from entrgi.cli.console import signals_interrupt
@@ -228,16 +229,31 @@ def test_errors_in_the_middle_keep_the_partial_output(quick, tmp_path, monkeypat
         assert "what is shown is unfinished" in result.stderr
 
 
-def test_one_file_that_fails_leaves_the_others(quick, tmp_path, monkeypatch) -> None:
-    def broken(*_args: object) -> None:
+@pytest.mark.parametrize("broken", ["trace", "plot", "json"])
+def test_one_file_that_fails_leaves_the_others(quick, tmp_path, monkeypatch, broken) -> None:
+    def fail(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trace, "write", broken)
-    files = ["--trace", tmp_path / "t.jsonl", "--plot", tmp_path / "p.png", "--json", tmp_path / "j.json"]
+    target = {"trace": (trace, "write"), "plot": (entrgi.plot, "write"), "json": (cli.sample, "write_json")}[broken]
+    monkeypatch.setattr(*target, fail)
+    names = {"trace": "t.jsonl", "plot": "p.png", "json": "j.json"}
+    files = [part for option, name in names.items() for part in (f"--{option}", tmp_path / name)]
     result = invoke(*quick, "-p", "the movie", *files, code=1)
     assert "the movie" in result.stdout
     assert "No space left" in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["j.json", "p.png"]
+    assert {path.name for path in tmp_path.iterdir()} == set(names.values()) - {names[broken]}
+
+
+def test_an_error_is_told_where_the_reader_is_gone(quick, tmp_path, monkeypatch) -> None:
+    def gone(*_args: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(display, "report", gone)
+    monkeypatch.setattr(trace, "write", full)
+    assert "No space left" in error_line(*quick, "-p", "the", "--trace", tmp_path / "t.jsonl", code=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from entrgi import memory
 from entrgi.cli.batches import Batch, Work
-from entrgi.cli.console import code_of, console, errors, exit_code, print_error, reported_errors, write_json
+from entrgi.cli.console import code_of, console, errors, exit_code, print_error, reported_errors, silence, write_json
 from entrgi.cli.models import MODELS, Models
 from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, checked, sampler_config
 from entrgi.cli.prompts import PROMPTS, STDIN, read_prompts
@@ -44,7 +45,7 @@ def sample(
             **checked("--trajectory-seeds"),
         ),
     ] = None,
-    as_json: Annotated[Path | None, JSON_FILE] = None,
+    json_file: Annotated[Path | None, JSON_FILE] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +78,7 @@ def sample(
         runs = configs(config, compare)
         for each in runs.values():
             memory.check(each, 1)
-        files = Files(as_json, trace, plot, output, resume)
+        files = Files(json_file, trace, plot, output, resume)
         files.check([options["prompts_file"], options["messages"]])
         prompts = read_prompts(options, models.is_embedded)
         seeds = Seeds.of(seed, trajectory_seeds, len(prompts), config.trajectories)
@@ -294,8 +295,16 @@ def report(done: Done, work: Work, source: dict[str, object], files: Files) -> N
     runs = {
         name: (work.runs[name], concatenate(parts, work.denoiser.pad_token_id)) for name, parts in done.outputs.items()
     }
-    failed = [error for error in write_files(done, files) if error is not None]
-    show(done, runs, source, files)
+    begun = max(len(output.texts) for _, output in runs.values())
+    prompts = done.prompts[:begun]
+    data = as_json(prompts, runs, source) if files.json is not None else {}
+    failed = list(write_files(done, data, files))
+    try:
+        show(prompts, runs, source, data, files)
+    except BrokenPipeError:
+        if done.error is None and not failed:
+            raise
+        silence(sys.stdout)  # what went wrong is still to be told
     for error in failed:
         print_error(error)
     if done.error is None:
@@ -314,39 +323,50 @@ def report(done: Done, work: Work, source: dict[str, object], files: Files) -> N
     raise typer.Exit(code)
 
 
-def write_files(done: Done, files: Files) -> Iterator[Exception | None]:
-    """The trace and the figure, each as a whole; for each the error that kept it from being written."""
+def write_files(done: Done, data: dict[str, object], files: Files) -> Iterator[Exception]:
+    """Every file as a whole; an error that kept one from being written is no reason to leave out the others."""
     from entrgi import plot
     from entrgi import trace as traces
 
-    if not done.traces:
-        return
-    trace = traces.concatenate(done.traces)
-    for name, path, write in (("trace", files.trace, traces.write), ("plot", files.plot, plot.write)):
-        if path is None:
+    trace = traces.concatenate(done.traces) if done.traces else None
+    for name, path, write, content in (
+        ("trace", files.trace, traces.write, trace),
+        ("plot", files.plot, plot.write, trace),
+        ("json", None if files.json_is_shown else files.json, write_json, data),
+    ):
+        if path is None or content is None:
             continue
         try:
-            write(path, trace)
+            write(path, content)
         except (ValueError, OSError, RuntimeError) as error:
             yield error
         else:
             errors.print(f"{name}: {path}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def show(done: Done, runs: dict[str, tuple[SamplerConfig, Output]], source: dict[str, object], files: Files) -> None:
-    """One JSON object in its file or on standard output, and unless it is there the texts.
-
-    NaN and infinities are null in the object, and ``not_finite`` names their places.
-    """
+def as_json(
+    prompts: list[Prompt], runs: dict[str, tuple[SamplerConfig, Output]], source: dict[str, object]
+) -> dict[str, object]:
+    """One object. NaN and infinities are null in it, and ``not_finite`` names their places."""
     from entrgi import display
 
-    begun = max(len(output.texts) for _, output in runs.values())
-    prompts = done.prompts[:begun]
-    if files.json is not None:
-        described = {name: display.as_dict(prompts, config, output) for name, (config, output) in runs.items()}
-        data, lost = display.finite({**source, "runs": described})
-        write_json(files.json, {**data, "not_finite": lost})
+    described = {name: display.as_dict(prompts, config, output) for name, (config, output) in runs.items()}
+    data, lost = display.finite({**source, "runs": described})
+    return {**data, "not_finite": lost}
+
+
+def show(
+    prompts: list[Prompt],
+    runs: dict[str, tuple[SamplerConfig, Output]],
+    source: dict[str, object],
+    data: dict[str, object],
+    files: Files,
+) -> None:
+    """The JSON object where it is for standard output, otherwise the texts."""
+    from entrgi import display
+
     if files.json_is_shown:
+        write_json(files.json, data)
         return
     for renderable in display.report(prompts, {name: output for name, (_, output) in runs.items()}):
         console.print(renderable)
