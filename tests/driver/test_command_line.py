@@ -156,7 +156,7 @@ def test_processes_whose_output_goes_nowhere(tmp_path, arguments, target) -> Non
         write = os.open("/dev/full", os.O_WRONLY)
     process = subprocess.Popen([*command, "--trace", file], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=500)
     assert trace.read(file).runs[0].complete
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
@@ -181,7 +181,7 @@ def test_a_closed_standard_error_stops_nothing(tmp_path) -> None:
     options = {"stdout": subprocess.PIPE, "stderr": write, "text": True, "env": {**os.environ, "FORCE_COLOR": "1"}}
     process = subprocess.Popen([*command, "--trace", tmp_path / "t.jsonl"], **options)
     os.close(write)
-    shown, _ = process.communicate(timeout=200)
+    shown, _ = process.communicate(timeout=500)
     assert process.returncode == 0
     assert "The movie was" in shown
     assert trace.read(tmp_path / "t.jsonl").runs[0].complete
