@@ -1,19 +1,21 @@
 # make demo    set up everything and run unguided beside guided generation on the embedded models
 # make test    set up everything, lint, run all tests
 # make wheel   build dist/entrgi-*.whl
+# make gpu-pack   what a machine with a GPU and no network needs, see docs/kernels/README.md
 # Everything happens in .venv and build/; only Python >= 3.10 with its headers, a C++ compiler and git are needed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml
 # What would slow a kernel down (register spills, serialised wgmma) fails here and warns everywhere else.
 export ENTRGI_WERROR ?= 1
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report clean
+.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report \
+  gpu-pack gpu-day-dry-run clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -85,6 +87,15 @@ bench-check: build
 # Memory traffic of the CUDA kernels, counted in the simulator that the kernel tests use.
 bench-simulated: build
 	$(BIN)/python benchmarks/simulated.py
+
+# For the GPU day: the folder that is carried there, and the day itself with the simulator in place of the GPU.
+gpu-pack: build
+	$(BIN)/python tools/gpu_day.py pack
+
+gpu-day-dry-run: build
+	rm -rf build/gpu_dry_run
+	$(BIN)/python tools/gpu_day.py run --dry-run --output build/gpu_dry_run
+	$(BIN)/python benchmarks/gpu_report.py build/gpu_dry_run --output build/gpu_dry_run/report
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info entrgi_ext/*.so

@@ -3,6 +3,7 @@
     python benchmarks/end_to_end.py                   # benchmarks/results/end_to_end.{json,csv,png}
     python benchmarks/end_to_end.py --smoke           # seconds: tiny models, every code path of this script
     python benchmarks/end_to_end.py --readme          # the README's table from the last results
+    python benchmarks/end_to_end.py --workloads dream-7b --steps 16 --no-checks --repeats 1 --output build/slice
 
 First, with the random draws of the published loop (``published_loop.py``) replaced by those of entrgi's keys, both must
 produce the same tokens over a whole generation in fp32; also without randomness (top_p = 0), where the published loop
@@ -17,7 +18,8 @@ the parts of a step from one more run with :class:`entrgi.timing.Recorder`, and 
 on the CPU the growth of the resident set in a fresh process over two denoising steps (the first one is the
 largest), on CUDA the allocator's peak of the timed runs. The reward's embedding by the denoiser's ids is part of it for
 both: entrgi makes it in every generation where it is not the reward's own table, the published code when it loads its
-models. Workloads that a run leaves out keep their rows in the file.
+models. Workloads that a run leaves out keep their rows in the file. ``--steps`` ends each generation after so many
+steps, the first and largest ones, for a machine that is at hand for minutes only.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -114,6 +116,7 @@ class Workload:
     Attributes:
         models: words for the table.
         target: how many times faster than the published loop entrgi should be; None where nothing is asked.
+        taken: steps after which a generation ends; None: all of them.
     """
 
     models: str
@@ -124,6 +127,7 @@ class Workload:
     target: float | None
     repeats: int
     variants: tuple[str, ...] = ("published", "published, our products", "entrgi")
+    taken: int | None = None
 
     def config(self, **options: object) -> SamplerConfig:
         return entrgi.preset("paper", **{"max_new_tokens": self.length, "steps": self.length, **options})
@@ -235,6 +239,43 @@ def check_all(smoke: bool) -> list[Check]:
 # ---- time and memory -------------------------------------------------------------------------------------------
 
 
+class _EnoughSteps(Exception):
+    """Ends a generation."""
+
+
+@dataclass
+class _FirstSteps:
+    """Ends a generation after the first ``most`` steps of its schedule.
+
+    The published loop makes every one of them, and is counted by what it tells its recorder; entrgi skips those that
+    commit nothing, and says which ones it made.
+    """
+
+    most: int
+    recorder: Recorder | None = None
+    open: list[str] = field(default_factory=list)
+    made: int = 0
+
+    def begin(self, name: str) -> None:
+        self.open.append(name)
+        if self.recorder is not None:
+            self.recorder.begin(name)
+
+    def end(self) -> None:
+        if self.recorder is not None:
+            self.recorder.end()
+        if self.open.pop() == "step":
+            self.made += 1
+            self._enough(self.made)
+
+    def after(self, state: entrgi.StepState) -> None:
+        self._enough(state.step + 1)
+
+    def _enough(self, steps: int) -> None:
+        if steps >= self.most:
+            raise _EnoughSteps
+
+
 class Runner:
     """Runs the variants of a workload on one pair of models."""
 
@@ -243,19 +284,26 @@ class Runner:
         self.pair = workload.build(workload.dtype, workload.device)
         self.compiled = False
 
-    def run(self, variant: str, seed: int, recorder: Recorder | None = None, **options: object) -> None:
-        """One generation; compiled variants compile the shared models for good, so they come last."""
-        config = self.workload.config(**options)
+    def run(
+        self, variant: str, seed: int, recorder: Recorder | None = None, taken: int | None = None, **options: object
+    ) -> None:
+        """One generation, or the first ``taken`` steps of it.
+
+        Compiled variants compile the shared models for good, so they come last.
+        """
+        config, taken = self.workload.config(**options), taken or self.workload.taken
         if "compile" in variant:
             self.compile()
-        pair = self.pair
-        if variant.startswith("published"):
-            products = fast_products(pair.models.device) if "our products" in variant else nullcontext()
-            with products:
-                published_loop.generate([pair.prompt], pair.models, config, seed=seed, recorder=recorder)
-            return
-        config = replace(config, cuda_graphs="cuda_graphs" in variant)
-        entrgi.generate(pair.prompt, pair.denoiser, pair.reward, config, seed=seed)
+        pair, part = self.pair, _FirstSteps(taken, recorder) if taken else None
+        with suppress(_EnoughSteps):
+            if variant.startswith("published"):
+                products = fast_products(pair.models.device) if "our products" in variant else nullcontext()
+                with products:
+                    published_loop.generate([pair.prompt], pair.models, config, seed=seed, recorder=part or recorder)
+                return
+            config = replace(config, cuda_graphs="cuda_graphs" in variant)
+            after = part.after if part else None
+            entrgi.generate(pair.prompt, pair.denoiser, pair.reward, config, seed=seed, callback_on_step_end=after)
 
     def compile(self) -> None:
         """Adapters that compile, around the same models."""
@@ -381,6 +429,7 @@ def peak_in_fresh_process(name: str, variant: str, threads: int) -> int | None:
 def rows_of(name: str, workload: Workload, results: dict[str, Measured], about: dict[str, object]) -> list[dict]:
     """One row per variant, the JSON's and the CSV's."""
     config = workload.config()
+    tokens = config.num_return_sequences * config.max_new_tokens
     published = results["published"]
     rows = []
     for variant, result in results.items():
@@ -397,12 +446,14 @@ def rows_of(name: str, workload: Workload, results: dict[str, Measured], about: 
                 "L": config.max_new_tokens,
                 "T": config.steps,
                 "M": config.guidance_steps,
+                "steps": workload.taken or config.steps,
                 "runs": len(result.seconds),
                 "median_s": round(seconds, 3),
                 "least_s": round(min(result.seconds), 3),
                 "most_s": round(max(result.seconds), 3),
                 "cpu_median_s": round(statistics.median(result.cpu_seconds), 3),
-                "tokens_per_s": round(config.num_return_sequences * config.max_new_tokens / seconds, 2),
+                "s_per_step": round(seconds / (workload.taken or config.steps), 4),
+                "tokens_per_s": None if workload.taken else round(tokens / seconds, 2),
                 "speedup": round(statistics.median(published.seconds) / seconds, 2),
                 "cpu_speedup": round(
                     statistics.median(published.cpu_seconds) / statistics.median(result.cpu_seconds), 2
@@ -495,7 +546,8 @@ def write(checks: list[Check], rows: list[dict], output: Path) -> None:
     about = {"equal_tokens": equal, "verdicts": verdicts(rows), "results": rows}
     output.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     with output.with_suffix(".csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        # Rows of earlier runs may lack what later ones have.
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     plot(rows, output.with_suffix(".png"))
@@ -546,9 +598,11 @@ def main() -> None:
     workloads = available(SMOKE if arguments.smoke else WORKLOADS)
     if arguments.workloads:
         workloads = {name: workloads[name] for name in arguments.workloads}
+    if arguments.steps:
+        workloads = {name: replace(w, taken=arguments.steps, target=None) for name, w in workloads.items()}
     if arguments.smoke and arguments.output == OUTPUT:
         arguments.output = Path(tempfile.mkdtemp()) / OUTPUT.name
-    checks, rows = check_all(arguments.smoke), others(arguments.output, workloads)
+    checks, rows = [] if arguments.no_checks else check_all(arguments.smoke), others(arguments.output, workloads)
     for name, workload in workloads.items():
         about = machine(workload, arguments.threads)
         results = measure(name, workload, arguments.repeats or workload.repeats, arguments.threads)
@@ -561,12 +615,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, *SMOKE], help="all that this machine can run")
     parser.add_argument("--repeats", type=int, help="timed runs of each variant (3 to 5, by workload)")
+    parser.add_argument("--steps", type=int, help="of each generation; default: all")
+    parser.add_argument("--no-checks", action="store_true", help="do not compare tokens first")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true", help="tiny models, seconds")
     parser.add_argument("--readme", action="store_true", help="print the README's table from the results at --output")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path without suffix")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.steps is not None:
+        if arguments.steps < 1:
+            parser.error(f"--steps must be at least 1, got {arguments.steps}")
+        if arguments.output == OUTPUT and not arguments.smoke:
+            parser.error("--steps: give --output, parts of generations are not the results of whole ones")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def machine(device: torch.device, threads: int, commit: str | None) -> Row:
     if device.type == "cuda":
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
         about["device"] = f"{torch.cuda.get_device_name(device)} (sm {capability})"
-        about["driver"] = driver_version() or f"CUDA {torch._C._cuda_getDriverVersion() / 1000:g}"
+        about["driver"] = driver_version() or f"CUDA {torch.ops.entrgi.cuda_versions()[0] / 1000:g}"
     return {**about, "commit": commit or about["commit"]}
 
 

@@ -7,10 +7,13 @@ if(NOT ENTRGI_CUDA MATCHES "^(0|1|auto)$")
 endif()
 if(NOT ENTRGI_CUDA STREQUAL "0")
   check_language(CUDA)
-  execute_process(
-    COMMAND "${Python3_EXECUTABLE}" -c
-            "import cutlass_library, pathlib; print(pathlib.Path(cutlass_library.__file__).parent / 'source' / 'include')"
-    OUTPUT_VARIABLE ENTRGI_CUTLASS_INCLUDE OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  set(ENTRGI_CUTLASS_INCLUDE "" CACHE PATH "CUTLASS's headers; empty: those of the Python package nvidia-cutlass")
+  if(NOT ENTRGI_CUTLASS_INCLUDE)
+    execute_process(
+      COMMAND "${Python3_EXECUTABLE}" -c
+              "import cutlass_library, pathlib; print(pathlib.Path(cutlass_library.__file__).parent / 'source' / 'include')"
+      OUTPUT_VARIABLE ENTRGI_CUTLASS_INCLUDE OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  endif()
   if(NOT CMAKE_CUDA_COMPILER)
     set(entrgi_no_cuda "nvcc was not found")
   elseif(NOT TORCH_CUDA_VERSION)

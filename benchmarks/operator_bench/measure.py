@@ -29,14 +29,18 @@ class Settings:
         compile: which torch.compile baselines: ``all``, ``step`` (of the whole step, and on CUDA the pass before the
             plain product) or ``none``.
         compile_seconds: an implementation whose first call takes longer is left out.
+        only: the implementations that are measured, all of them where empty.
     """
 
     device: torch.device
     limits: Limits = field(default_factory=Limits)
     compile: str = "step"
     compile_seconds: float = 120.0
+    only: tuple[str, ...] = ()
 
     def wants(self, case: Case, name: str, implementation: Implementation) -> bool:
+        if self.only and name not in self.only:
+            return False
         if not implementation.compiled or self.compile == "all":
             return True
         part_of_step = case.operator == WHOLE_STEP or (name != COMPILED and self.device.type == "cuda")

@@ -68,24 +68,14 @@ py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
   FIELD(logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(argmax);
   const PlanOverrides overrides = read_overrides(fields);
   if (draw) {
-    FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(error_flag);
+    FIELD(keys), FIELD(top_p), FIELD(top_k), FIELD(forbidden), FIELD(forbidden_ids), FIELD(num_forbidden);
+    FIELD(error_flag);
     FIELD(token), FIELD(probability), FIELD(margin), FIELD(filtered_entropy);
   }
   fields.done();
   if (draw) return run(p, shape_of(p), Op::kSampleTokens, overrides, sample_tokens);
   return run(p, shape_of(p), Op::kLogitStatistics, overrides,
              [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
-}
-
-void run_forbidden_mask(const py::kwargs& kwargs) {
-  SampleTokensParams p{};
-  bool* mask = nullptr;
-  const Fields fields{kwargs};
-  FIELD(forbidden_ids), FIELD(num_forbidden), FIELD(vocab);
-  fields(mask, "mask");
-  fields.done();
-  check(forbidden_mask(p.forbidden_ids, p.num_forbidden, p.vocab, mask, nullptr), "forbidden_mask");
-  check(cudaDeviceSynchronize(), "forbidden_mask");
 }
 
 py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
@@ -199,7 +189,6 @@ void define_launchers(py::module_& m) {
                                        "pointers as integers. Each runs to its end and returns its plan.");
   launch.def("logit_statistics", [](const py::kwargs& k) { return run_vocab_pass(false, k); });
   launch.def("sample_tokens", [](const py::kwargs& k) { return run_vocab_pass(true, k); });
-  launch.def("forbidden_mask", &run_forbidden_mask);
   launch.def("gumbel_perturb", &run_gumbel_perturb);
   launch.def("logit_statistics_backward", &run_statistics_backward);
   launch.def("relaxed_embedding", &run_relaxed_embedding);

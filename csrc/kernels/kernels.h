@@ -51,9 +51,6 @@ struct SampleTokensParams : LogitStatisticsParams {
 };
 cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cudaStream_t stream);
 
-// mask [V]: whether an id is on the list. Kernel::kVocabPass reads `forbidden` alone.
-cudaError_t forbidden_mask(const int32_t* ids, int64_t count, int64_t vocab, bool* mask, cudaStream_t stream);
-
 // Elementwise: NaN, +inf and -inf stay what they are.
 struct GumbelPerturbParams {
   const void* logits;  // [N, V]

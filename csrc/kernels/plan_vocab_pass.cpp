@@ -12,12 +12,13 @@ namespace {
 constexpr int kVocabThreads = 512;
 constexpr int64_t kMinVocabSplit = kVocabThreads * 8;
 
-// vocab_pass_sm90. A cluster holds a row. Slices of up to 40 KB let four CTAs share an SM, so that the copies
-// of one row run under the arithmetic of others; longer rows get longer slices before they get another
+// vocab_pass_sm90. A cluster holds a row. Slices of up to 37.5 KB let four CTAs share an SM (with 18.4 KB of
+// their own and 1 KB reserved they take 227.7 of 228 KB), so that the copies of one row run under the
+// arithmetic of others; longer rows get longer slices before they get another
 // kernel. The size of the cluster depends on V alone: no result depends on how many rows are in a batch.
 constexpr int kClusterThreads = 256;
 constexpr int kMaxCluster = 8;
-constexpr int64_t kSliceBytes = 40 * 1024;
+constexpr int64_t kSliceBytes = 37 * 1024 + 512;
 constexpr int64_t kMinSliceBytes = 8 * 1024;  // the pool of candidates takes the place of a slice
 
 int64_t slice_bytes(const Shape& s, int64_t cluster) {
@@ -46,7 +47,7 @@ Plan plan_cluster(const Shape& s, int cluster) {
   return plan;
 }
 
-Plan plan_split(const Shape& s, const Device& device, int64_t splits) {
+Plan plan_split(Op op, const Shape& s, const Device& device, int64_t splits) {
   Plan plan{};
   plan.kernel = Kernel::kVocabPass;
   plan.threads = kVocabThreads;
@@ -56,14 +57,16 @@ Plan plan_split(const Shape& s, const Device& device, int64_t splits) {
   const int64_t most = splits > 0 ? ceil_div(s.vocab, 8) : ceil_div(s.vocab, kMinVocabSplit);
   plan.splits = std::clamp<int64_t>(wanted, 1, std::min<int64_t>(most, kVocabThreads));
   plan.grid = s.n * plan.splits;
+  // States of parts, then forbidden ids as a bool [V] where they come as a list.
   plan.workspace_bytes = plan.splits > 1 ? plan.grid * kPartialStateBytes : 0;
+  if (op == Op::kSampleTokens) plan.workspace_bytes += s.vocab;
   return plan;
 }
 
 }  // namespace
 
 // Asking for `splits` asks for vocab_pass, which alone has them.
-Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
+Plan plan_vocab_pass(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
   const std::string split = name_of(Kernel::kVocabPass), cluster = name_of(Kernel::kVocabPassSm90);
   const int size = overrides.cluster_n > 0 ? overrides.cluster_n : cluster_for(s);
   const bool fits = device.has_clusters() && slice_bytes(s, size) <= kMaxSliceBytes;
@@ -82,24 +85,24 @@ Plan plan_vocab_pass(Op, const Shape& s, const Device& device, const PlanOverrid
   if (overrides.cluster_n > 1) {
     throw std::invalid_argument(message("cluster_n", "1 with " + split, std::to_string(overrides.cluster_n)));
   }
-  return plan_split(s, device, overrides.splits);
+  return plan_split(op, s, device, overrides.splits);
 }
 
 constexpr int64_t kKeyBytes = 28;  // that a thread loads of a row's key, of whose words the low halves count
 
 // Statistics: all of it. Draws: what every draw does, whatever the row holds: the statistics, the row's key
-// in each thread that may draw and, by vocab_pass, one more read in which survivors are met. Not covered are
-// the reads of a threshold search (vocab_pass: two to five of the row; vocab_pass_sm90: none) and
-// `forbidden`.
+// (vocab_pass: in each thread, one in a CTA of vocab_pass_sm90) and, by vocab_pass, one more read in which
+// survivors are met. Not covered are the reads of a threshold search (vocab_pass: two to five of the row;
+// vocab_pass_sm90: none) and forbidden ids.
 Requests vocab_pass_requests(Op op, const Shape& s, const Plan& plan) {
   const bool draw = op == Op::kSampleTokens;
   const int64_t logits = s.n * s.vocab * size_of(s.logits);
-  const int64_t keys = draw ? s.n * plan.threads * kKeyBytes : 0;
   const int64_t results = s.n * (draw ? 6 * 4 + 2 * 8 : 3 * 4 + 8);
   if (plan.kernel == Kernel::kVocabPassSm90) {
     // Units of 16 bytes that lie in one row alone go by bulk copies; at most two to a row do not.
-    return {keys, logits, results, 0};
+    return {draw ? plan.grid * kKeyBytes : 0, logits, results, 0};
   }
+  const int64_t keys = draw ? s.n * plan.threads * kKeyBytes : 0;
   const int64_t states = plan.splits > 1 ? s.n * plan.splits * kPartialStateBytes : 0;
   return {(draw ? 2 : 1) * logits + states + keys, 0, results + states, 0};
 }

@@ -72,10 +72,11 @@ template <typename T>
 struct GlobalRow {
   const T* row;
   const bool* forbidden;
+  int vocab;
 
   template <typename F>
-  __device__ __forceinline__ void for_each(int low, int high, F f) const {
-    const RowVectors<T> vectors(row, low, high + 1);
+  __device__ __forceinline__ void for_each(const Level& level, F f) const {
+    const RowVectors<T> vectors(row, level.id_low, min(level.id_high, vocab - 1) + 1);
     for (int vector = threadIdx.x; vector < vectors.count; vector += kThreads) {
       float z[kVector];
       vectors.load(vector, z);
@@ -85,15 +86,14 @@ struct GlobalRow {
     }
   }
 
-  __device__ __forceinline__ uint64_t weight(const uint32_t* low, int high) const {
-    return static_cast<uint64_t>(low[high]) << 32 | low[0];
-  }
+  __device__ __forceinline__ uint64_t weight(const uint64_t* bin) const { return *bin; }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
 };
 
 template <typename T>
-__device__ DrawState read_survivors(const RowVectors<T>& row, const bool* forbidden, const DrawRule& rule) {
+__device__ DrawState read_survivors(const RowVectors<T>& row, const bool* forbidden, const DrawRule& rule,
+                                    int* best) {
   DrawState state = empty_draw();
   for (int vector = threadIdx.x; vector < row.count; vector += kThreads) {
     float z[kVector];
@@ -110,7 +110,7 @@ __device__ DrawState read_survivors(const RowVectors<T>& row, const bool* forbid
       float value = z[0];
 #pragma unroll
       for (int j = 1; j < kVector; ++j) value = i == j ? z[j] : value;
-      rule.add(state, value, row.first_id(vector) + i);
+      rule.add(state, value, row.first_id(vector) + i, best);
     }
   }
   return state;
@@ -120,9 +120,12 @@ template <typename T>
 __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t n, float max,
                      SearchShared<kBins>& search) {
   __shared__ DrawState warp_states[kThreads / 32];
+  __shared__ int best;
+  if (threadIdx.x == 0) best = kNoBest;
+  __syncthreads();
   const int vocab = static_cast<int>(p.vocab);
   const RowScores scores{max, scales.scale, scales.bins_per_logit};
-  const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden};
+  const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden, vocab};
   DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
   // Two calls, one copy of the code.
 #pragma unroll 1
@@ -140,13 +143,24 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
   }
 
   const DrawState state =
-      merge_across_warp(read_survivors(RowVectors<T>(row.row, 0, vocab), p.forbidden, rule));
+      merge_across_warp(read_survivors(RowVectors<T>(row.row, 0, vocab), p.forbidden, rule, &best));
   if (threadIdx.x % 32 == 0) warp_states[threadIdx.x / 32] = state;
   __syncthreads();
   if (threadIdx.x != 0) return;
   DrawState all = empty_draw();
   for (int warp = 0; warp < kThreads / 32; ++warp) all = merge(all, warp_states[warp]);
   write_draw(p, n, all);
+}
+
+// Forbidden ids as a list become a bool [V], by one CTA.
+__global__ void __launch_bounds__(kThreads)
+    forbidden_kernel(const int32_t* ids, int64_t count, int vocab, bool* forbidden) {
+  for (int id = threadIdx.x; id < vocab; id += kThreads) forbidden[id] = false;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+    const int id = ids[i];
+    if (id >= 0 && id < vocab) forbidden[id] = true;
+  }
 }
 
 template <typename T>
@@ -232,7 +246,21 @@ cudaError_t logit_statistics(const LogitStatisticsParams& params, const Plan& pl
 }
 
 cudaError_t sample_tokens(const SampleTokensParams& params, const Plan& plan, cudaStream_t stream) {
-  return dispatch<true>(params, plan, stream);
+  SampleTokensParams p = params;
+  if (p.num_forbidden < 0 || p.num_forbidden > INT32_MAX / 2 ||
+      (p.num_forbidden > 0 && (p.forbidden != nullptr || p.forbidden_ids == nullptr))) {
+    return cudaErrorInvalidValue;
+  }
+  if (plan.kernel == Kernel::kVocabPass && p.num_forbidden > 0 && p.n > 0) {
+    const int64_t states = plan.splits > 1 ? plan.grid * kPartialStateBytes : 0;
+    bool* forbidden = static_cast<bool*>(p.workspace) + states;
+    const cudaError_t error = launch_kernel<forbidden_kernel>(
+        {1, kThreads}, stream, p.forbidden_ids, p.num_forbidden, static_cast<int>(p.vocab), forbidden);
+    if (error != cudaSuccess) return error;
+    p.forbidden = forbidden;
+    p.num_forbidden = 0;
+  }
+  return dispatch<true>(p, plan, stream);
 }
 
 }  // namespace entrgi

@@ -7,17 +7,18 @@
 // Tiling   one row per cluster of C CTAs of 256 threads, a slice of it in the shared memory of each
 //
 // clang-format off
-//   z row  |  CTA 0  |  CTA 1  |   ...   | CTA C-1 |     up to 40 KB each: four CTAs to an SM, so that the
+//   z row  |  CTA 0  |  CTA 1  |   ...   | CTA C-1 |     up to 37.5 KB each: four CTAs to an SM, so that the
 //           chunk 0..3                                   copies of one row run under the arithmetic of others
 //
 //   1  chunks land by bulk copies (detail/row_slice.cuh); packed maximum of what is there    -> maximum of row
 //   2  both exponentials with the final maximum, sums; forbidden ids become -inf             -> statistics
 //   3  a threshold is guessed, ids above it are listed and checked to be all that count      -> candidates
-//   4  one CTA finds the exact thresholds among them and draws (detail/cluster_draw.cuh)     -> token
+//   4  few: one CTA finds the exact thresholds among them and draws; many: all CTAs do       -> token
 // clang-format on
 //
-// Each arrow is one exchange over distributed shared memory (detail/cluster.cuh). Where a guess fails or too
-// many ids survive, the cluster searches its slices together by histograms (detail/threshold_search.cuh).
+// Each arrow is one exchange over distributed shared memory (detail/cluster.cuh); 3 and 4 are in
+// detail/cluster_draw.cuh. Where a guess fails, the cluster searches all ids together
+// (detail/threshold_search.cuh).
 //
 // Considered, see docs/kernels/vocab_pass.md: online sums (a rescaling branch, two more exponentials per
 // thread and merge); exact integer masses of all ids (five instructions each, a third of a draw); clamping
@@ -46,12 +47,11 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerSm)
   Barrier* landed = reinterpret_cast<Barrier*>(shared.landed);
   const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
   const RowSlice<T> slice = begin_slice<T>(logits, vocab, cluster.rank, cluster.size, memory, landed);
-  if constexpr (kDraw) {
-    if (threadIdx.x == 0) shared.listed = shared.pooled = 0;
-  }
+  if constexpr (kDraw) begin_draw<T>(p, n, shared);
   cluster.sync();
+  if constexpr (kDraw) hold_forbidden(slice, p, shared);
 
-  float thread_max = Packed<T>::largest_or_nan(largest_as_it_lands(slice, landed));
+  const float thread_max = Packed<T>::largest_or_nan(largest_as_it_lands(slice, landed));
   const Largest largest =
       cluster.exchange(0, Largest{__reduce_max_sync(~0u, max_key(thread_max))}, Largest{0});
   const uint32_t row_key = __reduce_max_sync(~0u, largest.key);
@@ -64,42 +64,49 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerSm)
     return;
   }
 
-  const float row_max = from_ordered_key<float>(row_key);
-  Sums mine = add_up(slice, row_max, scales);
-  mine.argmax = thread_max == row_max ? first_id_of(slice, row_max) : UINT32_MAX;
-  float thread_mass = mine.sum_tau;
+  float max = from_ordered_key<float>(row_key);
+  const ThreadSums own = add_up(slice, max, scales);
+  Sums mine{to_mass(own.sum_tau), 0, own.sum, own.weighted, own.weighted_tau, UINT32_MAX, 0};
+  if (thread_max == max) mine.argmax = first_id_of(slice, max);
+  const bool some_forbidden = kDraw && (p.forbidden != nullptr || p.num_forbidden > 0);
   if constexpr (kDraw) {
-    if (p.forbidden != nullptr && mask(slice, p.forbidden, vocab)) {
-      thread_max = Packed<T>::largest_or_nan(largest_of(slice));
-      thread_mass = add_up_again(slice, row_max, scales.scale);
+    if (some_forbidden) {
+      __syncthreads();
+      forbid(slice, p, {max, scales.scale, scales.bins_per_logit}, shared, mine);
+      if (__any_sync(~0u, mine.forbidden != 0)) gather_forbidden(mine);
     }
-    mine.allowed = thread_mass;
-    mine.allowed_key = max_key(thread_max);
-    gather_allowed(mine);
   }
+  mine.mass = sum_across_warp(mine.mass);
   gather_statistics(mine);
   Sums sums = cluster.exchange(1, mine, Sums{.argmax = UINT32_MAX});
+  if (kDraw || (cluster.rank == 0 && threadIdx.x < 32)) sums.mass = sum_across_warp(sums.mass);
   if (cluster.rank == 0 && threadIdx.x < 32) {
     gather_statistics(sums);
     if (threadIdx.x == 0) {
-      write_statistics(p, scales, n, row_max, sums.sum, sums.weighted, sums.sum_tau, sums.weighted_tau,
-                       static_cast<int>(sums.argmax));
+      write_statistics(p, scales, n, max, sums.sum, sums.weighted, __ull2float_rn(sums.mass) / kMassUnit,
+                       sums.weighted_tau, static_cast<int>(sums.argmax));
     }
   }
   if constexpr (kDraw) {
-    gather_allowed(sums);
-    if (!is_finite_key(sums.allowed_key)) {
-      if (writes) refuse_draw(p, n, 2);
-      return;
+    bool again = false;
+    if (some_forbidden) {
+      gather_forbidden(sums);
+      // What is left has another maximum, or so little mass that the error of all of it would weigh.
+      again = sums.lost_argmax != 0 || sums.forbidden > sums.mass / 2;
     }
-    const float allowed_max = from_ordered_key<float>(sums.allowed_key);
-    if (allowed_max != row_max) {
-      thread_mass = add_up_again(slice, allowed_max, scales.scale);
-      const Sums again = cluster.exchange(0, Sums{.allowed = sum_across_warp(thread_mass)}, Sums{});
-      sums.allowed = sum_across_warp(again.allowed);
-      cluster.sync();  // the same slots come next
+    if (again) {
+      const float left = Packed<T>::largest_or_nan(largest_of(slice));
+      const Largest allowed = cluster.exchange(0, Largest{__reduce_max_sync(~0u, max_key(left))}, Largest{0});
+      const uint32_t key = __reduce_max_sync(~0u, allowed.key);
+      if (!is_finite_key(key)) {
+        if (writes) refuse_draw(p, n, 2);
+        return;
+      }
+      max = from_ordered_key<float>(key);
+      sums = cluster.exchange(1, Sums{.mass = sum_across_warp(mass_again(slice, max, scales.scale))}, Sums{});
+      sums.mass = sum_across_warp(sums.mass);
     }
-    draw<T>(p, scales, n, slice, allowed_max, thread_max, thread_mass, sums.allowed, cluster, shared, room);
+    draw<T>(p, scales, slice, max, thread_max, sums, !again, cluster, shared, room);
   }
 #endif
 }

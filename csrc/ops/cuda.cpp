@@ -66,16 +66,6 @@ class Launch {
     report(name_of(op_), launcher(params, plan_, stream_));
   }
 
-  const Plan& plan() const { return plan_; }
-
-  // A list of forbidden ids as a mask, for a kernel that reads no list.
-  Tensor mask_of(const Tensor& ids, int64_t vocab) const {
-    const Tensor mask = empty_vector(ids, vocab, ScalarType::Bool);
-    report(name_of(op_),
-           forbidden_mask(pointer_to<int32_t>(ids), ids.size(0), vocab, pointer_to<bool>(mask), stream_));
-    return mask;
-  }
-
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   Op op_;
@@ -173,9 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sampl
   p.keys = pointer_to<int64_t>(dense_keys);
   p.top_p = top_p;
   p.top_k = top_k.value_or(0);
-  const bool is_list = forbidden && dtype_of(*forbidden) == ScalarType::Int;
-  if (is_list && launch.plan().kernel == Kernel::kVocabPass) forbidden = launch.mask_of(*forbidden, p.vocab);
-  if (is_list && launch.plan().kernel != Kernel::kVocabPass) {
+  if (forbidden && dtype_of(*forbidden) == ScalarType::Int) {
     p.forbidden_ids = pointer_to<int32_t>(forbidden);
     p.num_forbidden = forbidden->size(0);
   } else {

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from numbers import Real
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file, logging
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
-REMOTE_CODE = "it needs code from its repository, which is never run"
+from entrgi.models.adapters import apply_adapter
+from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
+from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
+from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, opened, stored_weights
+from entrgi.models.placement import choose_device, choose_dtype
+from entrgi.models.rope import settle_rope
+
+# What ``from_pretrained`` of transformers takes, beside fields of the config.
+_OPTIONS = (
+    *HUB_OPTIONS,
+    *("subfolder", "variant", "attn_implementation", "experts_implementation", "device_map", "max_memory"),
+    *("offload_folder", "offload_buffers", "quantization_config", "ignore_mismatched_sizes", "low_cpu_mem_usage"),
+    *("key_mapping", "use_safetensors", "tp_plan", "distributed_config", "trust_remote_code", "torch_dtype"),
+)
+# Numbers that a config may describe beyond those that are stored: heads that an adapter brings.
+_UNSTORED = 10**7
 
 
 def load_pretrained(
     argument: str,
     name: str | Path,
     auto_class: type,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+    device: str | int | torch.device | None,
     *,
     adapter: str | Path | None = None,
+    known: Iterable[str] = (),
     **options: object,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of ``name``, the model frozen, in evaluation mode and on ``device``.
@@ -34,53 +49,168 @@ def load_pretrained(
         name: a folder with config.json, safetensors and tokenizer files, or a hub id.
         auto_class: such as ``AutoModelForMaskedLM``.
         dtype: of the weights; None keeps the checkpoint's.
-        adapter: folder or hub id of a LoRA adapter, see :func:`apply_adapter`. Weights that it brings whole (a
-            classifier's head) may be missing in the checkpoint.
+        device: None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts the model.
+        adapter: folder or hub id of a LoRA adapter, see :func:`entrgi.models.adapters.apply_adapter`. Weights that
+            it brings whole (a classifier's head) may be missing in the checkpoint.
+        known: options of the caller, to be named where one is misspelled.
         options: passed to ``from_pretrained``; ``revision``, ``cache_dir``, ``token`` and ``local_files_only`` hold
             for the tokenizer, too.
 
     Raises:
         ValueError: for a folder that does not exist or lacks files, a hub id that cannot be had, code that only the
-            repository has, a checkpoint that lacks weights of ``auto_class`` (they would be random), an adapter that
-            does not fit, or ``trust_remote_code``.
+            repository has, a checkpoint that lacks weights of ``auto_class`` (they would be random) or has them in
+            another shape, an adapter that does not fit, an option that is not known, or ``trust_remote_code``.
     """
-    check_checkpoint(argument, name)
-    refuse_remote_code(argument, options)
-    # trust_remote_code left out would ask on the terminal whether to run the repository's code.
-    options = {"dtype": dtype or "auto", "trust_remote_code": False, **options}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub_options(options))
-        with without_report():
-            model, report = auto_class.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise cannot_load(argument, name, error) from error
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
-        raise ValueError(f"{argument}: {str(name)!r} has no tokenizer files")
-    missing = set(report["missing_keys"])
-    if adapter is not None:
-        model, brought = apply_adapter(model, adapter, argument)
-        missing -= brought
-    if missing:
-        raise ValueError(
-            f"{argument}: {str(name)!r} lacks {len(missing)} weights of {type(model).__name__}, "
-            f"such as {min(missing)!r}"
-        )
-    return freeze(model).to(device or "cpu"), tokenizer
-
-
-def check_checkpoint(argument: str, name: str | Path) -> None:
-    """Raise ValueError where ``name`` is a path without a checkpoint, before anything asks a hub for it."""
-    path = Path(name)
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return
-        if (path / "adapter_config.json").is_file():
+    options = _allowed(argument, options)
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint(argument, name, subfolder)
+    older = options.pop("torch_dtype", None)
+    dtype = choose_dtype(argument, older if dtype is None else dtype)
+    place = choose_device(f"{argument}: device", device)
+    if place is not None and options.get("device_map") is not None:
+        raise ValueError(f"{argument}: got device {device!r} and device_map, expected one of them")
+    # Parameters made under inference mode cannot take part in a gradient later.
+    with torch.inference_mode(False), loading(argument, name):
+        folder = checkpoint_folder(argument, name, options.get("variant"), subfolder, **hub(options))
+        if adapter is None and (folder / "adapter_config.json").is_file():
+            adapter = folder  # a model with its adapter beside it
+        fields = read_fields(argument, folder)
+        config, rest = _config(argument, name, fields, options, known)
+        tokenizer = load_tokenizer(argument, folder, name=name, config=config)
+        try:
+            weights = stored_weights(argument, folder, options.get("variant"))
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{argument}: ")
+            raise ValueError(f"{argument}: cannot load {str(name)!r}: {reason}") from error
+        check_layers(argument, name, fields, len(weights.tensors))
+        model, report = _model(argument, name, auto_class, folder, config, weights, dtype, rest)
+        _check_shapes(argument, name, model, report)
+        missing = set(report["missing_keys"])
+        if adapter is not None:
+            model, brought = apply_adapter(model, adapter, argument, **hub(options))
+            missing -= brought
+        if missing:
             raise ValueError(
-                f"{argument}: {str(name)!r} is an adapter; expected its base model, and the adapter as adapter="
+                f"{argument}: {str(name)!r} lacks {len(missing)} weights of {type(model).__name__}, "
+                f"such as {min(missing)!r}"
             )
-        raise ValueError(f"{argument}: folder {str(name)!r} has no config.json")
-    if path.exists() or path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
-        raise ValueError(f"{argument}: no folder {str(name)!r}, expected a checkpoint folder or a hub id")
+    if options.get("device_map") is not None:
+        return freeze(model), tokenizer
+    return _placed(argument, freeze(model), place), tokenizer
+
+
+def _allowed(argument: str, options: Mapping[str, object]) -> dict[str, object]:
+    """``options`` without those that are always the same here; ValueError where they ask for what is refused."""
+    options = dict(options)
+    refuse_remote_code(argument, options)
+    if options.pop("use_safetensors", None) is False:
+        raise ValueError(f"{argument}: use_safetensors is False, expected True: pickles are never read")
+    for name in ("attn_implementation", "experts_implementation"):
+        if any(mark in str(options.get(name)) for mark in "/:@"):
+            raise ValueError(
+                f"{argument}: {name} is {options[name]!r}, expected one of transformers' own: "
+                "code from a repository is never run"
+            )
+    return options
+
+
+def _config(
+    argument: str, name: str | Path, fields: dict[str, object], options: Mapping[str, object], known: Iterable[str]
+) -> tuple[PretrainedConfig, dict[str, object]]:
+    """The config of a config.json's fields and of those ``options`` that are fields, and the other options."""
+    model_type = model_type_of(fields)
+    if model_type not in CONFIG_MAPPING:
+        if fields.get("auto_map"):
+            raise ValueError(f"{argument}: cannot load {str(name)!r}: {REMOTE_CODE}")
+        raise ValueError(
+            f"{argument}: config.json of {str(name)!r} has model_type {fields.get('model_type')!r}, expected one "
+            "that transformers knows"
+        )
+    fields["model_type"] = model_type
+    for _, part in objects(fields):
+        settle_rope(argument, part)
+    own = {option: value for option, value in options.items() if option not in _OPTIONS}
+    config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
+    config.name_or_path = str(name)  # transformers knows some checkpoints by theirs
+    known = [option for option in known if option not in ("name", "options")]
+    refuse_unknown(argument, unused, (*known, *_OPTIONS), near=("num_labels", *config.to_dict()))
+    done = (*HUB_OPTIONS, "subfolder", "ignore_mismatched_sizes", "trust_remote_code")
+    return config, {option: options[option] for option in _OPTIONS if option in options and option not in done}
+
+
+def _model(
+    argument: str,
+    name: str | Path,
+    auto_class: type,
+    folder: Path,
+    config: PretrainedConfig,
+    weights: Weights,
+    dtype: torch.dtype | None,
+    options: dict[str, object],
+) -> tuple[PreTrainedModel, dict[str, object]]:
+    """The model with what transformers reports of its weights. Nothing is allocated before sizes are compared."""
+    with torch.device("meta"), without_report():
+        skeleton = auto_class.from_config(deepcopy(config))
+    described = sum(parameter.numel() for parameter in skeleton.parameters())
+    quantised = getattr(config, "quantization_config", None) is not None
+    if not quantised and described > 2 * weights.numel + _UNSTORED:
+        raise ValueError(
+            f"{argument}: config.json of {str(name)!r} describes {described} weights of {type(skeleton).__name__}, "
+            f"its files hold {weights.numel}"
+        )
+    # Shapes that differ are reported in full that way, and refused all the same.
+    options = {"dtype": dtype or "auto", "ignore_mismatched_sizes": True, "output_loading_info": True, **options}
+    with without_report():
+        if weights.is_plain:
+            return auto_class.from_pretrained(folder, config=config, use_safetensors=True, **options)
+        tensors = _read(argument, weights)
+        if dtype is None:
+            options["dtype"] = getattr(config, "dtype", None) or _float_dtype(tensors)
+        return type(skeleton).from_pretrained(None, config=skeleton.config, state_dict=tensors, **options)
+
+
+def _read(argument: str, weights: Weights) -> dict[str, Tensor]:
+    """The tensors, each from its file."""
+    tensors = {}
+    for file in sorted({tensor.file for tensor in weights.tensors.values()}):
+        with opened(argument, file) as reader:
+            for name, tensor in weights.tensors.items():
+                if tensor.file == file:
+                    tensors[name] = reader.get_tensor(tensor.key)
+    return tensors
+
+
+def _float_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+
+
+def _check_shapes(argument: str, name: str | Path, model: PreTrainedModel, report: Mapping[str, object]) -> None:
+    """Raise ValueError where weights have another shape than the model's: these would be random."""
+    mismatched = sorted(report.get("mismatched_keys") or [])
+    if mismatched:
+        key, *shapes = mismatched[0] if isinstance(mismatched[0], tuple) else [mismatched[0]]
+        differ = f" {list(shapes[0])}, expected {list(shapes[1])}" if len(shapes) == 2 else ""
+        raise ValueError(
+            f"{argument}: {str(name)!r} holds {len(mismatched)} weights of {type(model).__name__} in another shape, "
+            f"such as {key!r}{differ}"
+        )
+    failed = report.get("error_msgs") or report.get("conversion_errors")
+    if failed:
+        raise ValueError(f"{argument}: cannot load {str(name)!r}: {' '.join(str(failed).split())[:400]}")
+
+
+def _placed(argument: str, model: PreTrainedModel, device: torch.device | None) -> PreTrainedModel:
+    """``model`` on ``device``, unless loading has put it where it belongs."""
+    spread = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    if spread and device is None:
+        return model
+    try:
+        return model.to(device or "cpu")
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"{argument}: {type(model).__name__} cannot be moved to {device} once loaded, expected device_map= in "
+            f"place of device=: {error}"
+        ) from error
 
 
 def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
@@ -94,33 +224,51 @@ def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
 
 def read_config(argument: str, name: str | Path, **options: object) -> PretrainedConfig:
     """The checkpoint's config. Raises ValueError where there is none. Of ``options`` the hub's are used."""
-    check_checkpoint(argument, name)
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **hub_options(options))
-    except (OSError, ValueError) as error:
-        raise cannot_load(argument, name, error) from error
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint(argument, name, subfolder)
+    with loading(argument, name):
+        folder = checkpoint_folder(argument, name, subfolder=subfolder, with_weights=False, **hub(options))
+        return _config(argument, name, read_fields(argument, folder), {}, ())[0]
 
 
 def read_tokenizer(argument: str, name: str | Path) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer alone. Raises ValueError where there is none."""
     check_checkpoint(argument, name)
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise cannot_load(argument, name, error) from error
+    with loading(argument, name):
+        return load_tokenizer(argument, checkpoint_folder(argument, name, with_weights=False), name=name)
 
 
-def hub_options(options: dict[str, object]) -> dict[str, object]:
+def load_tokenizer(
+    argument: str,
+    folder: Path,
+    tokenizer_class: type = AutoTokenizer,
+    *,
+    name: str | Path | None = None,
+    **options: object,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; ``name`` is what an error calls it.
+
+    Raises:
+        ValueError: where its files are missing or cannot be read, or declare a context that is none.
+    """
+    with loading(argument, name or folder):
+        with without_report():  # it would say that class and model_type are not its own, which is known
+            # trust_remote_code left out would ask on the terminal whether to run the repository's code.
+            tokenizer = tokenizer_class.from_pretrained(folder, trust_remote_code=False, **options)
+        if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
+            raise ValueError(f"{argument}: {str(name or folder)!r} has no tokenizer files")
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, Real) or isinstance(longest, bool) or not longest >= 1:
+            raise ValueError(
+                f"{argument}: tokenizer_config.json of {str(name or folder)!r} has model_max_length {longest!r:.80}, "
+                "expected a number >= 1"
+            )
+        return tokenizer
+
+
+def hub(options: Mapping[str, object]) -> dict[str, object]:
     """Those of ``options`` that say where on the hub, and as whom, a file is looked for."""
     return {name: options[name] for name in HUB_OPTIONS if name in options}
-
-
-def cannot_load(argument: str, name: str | Path, error: Exception) -> ValueError:
-    """One sentence for what transformers and the hub say in several."""
-    text = " ".join(str(error).split())
-    reason = REMOTE_CODE if "trust_remote_code" in text else text.split(". ")[0].rstrip(".")
-    place = "" if Path(name).exists() else ", no folder here"
-    return ValueError(f"{argument}: cannot load {str(name)!r}{place}: {reason}")
 
 
 @contextmanager
@@ -132,58 +280,6 @@ def without_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def apply_adapter(
-    model: PreTrainedModel, adapter: str | Path, argument: str = "adapter"
-) -> tuple[PreTrainedModel, set[str]]:
-    """``model`` with a LoRA adapter merged into its weights, and the names of the weights it brought whole.
-
-    Args:
-        model: the base model that the adapter was trained on; changed in place.
-        adapter: a folder with adapter_config.json and weights as ``peft`` writes them, or a hub id.
-        argument: what to call the model in an error.
-
-    Raises:
-        ValueError: where peft is not installed, the adapter cannot be had or does not fit the model: weights of
-            another shape, or for layers that the model does not have.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError(f"{argument}: adapter={str(adapter)!r} needs peft: pip install peft") from error
-    path = Path(adapter)
-    if path.is_dir() and not (path / "adapter_config.json").is_file():
-        raise ValueError(f"{argument}: adapter folder {str(adapter)!r} has no adapter_config.json")
-    if not path.is_dir() and (path.is_absolute() or str(adapter).startswith((".", "~")) or str(adapter).count("/") > 1):
-        raise ValueError(f"{argument}: no adapter folder {str(adapter)!r}")
-    try:
-        weights = peft.load_peft_weights(str(adapter), device="cpu")
-        wrapped = peft.PeftModel.from_pretrained(model, str(adapter))
-        fitted = peft.get_peft_model_state_dict(wrapped)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: {error}") from error
-    # peft passes over weights that find no place, and leaves places without a weight as they were initialised.
-    for kind, names in {
-        "does not have": weights.keys() - fitted.keys(),
-        "expects": fitted.keys() - weights.keys(),
-    }.items():
-        if names:
-            raise ValueError(
-                f"{argument}: adapter {str(adapter)!r} does not fit {type(model).__name__}: {len(names)} weights "
-                f"that one {kind} and the other not, such as {min(names)!r}"
-            )
-    merged = wrapped.merge_and_unload(safe_merge=True)
-    return merged, {name.removeprefix("base_model.model.") for name in weights if "lora_" not in name}
-
-
-def adapter_task(argument: str, adapter: str | Path) -> str | None:
-    """What an adapter was trained for, such as ``SEQ_CLS``. Raises ValueError where it has no config."""
-    try:
-        path = cached_file(str(adapter), "adapter_config.json")
-        return json.loads(Path(path).read_text(encoding="utf-8")).get("task_type")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{argument}: cannot read the adapter {str(adapter)!r}: {error}") from error
 
 
 def exact_attention(model: PreTrainedModel) -> PreTrainedModel:

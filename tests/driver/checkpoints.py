@@ -1,5 +1,8 @@
 """Tiny models as checkpoint folders, for what is named on a command line."""
 
+import json
+from pathlib import Path
+
 import tiny
 import torch
 from transformers import BertForMaskedLM, BertForSequenceClassification, Qwen3Config, Qwen3ForCausalLM
@@ -12,6 +15,14 @@ def save(folder, model, tokenizer):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def change_config(folder, without=(), **fields):
+    """``folder`` with fields of its config.json set, and those of ``without`` taken out before."""
+    file = Path(folder) / "config.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in before.items() if name not in without} | fields))
+    return folder
 
 
 def denoiser(folder, chat=None):

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from entrgi import LogLikelihoodReward, SequenceClassifierReward, load_reward
-from entrgi.checkpoints import apply_adapter, load_pretrained
+from entrgi.checkpoints import load_pretrained
+from entrgi.models.adapters import apply_adapter
 from entrgi.prompts import Completion
 
 peft = pytest.importorskip("peft")

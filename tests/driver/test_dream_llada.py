@@ -268,7 +268,7 @@ def test_absent_option_of_llada(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"type": "dynamic", "factor": 4.0}),
         ("use_sliding_window", True),
         ("use_mrope", True),
         ("block_size", 32),

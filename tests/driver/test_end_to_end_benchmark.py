@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import method
@@ -12,6 +13,7 @@ import torch
 import transcribe
 
 from entrgi import preset
+from entrgi.timing import Recorder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import end_to_end
@@ -228,6 +230,27 @@ def test_smoke_mode(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert table in printed
     assert f"**{ours['speedup']:.1f}x**" in table
+
+
+# Of the four steps, entrgi skips the first: its schedule commits nothing in it.
+@pytest.mark.parametrize(("variant", "skipped"), [("published", 0), ("entrgi", 1)])
+def test_part_of_a_generation_is_its_first_steps(variant, skipped):
+    runner = end_to_end.Runner(replace(end_to_end.SMOKE["smoke"], taken=3))
+    for steps, taken in ((3, None), (2, 2), (4, 99)):
+        with Recorder() as recorder:
+            runner.run(variant, 0, recorder if variant == "published" else None, taken=taken)
+        assert len(recorder.steps()) == steps - skipped
+
+
+def test_parts_of_generations_stay_out_of_the_results(monkeypatch, capsys):
+    for arguments, message in (
+        (["--steps", "16"], "--steps: give --output"),
+        (["--steps", "0", "--smoke"], "--steps must be at least 1, got 0"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["end_to_end.py", *arguments])
+        with pytest.raises(SystemExit):
+            end_to_end.parse_arguments()
+        assert message in capsys.readouterr().err
 
 
 def test_a_missed_target_is_said_plainly():

@@ -47,8 +47,8 @@ def is_stale(target: Path) -> bool:
     return any(not Path(name).exists() or Path(name).stat().st_mtime > built for name in made_from)
 
 
-def build_bindings(arch: str) -> Path:
-    """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
+def compiler(arch: str) -> list[str]:
+    """The compiler's command for kernels as PTX of ``arch`` (such as "compute_90a") and their bindings."""
     nvcc = find_nvcc()
     try:
         import cutlass_library
@@ -56,8 +56,6 @@ def build_bindings(arch: str) -> Path:
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from error
     cutlass = Path(cutlass_library.__file__).parent / "source" / "include"
-    folder = ROOT / "build" / "sim" / arch
-    folder.mkdir(parents=True, exist_ok=True)
     python = sysconfig.get_paths()["include"]
     common = [nvcc, "-O3", "-lineinfo", "--no-compress", "-cudart", "shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     common += [
@@ -68,7 +66,14 @@ def build_bindings(arch: str) -> Path:
         f"-I{cutlass}",
         "-DENTRGI_WITH_CUDA",
     ]
-    common += [f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
+    return [*common, f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
+
+
+def build_bindings(arch: str) -> Path:
+    """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
+    common = compiler(arch)
+    folder = ROOT / "build" / "sim" / arch
+    folder.mkdir(parents=True, exist_ok=True)
     sources = [path for name in ("kernels", "bindings") for path in sorted((SOURCES / name).glob("*.c*"))]
     sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
     objects = [folder / f"{source.stem}{source.suffix}.o" for source in sources]

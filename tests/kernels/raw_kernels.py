@@ -137,10 +137,21 @@ class RawKernels:
         return self._vocab_pass("logit_statistics", logits, temperature, {}, splits)
 
     def sample_tokens(
-        self, logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None, error_flag=None, splits=0
+        self,
+        logits,
+        keys,
+        temperature,
+        top_p=1.0,
+        top_k=None,
+        forbidden=None,
+        error_flag=None,
+        splits=0,
+        forbidden_ids=None,
     ):
-        reads = {"keys": keys, "forbidden": forbidden}
+        reads = {"keys": keys, "forbidden": forbidden, "forbidden_ids": forbidden_ids}
         arguments = {"top_p": top_p, "top_k": top_k or 0, "error_flag": error_flag}
+        if forbidden_ids is not None:
+            arguments["num_forbidden"] = len(forbidden_ids)
         return self._vocab_pass("sample_tokens", logits, temperature, reads, splits, **arguments)
 
     def gumbel_perturb(self, logits, keys, scale, output=None):

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "numeric.cuh"
 
 namespace entrgi {
 
@@ -28,9 +29,9 @@ __device__ __forceinline__ uint64_t sum_across_warp(uint64_t x) {
 // The CTAs that work on a row: a whole cluster, or one CTA of it alone.
 struct Cluster {
   static constexpr int kWarps = kClusterThreads / 32;
-  static constexpr int kBytes = 48;  // of the largest record
+  static constexpr int kBytes = 40;  // of the largest record
   struct Mailbox {
-    alignas(16) unsigned char slots[2][kMaxCluster * kWarps * kBytes];
+    alignas(8) unsigned char slots[2][kMaxCluster * kWarps * kBytes];
   };
 
   Mailbox& mailbox;
@@ -58,7 +59,7 @@ struct Cluster {
   template <typename Record>
   __device__ __forceinline__ Record exchange(int set, const Record& mine, const Record& empty) {
     static_assert(sizeof(Record) <= kBytes);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     Record* slots = reinterpret_cast<Record*>(mailbox.slots[set]);
     if (lane < size) *in_cta(slots + rank * kWarps + warp, lane) = mine;
     sync();

@@ -6,41 +6,52 @@
 #include "cluster.cuh"
 #include "row_slice.cuh"
 #include "softmax_state.cuh"
+#include "threshold_search.cuh"
 
 #ifdef ENTRGI_CLUSTERS
 
 namespace entrgi {
 
-// Sums over the ids of a slice; see detail/softmax_state.cuh.
+// Sums over the ids of a thread; see detail/softmax_state.cuh.
+struct ThreadSums {
+  double sum_tau;
+  float sum, weighted, weighted_tau;
+};
+
+// Over those of a slice. Masses, e^((z - max) / tau), in units of 2^-40.
 struct Sums {
-  float sum, weighted, sum_tau, weighted_tau;
-  float allowed;         // sum_tau over the ids that may be drawn
-  uint32_t allowed_key;  // their maximum
+  uint64_t mass;       // of all ids: sum_tau, good to the bounds of MassBounds
+  uint64_t forbidden;  // of those that may not be drawn: exact
+  float sum, weighted, weighted_tau;
   uint32_t argmax;       // first id of the maximum over all ids
+  uint32_t lost_argmax;  // whether an id of the maximum may not be drawn
 };
 
 __device__ __forceinline__ Sums merge(Sums a, const Sums& b) {
+  a.mass += b.mass;
+  a.forbidden += b.forbidden;
   a.sum += b.sum;
   a.weighted += b.weighted;
-  a.sum_tau += b.sum_tau;
   a.weighted_tau += b.weighted_tau;
-  a.allowed += b.allowed;
-  a.allowed_key = max(a.allowed_key, b.allowed_key);
   a.argmax = min(a.argmax, b.argmax);
+  a.lost_argmax |= b.lost_argmax;
   return a;
 }
 
-// All lanes' together: what every warp needs to know, and what the CTA that writes needs besides.
-__device__ __forceinline__ void gather_allowed(Sums& s) {
-  s.allowed = sum_across_warp(s.allowed);
-  s.allowed_key = __reduce_max_sync(~0u, s.allowed_key);
+// All lanes' together: what a draw needs in every warp, and the rest of what the CTA needs that writes.
+__device__ __forceinline__ void gather_forbidden(Sums& s) {
+  s.forbidden = sum_across_warp(s.forbidden);
+  s.lost_argmax = __reduce_or_sync(~0u, s.lost_argmax);
 }
 __device__ __forceinline__ void gather_statistics(Sums& s) {
   s.sum = sum_across_warp(s.sum);
   s.weighted = sum_across_warp(s.weighted);
-  s.sum_tau = sum_across_warp(s.sum_tau);
   s.weighted_tau = sum_across_warp(s.weighted_tau);
   s.argmax = __reduce_min_sync(~0u, s.argmax);
+}
+
+__device__ __forceinline__ uint64_t to_mass(double sum_tau) {
+  return __double2ull_rn(sum_tau * kMassUnit);
 }
 
 // A key of an fp32 number; the largest counts.
@@ -87,56 +98,81 @@ __device__ uint32_t largest_as_it_lands(const RowSlice<T>& slice, Barrier* lande
   return largest;
 }
 
+// Sums of both halves in trees: each addend is rounded tree_levels times.
+template <int kCount>
+__device__ __forceinline__ void add_in_trees(float (&x)[kCount]) {
+#pragma unroll
+  for (int step = 1; step < kCount / 2; step *= 2) {
+#pragma unroll
+    for (int i = 0; i + step < kCount; i += 2 * step) x[i] += x[i + step];
+  }
+}
+template <typename T>
+constexpr int tree_levels = sizeof(T) == 2 ? 2 : 1;
+
+// As a double, by two integer instructions: the conversion would take a turn of the unit that does the
+// exponentials, which bounds the sweep. 0 becomes 2^-127, other numbers themselves; no subnormals, no signs.
+__device__ __forceinline__ double widened(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return __hiloint2double(static_cast<int>((bits >> 3) + ((1023 - 127) << 20)), static_cast<int>(bits << 29));
+}
+
 // One sweep over the slice with the final maximum. -inf spoils the weighted sums unless kInfinities. Units
 // are added up on their own first: thousands of equal small terms that join a large one in turn would all
-// round the same way.
+// round the same way. The masses, whose sum decides draws, are rounded least: in a tree, then in fp64.
 template <typename T, bool kTempered, bool kInfinities>
-__device__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
+__device__ ThreadSums add_up(const RowSlice<T>& slice, float max, float scale) {
   constexpr int kPerUnit = RowSlice<T>::kPerUnit;
-  Sums s{};
+  ThreadSums s{};
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < slice.count; unit += kClusterThreads) {
-    float z[kPerUnit];
+    float z[kPerUnit], e_tau[kPerUnit];
     slice.load(unit, z);
-    float sum = 0.f, weighted = 0.f, sum_tau = 0.f, weighted_tau = 0.f;
+    float sum = 0.f, weighted = 0.f, weighted_tau = 0.f;
 #pragma unroll
     for (int i = 0; i < kPerUnit; ++i) {
       const float d = kInfinities ? shifted(z[i], max) : z[i] - max;
       const float e = exp2_approx(d * kLog2e);
-      sum += e;
+      e_tau[i] = kTempered ? exp2_approx(d * scale) : e;
       weighted += d * e;
-      const float e_tau = kTempered ? exp2_approx(d * scale) : e;
       if (kTempered) {
-        sum_tau += e_tau;
-        weighted_tau += d * e_tau;
+        sum += e;
+        weighted_tau += d * e_tau[i];
       }
     }
-    s.sum += sum;
+    add_in_trees(e_tau);
+    s.sum_tau += widened(e_tau[0]);
+    s.sum_tau += widened(e_tau[kPerUnit / 2]);
     s.weighted += weighted;
-    s.sum_tau += kTempered ? sum_tau : sum;
-    s.weighted_tau += kTempered ? weighted_tau : weighted;
+    if (kTempered) {
+      s.sum += sum;
+      s.weighted_tau += weighted_tau;
+    }
+  }
+  if (!kTempered) {
+    s.sum = static_cast<float>(s.sum_tau);
+    s.weighted_tau = s.weighted;
   }
   return s;
 }
 
 // Few rows have -inf: the threads that met one start anew.
 template <typename T, bool kTempered>
-__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, float scale) {
-  const Sums s = add_up<T, kTempered, false>(slice, max, scale);
+__device__ __forceinline__ ThreadSums add_up(const RowSlice<T>& slice, float max, float scale) {
+  const ThreadSums s = add_up<T, kTempered, false>(slice, max, scale);
   return s.weighted == s.weighted ? s : add_up<T, kTempered, true>(slice, max, scale);
 }
 
 template <typename T>
-__device__ __forceinline__ Sums add_up(const RowSlice<T>& slice, float max, const Scales& scales) {
+__device__ __forceinline__ ThreadSums add_up(const RowSlice<T>& slice, float max, const Scales& scales) {
   return scales.tempered() ? add_up<T, true>(slice, max, scales.scale)
                            : add_up<T, false>(slice, max, scales.scale);
 }
 
-// sum_tau alone, where that of the first sweep does not count: after forbidden ids left, or for another
-// maximum.
+// The mass alone, for another maximum.
 template <typename T>
-__device__ float add_up_again(RowSlice<T> slice, float max, float scale) {
-  return add_up<T, true, true>(slice, max, scale).sum_tau;
+__device__ uint64_t mass_again(RowSlice<T> slice, float max, float scale) {
+  return to_mass(add_up<T, true, true>(slice, max, scale).sum_tau);
 }
 
 // The first id of the row's maximum in this thread's units; few threads have one.
@@ -151,35 +187,6 @@ __device__ uint32_t first_id_of(const RowSlice<T>& slice, float max) {
     }
   }
   return UINT32_MAX;
-}
-
-// Makes forbidden ids -inf in the slice; returns whether this thread had any.
-template <typename T>
-__device__ bool mask(const RowSlice<T>& slice, const bool* forbidden, int vocab) {
-  constexpr int kPerUnit = RowSlice<T>::kPerUnit;
-  bool any = false;
-  for (int unit = threadIdx.x; unit < slice.count; unit += kClusterThreads) {
-    const int first = slice.id(unit);
-    uint32_t out = 0;  // bits of forbidden elements
-    if (first >= 0 && first + kPerUnit <= vocab &&
-        reinterpret_cast<uintptr_t>(forbidden + first) % kPerUnit == 0) {
-      using Flags = std::conditional_t<kPerUnit == 8, uint64_t, uint32_t>;
-      const Flags flags = __ldg(reinterpret_cast<const Flags*>(forbidden + first));
-      if (flags == 0) continue;
-      // Bytes to bits, four at a time; true is whatever is not 0.
-      const auto bits = [](uint32_t bytes) { return __vminu4(bytes, 0x01010101u) * 0x01020408u >> 24; };
-      out = bits(static_cast<uint32_t>(flags));
-      if (kPerUnit == 8) out |= bits(static_cast<uint32_t>(static_cast<uint64_t>(flags) >> 32)) << 4;
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < kPerUnit; ++i) {
-        if (first + i >= 0 && first + i < vocab && forbidden[first + i]) out |= 1u << i;
-      }
-    }
-    any |= out != 0;
-    for (; out != 0; out &= out - 1) slice.set(unit, __ffs(out) - 1, -CUDART_INF_F);
-  }
-  return any;
 }
 
 }  // namespace entrgi

@@ -50,6 +50,14 @@ __device__ __forceinline__ DrawState merge_across_warp(DrawState state) {
   return state;
 }
 
+// The largest score + noise that a CTA has met, to spare others their logarithms: an integer in the order of
+// floats, at first NaN, which nothing is less than. Whoever reads an old value spares itself less, that is
+// all.
+constexpr int kNoBest = INT_MIN;
+__device__ __forceinline__ int signed_key(int bits) {  // and back
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+
 // What decides whether an id is kept, and its score.
 struct DrawRule {
   float max;  // over allowed ids
@@ -64,13 +72,20 @@ struct DrawRule {
     return z > -CUDART_INF_F && nucleus.keeps(k, id) && k >= smallest_key;
   }
 
-  __device__ __forceinline__ void add(DrawState& state, float z, int id) const {
+  // `best` is shared by the CTA. An id that provably stays below it takes no logarithms: rounding is
+  // monotone, so the sum with the noise is not above the sum with its bound, and a tie is no loss.
+  __device__ __forceinline__ void add(DrawState& state, float z, int id, int* best) const {
     const float score = (z - max) / tau, weight = expf(score);
-    const float perturbed = score + gumbel(key, id);
-    if (perturbed > state.best || (perturbed == state.best && id < state.token)) {
-      state.best = perturbed;
-      state.token = id;
-      state.token_score = score;
+    const uint64_t bits = philox(key, id);
+    const float to_beat = __int_as_float(signed_key(*static_cast<volatile int*>(best)));
+    if (!(score + gumbel_bound(bits) < to_beat)) {
+      const float perturbed = score + gumbel(bits);
+      if (perturbed > state.best || (perturbed == state.best && id < state.token)) {
+        if (perturbed > to_beat || to_beat != to_beat) atomicMax(best, signed_key(__float_as_int(perturbed)));
+        state.best = perturbed;
+        state.token = id;
+        state.token_score = score;
+      }
     }
     state.sum += __float2ull_rn(weight * kMassUnit);
     if (weight > 0) state.weighted += __float2ll_rn(score * weight * kMassUnit);

@@ -36,6 +36,14 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// threadIdx.x, of which the compiler knows nothing: what depends on it is computed anew where it is needed,
+// and takes no registers through a search.
+__device__ __forceinline__ int this_thread() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
 // 2^x in one instruction, about 2 ulp.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

@@ -38,13 +38,25 @@ __device__ __forceinline__ uint64_t philox(const RowKey& key, uint32_t id) {
 // same logarithm: of 1 - u above, and below of its rounded value w, where log1p(-u) = log(w) + (1 - u - w) /
 // w and the division can be left out (w is 1 - u to the last bit, and the correction matters only where w is
 // near 1).
-__device__ __forceinline__ float gumbel(const RowKey& key, uint32_t id) {
-  const uint64_t x = philox(key, id);
+__device__ __forceinline__ float gumbel(uint64_t x) {
   const bool upper = x >> 63;
   const float v = (__ull2float_rn(upper ? ~x : x) + 0.5f) * 0x1p-64f;
   const float w = upper ? v : 1.f - v;
   const float correction = upper ? 0.f : (1.f - w) - v;
   return -logf(-logf(w) - correction);
+}
+__device__ __forceinline__ float gumbel(const RowKey& key, uint32_t id) {
+  return gumbel(philox(key, id));
+}
+
+// No less than gumbel(x), and at most 0.06 more where that is large; without a logarithm. -log1p(-u) >= u and
+// log2(1 + m) >= m, so -log(-log1p(-u)) <= -log(u) <= -log(2) (exponent + mantissa) of any number that is not
+// above u: of its upper 32 bits, whose bits as a float are that sum. The last term is above the rounding here
+// (6e-6) and there (two logarithms, 1e-6).
+__device__ __forceinline__ float gumbel_bound(uint64_t x) {
+  constexpr float kLog2 = 0.69314718f;
+  const float upper_bits = __uint2float_rd(static_cast<uint32_t>(x >> 32));
+  return fmaf(__int2float_rn(__float_as_int(upper_bits)), -kLog2 * 0x1p-23f, (32 + 127) * kLog2 + 1e-4f);
 }
 
 }  // namespace entrgi

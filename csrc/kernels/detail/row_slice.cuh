@@ -39,6 +39,10 @@ struct Packed {
   static __device__ __forceinline__ uint32_t all(float z) {
     return word({from_float<T>(z), from_float<T>(z)});
   }
+  // Bit 16 i: element i of `a` lies between those of `low` and `high`.
+  static __device__ __forceinline__ uint32_t within(uint32_t a, uint32_t low, uint32_t high) {
+    return __hge2_mask(pair(a), pair(low)) & __hle2_mask(pair(a), pair(high)) & 0x00010001u;
+  }
   static __device__ __forceinline__ float get(uint32_t a, int i) {
     if (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(i == 0 ? a << 16 : a & 0xffff0000u);
     return to_float(i == 0 ? pair(a).x : pair(a).y);
@@ -55,6 +59,10 @@ struct Packed<float> {
   }
   static __device__ __forceinline__ float largest_or_nan(uint32_t a) { return __uint_as_float(a); }
   static __device__ __forceinline__ uint32_t all(float z) { return __float_as_uint(z); }
+  static __device__ __forceinline__ uint32_t within(uint32_t a, uint32_t low, uint32_t high) {
+    const float z = __uint_as_float(a);
+    return z >= __uint_as_float(low) && z <= __uint_as_float(high) ? 1 : 0;
+  }
   static __device__ __forceinline__ float get(uint32_t a, int) { return __uint_as_float(a); }
 };
 
@@ -62,6 +70,18 @@ template <typename T>
 __device__ __forceinline__ uint32_t unit_max(const uint4& unit) {
   using P = Packed<T>;
   return P::max_or_nan(P::max_or_nan(unit.x, unit.y), P::max_or_nan(unit.z, unit.w));
+}
+
+// The elements of a unit between `low` and `high`: bit w + 16 i is element i of word w.
+template <typename T>
+__device__ __forceinline__ uint32_t elements_within(const uint4& unit, uint32_t low, uint32_t high) {
+  using P = Packed<T>;
+  return P::within(unit.x, low, high) | P::within(unit.y, low, high) << 1 |
+         P::within(unit.z, low, high) << 2 | P::within(unit.w, low, high) << 3;
+}
+template <typename T>
+__device__ __forceinline__ int element_of_bit(int bit) {
+  return bit % 16 * Packed<T>::kCount + bit / 16;
 }
 
 template <typename T>
@@ -87,8 +107,19 @@ struct RowSlice {
     return to_float(reinterpret_cast<const T*>(units + unit)[i]);
   }
 
-  __device__ __forceinline__ void set(int unit, int i, float z) const {
-    reinterpret_cast<T*>(units + unit)[i] = from_float<T>(z);
+  // Makes an id -inf and returns what it was; -inf to all but one of those who ask at once.
+  __device__ __forceinline__ float take(int id) const {
+    constexpr int kPerWord = Packed<T>::kCount, kBits = 32 / kPerWord;
+    const uint32_t minus_inf = Packed<T>::all(-CUDART_INF_F);
+    const int element = id - first_id, i = element % kPerWord;
+    const uint32_t mask = (~0u >> (32 - kBits)) << i * kBits;
+    uint32_t* word = reinterpret_cast<uint32_t*>(units) + element / kPerWord;
+    uint32_t before = *static_cast<volatile uint32_t*>(word), expected;
+    do {
+      expected = before;
+      before = atomicCAS(word, expected, (expected & ~mask) | (minus_inf & mask));
+    } while (before != expected);
+    return Packed<T>::get(before, i);
   }
 };
 

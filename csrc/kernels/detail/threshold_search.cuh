@@ -20,11 +20,19 @@
 //
 // Where the row lies is a parameter:
 //
-//   row.for_each(low, high, f)   calls f(z, id) for the ids of [low, high], and perhaps for others; by all
-//                                threads, each id once; -inf may be left out
-//   row.weight(low, high)        the sum low[0] + 2^32 low[high] of all CTAs that hold a part of the row
-//   row.sync()                   a barrier for all of them; each arrives at the same threshold
+//   row.for_each(level, f)   calls f(z, id) for the candidates of a level, and perhaps for others; by all
+//                            threads, each id once; -inf may be left out
+//   row.weight(bin)          the sum of a bin of all CTAs that hold a part of the row
+//   row.sync()               a barrier for all of them; each arrives at the same threshold
+//
+// With kRanked, what a linear bin holds is ranked by counting where it is few:
+//
+//   row.is_short()           whether the whole row is that few, with one CTA on it
+//   row.is_first()           of the CTA that ranks; row.in_first(p): the address there of what is at p here
+//   row.tell(shared, ...)    writes the result into all CTAs
 #pragma once
+
+#include <climits>
 
 #include "row_vectors.cuh"
 
@@ -32,14 +40,16 @@ namespace entrgi {
 
 constexpr float kMassUnit = 0x1p40f;
 
-template <int kBins>
+// kRanked: candidates that are ranked by counting, 0 for none.
+template <int kBins, int kRanked = 0>
 struct SearchShared {
-  // 64-bit sums in two words, low ones first: native atomics, the carry added by hand.
-  uint32_t words[2 * kBins];
+  uint64_t bins[kBins];
+  uint64_t weights[kRanked > 0 ? kRanked : 1];  // of the candidates whose order is in `bins`
   uint64_t warp_sum[32];
   uint64_t ahead, crossing_weight;
   int bin;
   uint32_t key_low, key_high;
+  int ranked;
 };
 
 // Up to and including (key, id) in the order; key 0 lies below every finite logit.
@@ -83,21 +93,21 @@ enum class Digit { kLinear, kKey, kId };
 // The candidates of one read and how they fall into bins.
 struct Level {
   Digit digit = Digit::kLinear;
-  uint32_t key_low = 0, key_high = 0;
-  int id_low = 0, id_high = 0;
+  uint32_t key_low = 0, key_high = UINT32_MAX;
+  int id_low = 0, id_high = INT32_MAX;
   int shift = 0;
 };
 
 // T is the logits' type, whose values alone can be a threshold.
-template <typename T, typename Row, int kThreads, int kBins>
+template <typename T, typename Row, int kThreads, int kBins, int kRanked = 0>
 struct ThresholdSearch {
   static constexpr int kPerThread = kBins / kThreads, kWarps = kThreads / 32;
-  static_assert(kBins % kThreads == 0 && kWarps <= 32);
+  static_assert(kBins % kThreads == 0 && kWarps <= 32 && kRanked <= kBins && kRanked <= kThreads);
 
   const Row& row;
   const RowScores& scores;
   int vocab;
-  SearchShared<kBins>& shared;
+  SearchShared<kBins, kRanked>& shared;
   bool by_mass;
 
   // Smallest shift that brings a span of values into the bins.
@@ -107,23 +117,27 @@ struct ThresholdSearch {
 
   __device__ __forceinline__ int linear_bin(float z) const { return min(scores.linear_bin(z), kBins - 1); }
 
+  // In two words, with native atomics and the carry added by hand.
   __device__ __forceinline__ void add(int bin, uint64_t weight) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(&shared.bins[bin]);
     const uint32_t low = static_cast<uint32_t>(weight);
-    const uint32_t before = atomicAdd(&shared.words[bin], low);
+    const uint32_t before = atomicAdd(&words[0], low);
     const uint32_t high = static_cast<uint32_t>(weight >> 32) + (before + low < before ? 1u : 0u);
-    if (high != 0) atomicAdd(&shared.words[kBins + bin], high);
+    if (high != 0) atomicAdd(&words[1], high);
   }
 
   __device__ void histogram(const Level& level) {
-    for (int i = threadIdx.x; i < 2 * kBins; i += kThreads) shared.words[i] = 0;
+    for (int i = this_thread(); i < kBins; i += kThreads) shared.bins[i] = 0;
+    if (this_thread() == 0) shared.ranked = 0;
     __syncthreads();
     const bool by_id = level.digit == Digit::kId;
-    row.for_each(by_id ? level.id_low : 0, by_id ? level.id_high : vocab - 1, [&](float z, int id) {
+    const RowScores scores = this->scores;
+    row.for_each(level, [&](float z, int id) {
       if (z == -CUDART_INF_F) return;
       const uint32_t key = ordered_key<T>(z + 0.f);  // + 0: one key for both zeros
       int bin;
       if (level.digit == Digit::kLinear) {
-        bin = linear_bin(z);
+        bin = min(scores.linear_bin(z), kBins - 1);
       } else {
         if (key < level.key_low || key > level.key_high) return;
         if (by_id && (id < level.id_low || id > level.id_high)) return;
@@ -137,11 +151,11 @@ struct ThresholdSearch {
 
   // Weight of all bins before this thread's own, whose weights are left in `own`, and of all bins.
   __device__ uint64_t prefix(uint64_t (&own)[kPerThread], uint64_t* total) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     uint64_t sum = 0;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      own[i] = row.weight(&shared.words[threadIdx.x * kPerThread + i], kBins);
+      own[i] = row.weight(&shared.bins[thread * kPerThread + i]);
       sum += own[i];
     }
     uint64_t inclusive = sum;
@@ -166,7 +180,7 @@ struct ThresholdSearch {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (before <= limit && limit < before + own[i]) {
-        shared.bin = threadIdx.x * kPerThread + i;
+        shared.bin = this_thread() * kPerThread + i;
         shared.ahead = before;
         shared.crossing_weight = own[i];
       }
@@ -196,6 +210,52 @@ struct ThresholdSearch {
     level.key_high = shared.key_high;
   }
 
+  // Whether what crosses the limit is few enough to be ranked, where nothing in it weighs less than `least`.
+  __device__ __forceinline__ bool can_rank(uint64_t least) const {
+    return kRanked > 0 && shared.crossing_weight <= kRanked * least;
+  }
+
+  // The least weight in a linear bin and, in `level`, keys that enclose it; 0 for the last one, which has no
+  // end. A thousandth of a bin is far more than its ends are rounded, and a 64th more than its mass is.
+  __device__ __forceinline__ uint64_t enclose(int bin, Level& level) const {
+    const float low = (static_cast<float>(bin) + 1.001f) / scores.bins_per_logit,
+                high = (static_cast<float>(bin) - 0.001f) / scores.bins_per_logit;
+    level.key_low = ordered_key<T>(scores.max - low) - 1;
+    level.key_high = ordered_key<T>(scores.max - high) + 1;
+    if (bin == kBins - 1) return 0;
+    return by_mass ? __float2ull_rd(exp2_approx(-low * scores.scale) * (kMassUnit * 63 / 64)) : 1;
+  }
+
+  // The threshold by counting among the candidates of a level, or of one linear bin of it if that is not -1:
+  // what is ahead of one is the sum of those before it. One CTA does it for all.
+  __device__ Threshold rank(const Level& level, int bin, uint64_t ahead, uint64_t limit) {
+    const RowScores scores = this->scores;
+    row.for_each(level, [&](float z, int id) {
+      const uint32_t key = ordered_key<T>(z + 0.f);
+      if (z == -CUDART_INF_F || key < level.key_low || key > level.key_high) return;
+      if (bin >= 0 && scores.linear_bin(z) != bin) return;
+      const int place = atomicAdd(row.in_first(&shared.ranked), 1);
+      // The larger, the earlier.
+      row.in_first(shared.bins)[place] = static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(id);
+      row.in_first(shared.weights)[place] = by_mass ? scores.mass(z) : 1;
+    });
+    row.sync();
+    const int thread = this_thread();
+    if (row.is_first() && thread < shared.ranked) {
+      const uint64_t order = shared.bins[thread], weight = shared.weights[thread];
+#pragma unroll 4
+      for (int i = 0; i < shared.ranked; ++i) {
+        if (shared.bins[i] > order) ahead += shared.weights[i];
+      }
+      if (ahead <= limit && limit < ahead + weight) {  // of one alone
+        row.tell(shared, ahead, weight, static_cast<uint32_t>(order >> 32),
+                 static_cast<int>(~static_cast<uint32_t>(order)));
+      }
+    }
+    row.sync();
+    return {shared.key_low, shared.bin};
+  }
+
   // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
   // Called by all threads, while nothing else is in `shared`; what was read of it is past at the next
   // barrier.
@@ -203,7 +263,18 @@ struct ThresholdSearch {
   __device__ Threshold run(uint64_t limit, double top_p) {
     Level level;
     uint64_t ahead = 0;
-    while (true) {
+    int linear_bin_left = -1;
+    bool few = false;
+    if constexpr (kRanked > 0) {
+      few = row.is_short();
+      if (few && this_thread() == 0) {
+        shared.ranked = 0;
+        shared.key_low = 0;  // where nothing crosses the limit
+        shared.bin = INT32_MAX;
+      }
+      if (few) __syncthreads();
+    }
+    while (!few) {
       histogram(level);
       uint64_t own[kPerThread], total;
       const uint64_t before = ahead + prefix(own, &total);
@@ -220,6 +291,12 @@ struct ThresholdSearch {
         if (level.id_low == level.id_high) return {level.key_low, level.id_low};
       } else {
         if (level.digit == Digit::kLinear) {
+          if constexpr (kRanked > 0) {
+            few = can_rank(enclose(bin, level));
+            linear_bin_left = bin;
+            if (few) break;
+            linear_bin_left = -1;
+          }
           invert_linear(level);
           level.digit = Digit::kKey;
         } else {
@@ -227,16 +304,22 @@ struct ThresholdSearch {
           // No underflow: the keys of finite numbers are larger than any bin is wide.
           level.key_low = max(level.key_low, level.key_high - ((1u << level.shift) - 1));
         }
+        const uint64_t least = by_mass ? scores.mass(from_ordered_key<T>(level.key_low)) : 1;
+        few = can_rank(least);
         level.shift = shift_for(level.key_high - level.key_low);
         if (level.key_low == level.key_high) {
-          const uint64_t last = by_mass ? scores.mass(from_ordered_key<T>(level.key_low)) : 1;
-          if (!by_mass || ahead + shared.crossing_weight - last <= limit) return {level.key_low};
+          if (!by_mass || ahead + shared.crossing_weight - least <= limit) return {level.key_low};
           level.digit = Digit::kId;
           level.id_low = 0;
           level.id_high = vocab - 1;
         }
       }
       if (level.digit == Digit::kId) level.shift = shift_for(level.id_high - level.id_low);
+    }
+    if constexpr (kRanked > 0) {
+      return rank(level, linear_bin_left, ahead, limit);
+    } else {
+      return {};
     }
   }
 };

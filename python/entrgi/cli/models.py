@@ -33,6 +33,7 @@ MODELS = (
         "adapter", list[str], "LoRA adapter of the reward; once, or for each reward ('none' for none).", panel=PANEL
     ),
     Option("model_adapter", str, "LoRA adapter of the denoiser.", panel=PANEL),
+    Option("mask_token_id", int, "Mask token of a denoiser that does not declare one.", panel=PANEL),
     Option(
         "missing", str, "What rewards read for tokens they lack.", default="unk", panel=PANEL, choices=("unk", "zero")
     ),
@@ -66,6 +67,7 @@ class Models:
     model: str
     rewards: tuple[RewardChoice, ...]
     model_adapter: str | None
+    mask_token_id: int | None
     missing: str
     include_prompt: bool | None
     device: str
@@ -124,7 +126,7 @@ class Models:
 
     def settings(self) -> dict[str, object]:
         """All that texts follow from; plain data."""
-        own = ("model_adapter", "missing", "include_prompt", "dtype")
+        own = ("model_adapter", "mask_token_id", "missing", "include_prompt", "dtype")
         return {**self.describe(), **{name: getattr(self, name) for name in own}}
 
     def load(self) -> tuple[Denoiser, Reward]:
@@ -133,7 +135,9 @@ class Models:
 
         device = usable_device(self.device)
         shared = {"dtype": None if self.dtype is None else dtype(self.dtype), "device": device, "compile": self.compile}
-        denoiser = entrgi.load_denoiser(self.model, adapter=self.model_adapter, **shared)
+        denoiser = entrgi.load_denoiser(
+            self.model, adapter=self.model_adapter, mask_token_id=self.mask_token_id, **shared
+        )
         shared["missing"] = self.missing
         if self.include_prompt is not None:
             shared["include_prompt"] = self.include_prompt
@@ -164,13 +168,11 @@ def usable_device(name: str) -> torch.device:
     """The device of that name, tried out; ``auto`` is CUDA where torch has it."""
     import torch
 
+    from entrgi.models.placement import choose_device
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"--device: {name!r} cannot be used: {reason}") from error
+    return choose_device("--device:", name)
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.denoisers.protocol import choose_mask_token_id, shifted_positions
+from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
 
 
@@ -26,7 +27,7 @@ class CallableDenoiser:
         tokenizer: encodes prompts (through its chat template where it has one) and decodes responses.
         vocab_size: V, width of the logits; None takes a module's ``config.vocab_size``.
         mask_token_id: None takes the tokenizer's.
-        eos_token_id: None takes the tokenizer's.
+        eos_token_id, pad_token_id: None takes the tokenizer's.
         shift: the model predicts the *next* position (Dream): the logits of position l come from l - 1.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
         max_length: context in tokens, or None.
@@ -45,11 +46,12 @@ class CallableDenoiser:
         *,
         mask_token_id: int | None = None,
         eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         shift: bool = False,
         chat: bool | None = None,
         max_length: int | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        device: str | int | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
@@ -61,16 +63,18 @@ class CallableDenoiser:
             function.eval().requires_grad_(False)
         self.function, self.tokenizer, self.vocab_size = function, tokenizer, vocab_size
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, vocab_size)
-        self.eos_token_id = first_id(eos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.pad_token_id = tokenizer.pad_token_id
+        end = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.eos_token_id = choose_id("eos_token_id", eos_token_id, end, vocab_size)
+        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
         self.shift, self.chat, self.max_length = shift, chat, max_length
         weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-        self.device = torch.device(device or ("cpu" if weight is None else weight.device))
-        self.dtype = dtype or (torch.float32 if weight is None else weight.dtype)
+        own = (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
+        self.device = choose_device("denoiser: device", device) or own[0]
+        self.dtype = choose_dtype("denoiser", dtype) or own[1]
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        return encode_prompt(self.tokenizer, prompt, self.chat)
+        return check_ids(encode_prompt(self.tokenizer, prompt, self.chat), self.vocab_size, self.tokenizer)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:

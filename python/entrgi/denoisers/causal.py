@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import apply_adapter, check_checkpoint, context_length, freeze, refuse_remote_code
+from entrgi.checkpoints import context_length, freeze, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
-from entrgi.denoisers.protocol import choose_mask_token_id, shifted_positions
-from entrgi.denoisers.weights import checkpoint_folder, load_weights, read_json
+from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.denoisers.weights import load_weights
+from entrgi.models.adapters import apply_adapter
+from entrgi.models.errors import loading, refuse_unknown
+from entrgi.models.fields import architectures_of, check_layers, read_fields, warn_of_unread
+from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
+from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
 
 _ATTENTION = "entrgi_bidirectional"
@@ -35,8 +41,7 @@ class BidirectionalLM:
         model: the model, with ``model.model`` (the body) and ``model.lm_head``. It is put into evaluation
             mode, its parameters are frozen, and its attention is set to a bidirectional one.
         tokenizer: encodes prompts and decodes responses.
-        mask_token_id: None takes the tokenizer's.
-        eos_token_id, pad_token_id: for a tokenizer without them.
+        mask_token_id, eos_token_id, pad_token_id: None takes the tokenizer's.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
         max_length: context in tokens; None takes what model and tokenizer declare.
         compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
@@ -47,8 +52,11 @@ class BidirectionalLM:
 
     #: Whether the model predicts the *next* position: the logits of position l then come from l - 1.
     shift: ClassVar[bool]
-    #: Its name in config.json.
+    #: Its names in config.json.
     model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    #: What is read of config.json, beside ids and names.
+    fields_read: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -65,8 +73,8 @@ class BidirectionalLM:
         self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
         self.vocab_size = model.lm_head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
-        self.eos_token_id = first_id(tokenizer.eos_token_id, eos_token_id)
-        self.pad_token_id = first_id(tokenizer.pad_token_id, pad_token_id)
+        self.eos_token_id = choose_id("eos_token_id", eos_token_id, tokenizer.eos_token_id, self.vocab_size)
+        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
@@ -83,9 +91,12 @@ class BidirectionalLM:
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
+        mask_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         chat: bool | None = None,
         max_length: int | None = None,
         compile: bool = False,
@@ -100,6 +111,8 @@ class BidirectionalLM:
             dtype: of the weights; None keeps the checkpoint's.
             device: None is the CPU.
             adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+            mask_token_id: None takes config.json's, or the tokenizer's.
+            eos_token_id, pad_token_id: None takes the tokenizer's, or config.json's.
             chat, max_length, compile: see the class.
             hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
 
@@ -109,30 +122,50 @@ class BidirectionalLM:
         """
         check_checkpoint("denoiser", name)
         refuse_remote_code("denoiser", hub_options)
-        folder = checkpoint_folder(name, **hub_options)
-        fields = read_json(folder / "config.json")
-        if fields.get("model_type") != cls.model_type:
+        refuse_unknown("denoiser", hub_options, HUB_OPTIONS, near=signature(cls.from_pretrained).parameters)
+        dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
+        # Parameters made under inference mode cannot take part in a gradient later.
+        with torch.inference_mode(False):
+            with loading("denoiser", name):
+                folder = checkpoint_folder("denoiser", name, **hub_options)
+                fields = read_fields("denoiser", folder)
+                cls._check_kind(name, fields)
+                tokenizer = cls._load_tokenizer(folder)
+                weights = stored_weights("denoiser", folder)
+                check_layers("denoiser", name, fields, len(weights.tensors))
+                with torch.device("meta"):
+                    model = cls.build_model(fields)
+                warn_of_unread(name, fields, cls.fields_read)
+                modules = cls._modules(model)
+                load_weights(model, folder, weights, modules, dtype, place)
+                if adapter is not None:
+                    model = _with_adapter(model, modules, adapter, hub(hub_options))
+            return cls(
+                model,
+                tokenizer,
+                mask_token_id=first_id(mask_token_id, _one_id(fields, "mask_token_id")),
+                eos_token_id=first_id(eos_token_id, tokenizer.eos_token_id, _one_id(fields, "eos_token_id")),
+                pad_token_id=first_id(pad_token_id, tokenizer.pad_token_id, _one_id(fields, "pad_token_id")),
+                chat=chat,
+                max_length=max_length,
+                compile=compile,
+            )
+
+    @classmethod
+    def _check_kind(cls, name: str | Path, fields: Mapping[str, object]) -> None:
+        """Raise ValueError unless ``architectures`` and ``model_type`` are this class's."""
+        if fields.get("model_type") not in (None, cls.model_type):
             raise ValueError(
                 f"denoiser: config.json of {str(name)!r} has model_type {fields.get('model_type')!r}, "
                 f"expected {cls.model_type!r} for a {cls.__name__}"
             )
-        tokenizer = cls._load_tokenizer(folder)
-        with torch.device("meta"):
-            model = cls.build_model(fields)
-        modules = cls._modules(model)
-        load_weights(model, folder, modules, dtype, device)
-        if adapter is not None:
-            model = _with_adapter(model, modules, adapter)
-        return cls(
-            model,
-            tokenizer,
-            mask_token_id=_one_id(fields, "mask_token_id"),
-            eos_token_id=_one_id(fields, "eos_token_id"),
-            pad_token_id=_one_id(fields, "pad_token_id"),
-            chat=chat,
-            max_length=max_length,
-            compile=compile,
-        )
+        architectures = architectures_of(fields)
+        if (architectures or "model_type" not in fields) and cls.architecture not in architectures:
+            raise ValueError(
+                f"denoiser: config.json of {str(name)!r} has architectures {fields.get('architectures')!r}, expected "
+                f"{cls.architecture!r} for a {cls.__name__}; load anything else yourself and pass it to "
+                "CallableDenoiser"
+            )
 
     @staticmethod
     def build_model(fields: Mapping[str, object]) -> PreTrainedModel:
@@ -146,10 +179,10 @@ class BidirectionalLM:
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
         encoded = encode_prompt(self.tokenizer, prompt, self.chat)
-        if not encoded.is_text:
-            return encoded
-        bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
-        return replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
+        if encoded.is_text:
+            bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
+            encoded = replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
+        return check_ids(encoded, self.vocab_size, self.tokenizer)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -162,48 +195,12 @@ class BidirectionalLM:
 
     @staticmethod
     def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-        return load_tokenizer(folder, AutoTokenizer)
+        return load_tokenizer("denoiser", folder)
 
     @staticmethod
     def _modules(model: PreTrainedModel) -> dict[str, str]:
         """The model's name of each module, by the official checkpoint's name, where the two differ."""
         return {}
-
-
-def check_fields(
-    fields: Mapping[str, object], required: tuple[str, ...], supported: Mapping[str, tuple[object, object]]
-) -> None:
-    """Raise ValueError unless a config.json has what is required and asks for nothing that is not supported.
-
-    Args:
-        fields: of the config.json.
-        required: fields that must be there.
-        supported: for a field, what an absent one means, and the one value that is supported.
-    """
-    for name in required:
-        if fields.get(name) is None:
-            raise ValueError(f"denoiser: config.json has no {name!r}")
-    for name, (absent, expected) in supported.items():
-        value = fields.get(name, absent)
-        if value != expected:
-            raise ValueError(
-                f"denoiser: config.json has {name} {value!r}, expected {expected!r}: nothing else is supported"
-            )
-
-
-def load_tokenizer(folder: Path, tokenizer_class: type) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; ValueError where its files are missing or cannot be read."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would say that class and model_type are not its own, which is known
-    try:
-        tokenizer = tokenizer_class.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # missing and broken files end in many kinds of errors
-        raise ValueError(f"denoiser: cannot load the tokenizer of {str(folder)!r}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
-        raise ValueError(f"denoiser: {str(folder)!r} has no tokenizer files")
-    return tokenizer
 
 
 def _additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -254,11 +251,13 @@ class OfficialNames(nn.Module):
             parent.add_module(leaf, model.get_submodule(ours))
 
 
-def _with_adapter(model: PreTrainedModel, modules: Mapping[str, str], adapter: str | Path) -> PreTrainedModel:
+def _with_adapter(
+    model: PreTrainedModel, modules: Mapping[str, str], adapter: str | Path, hub_options: Mapping[str, object]
+) -> PreTrainedModel:
     """``model`` with a LoRA adapter merged in that was trained on the official names."""
     if not modules:
-        return apply_adapter(model, adapter, "denoiser")[0]
-    merged, _ = apply_adapter(OfficialNames(model, modules), adapter, "denoiser")
+        return apply_adapter(model, adapter, "denoiser", **hub_options)[0]
+    merged, _ = apply_adapter(OfficialNames(model, modules), adapter, "denoiser", **hub_options)
     for theirs, ours in modules.items():  # an adapter may bring whole modules
         path, _, leaf = ours.rpartition(".")
         setattr(model.get_submodule(path), leaf, merged.get_submodule(theirs))
@@ -268,4 +267,7 @@ def _with_adapter(model: PreTrainedModel, modules: Mapping[str, str], adapter: s
 def _one_id(fields: Mapping[str, object], name: str) -> int | None:
     """A token id of a config.json; the first where it lists several."""
     value = fields.get(name)
-    return value[0] if isinstance(value, list) else value
+    value = (value[0] if value else None) if isinstance(value, list) else value
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+        raise ValueError(f"denoiser: config.json has {name} {fields[name]!r:.200}, expected an id")
+    return value

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
-from entrgi.denoisers.causal import BidirectionalLM, check_fields, load_tokenizer
-from entrgi.denoisers.weights import read_json
+from entrgi.checkpoints import load_tokenizer
+from entrgi.denoisers.causal import BidirectionalLM
+from entrgi.models.fields import check_fields, check_heads, is_tied, read_json
+from entrgi.models.rope import read_rope
 
 _REQUIRED = (
     "vocab_size",
@@ -18,15 +20,7 @@ _REQUIRED = (
     "num_attention_heads",
     "max_position_embeddings",
     "rms_norm_eps",
-    "rope_theta",
 )
-_SUPPORTED = {
-    "rope_scaling": (None, None),
-    "use_mrope": (False, False),
-    "use_sliding_window": (False, False),
-    "block_size": (None, None),  # of block-wise causal relatives under the same model_type
-    "quantization_config": (None, None),
-}
 
 
 class DreamDenoiser(BidirectionalLM):
@@ -38,16 +32,21 @@ class DreamDenoiser(BidirectionalLM):
 
     shift = True
     model_type = "Dream"
+    architecture = "DreamModel"
+    fields_read = (*_REQUIRED, "num_key_value_heads", "hidden_act")
 
     @staticmethod
     def build_model(fields: Mapping[str, object]) -> Qwen2ForCausalLM:
         """See :meth:`BidirectionalLM.build_model`."""
-        check_fields(fields, _REQUIRED, _SUPPORTED)
+        check_fields(fields, _REQUIRED)
+        kv_heads = fields.get("num_key_value_heads") or fields["num_attention_heads"]
+        check_heads(fields, fields["hidden_size"], fields["num_attention_heads"], kv_heads)
         config = Qwen2Config(
             **{name: fields[name] for name in _REQUIRED},
-            num_key_value_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
-            hidden_act=fields.get("hidden_act", "silu"),
-            tie_word_embeddings=fields.get("tie_word_embeddings", False),
+            **read_rope("denoiser", fields).options(),
+            num_key_value_heads=kv_heads,
+            hidden_act=fields.get("hidden_act") or "silu",
+            tie_word_embeddings=is_tied(fields, absent=False),
         )
         return Qwen2ForCausalLM(config)
 
@@ -55,5 +54,5 @@ class DreamDenoiser(BidirectionalLM):
     def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         # DreamTokenizer is code of the repository: Qwen2's byte-level BPE under another name.
         path = folder / "tokenizer_config.json"
-        named = read_json(path).get("tokenizer_class") if path.is_file() else None
-        return load_tokenizer(folder, Qwen2TokenizerFast if named == "DreamTokenizer" else AutoTokenizer)
+        named = read_json("denoiser", path).get("tokenizer_class") if path.is_file() else None
+        return load_tokenizer("denoiser", folder, Qwen2TokenizerFast if named == "DreamTokenizer" else AutoTokenizer)

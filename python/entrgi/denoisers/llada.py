@@ -9,24 +9,38 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from entrgi.denoisers.causal import BidirectionalLM, check_fields
+from entrgi.denoisers.causal import BidirectionalLM
+from entrgi.models.fields import check_fields, check_heads, either, is_tied
+from entrgi.models.rope import read_rope
 
-_REQUIRED = ("d_model", "n_heads", "n_layers", "max_sequence_length", "vocab_size", "rope_theta", "rms_norm_eps")
+# As the official code calls them, and as transformers does.
+_NAMES = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "max_sequence_length": "max_position_embeddings",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+}
+_REQUIRED = ("d_model", "n_heads", "n_layers", "max_sequence_length", "vocab_size", "rms_norm_eps")
 # What the official code takes an absent field for, and what is supported here.
 _SUPPORTED = {
     "block_type": ("sequential", "llama"),
     "block_group_size": (1, 1),
     "activation_type": ("swiglu", "silu"),
     "rope": (False, True),
-    "rope_scaling": (None, None),
     "alibi": (False, False),
     "layer_norm_type": ("default", "rms"),
     "layer_norm_with_affine": (True, True),
     "attention_layer_norm": (False, False),
     "input_emb_norm": (False, False),
     "scale_logits": (False, False),
-    "quantization_config": (None, None),
 }
+_OPTIONAL = ("mlp_ratio", "multi_query_attention", "embedding_size", "include_bias", "include_qkv_bias")
+_OPTIONAL += ("bias_for_layer_norm", "rope_full_precision", "attention_layer_norm_with_affine")
+# Of training, and of how the official code is run.
+_OPTIONAL += ("alibi_bias_max", "embedding_dropout", "residual_dropout", "flash_attention", "init_device", "precision")
+_OPTIONAL += ("init_std", "init_fn", "init_cutoff_factor")
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -50,14 +64,23 @@ class LLaDADenoiser(BidirectionalLM):
 
     shift = False
     model_type = "llada"
+    architecture = "LLaDAModelLM"
+    fields_read = (*_NAMES, *_NAMES.values(), *_REQUIRED, *_SUPPORTED, *_OPTIONAL)
 
     @staticmethod
     def build_model(fields: Mapping[str, object]) -> LlamaForCausalLM:
         """See :meth:`BidirectionalLM.build_model`."""
+        fields = {**fields, **{name: either(fields, name, other) for name, other in _NAMES.items()}}
         check_fields(fields, _REQUIRED, _SUPPORTED)
         width, heads = fields["d_model"], fields["n_heads"]
         if width % heads:
             raise ValueError(f"denoiser: config.json has d_model {width}, expected a multiple of n_heads {heads}")
+        check_heads(fields, width, heads, _kv_heads(fields))
+        rows = fields.get("embedding_size") or fields["vocab_size"]
+        if rows < fields["vocab_size"]:
+            raise ValueError(
+                f"denoiser: config.json has embedding_size {rows}, expected at least vocab_size {fields['vocab_size']}"
+            )
         bias = fields.get("include_bias", False)
         norm_bias = fields.get("bias_for_layer_norm")
         if bias if norm_bias is None else norm_bias:
@@ -67,16 +90,17 @@ class LLaDADenoiser(BidirectionalLM):
             )
         attention_bias = bias or bool(fields.get("include_qkv_bias"))
         config = LlamaConfig(
-            vocab_size=fields.get("embedding_size") or fields["vocab_size"],
+            vocab_size=rows,
             hidden_size=width,
-            intermediate_size=fields.get("mlp_hidden_size") or fields.get("mlp_ratio", 4) * width,
+            intermediate_size=fields["mlp_hidden_size"] or fields.get("mlp_ratio", 4) * width,
             num_hidden_layers=fields["n_layers"],
             num_attention_heads=heads,
             num_key_value_heads=_kv_heads(fields),
             max_position_embeddings=fields["max_sequence_length"],
             rms_norm_eps=fields["rms_norm_eps"],
-            rope_theta=fields["rope_theta"],
-            tie_word_embeddings=fields.get("weight_tying", True),
+            # The official code scales no angles.
+            **read_rope("denoiser", fields, supported=("default",)).options(),
+            tie_word_embeddings=is_tied(fields, absent=True),
             attention_bias=attention_bias,
             mlp_bias=bias,
         )

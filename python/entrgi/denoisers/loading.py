@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from entrgi.checkpoints import cannot_load, check_checkpoint, refuse_remote_code
+from entrgi.checkpoints import hub, refuse_remote_code
 from entrgi.demo import pair as demo
 from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.denoisers.dream import DreamDenoiser
 from entrgi.denoisers.llada import LLaDADenoiser
 from entrgi.denoisers.masked_lm import MaskedLM
+from entrgi.models.errors import loading
+from entrgi.models.fields import architectures_of, model_type_of, read_fields
+from entrgi.models.files import check_checkpoint, checkpoint_folder
 
-_CLASSES = {cls.model_type: cls for cls in (DreamDenoiser, LLaDADenoiser)}
+_CLASSES = (DreamDenoiser, LLaDADenoiser)
 
 
 def load_denoiser(
     name: str | Path,
     *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | int | torch.device | None = None,
     adapter: str | Path | None = None,
+    mask_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
     chat: bool | None = None,
     max_length: int | None = None,
     compile: bool = False,
     **options: object,
 ) -> BidirectionalLM | MaskedLM:
-    """Load a denoiser; ``model_type`` in its config.json says which class it is. No code of a checkpoint is run.
+    """Load a denoiser; its config.json says which class it is. No code of a checkpoint is run.
 
     Example::
 
@@ -40,8 +46,9 @@ def load_denoiser(
             :class:`DreamDenoiser`, a :class:`LLaDADenoiser`, or for any ``AutoModelForMaskedLM`` a :class:`MaskedLM`.
             ``demo`` is the embedded pair's.
         dtype: of the weights; None keeps the checkpoint's.
-        device: None is the CPU.
+        device: a name or an index; None is the CPU.
         adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+        mask_token_id, eos_token_id, pad_token_id: for a checkpoint that does not say them, or says others.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
         max_length: context in tokens; None takes what model and tokenizer declare.
         compile: compile the transformer blocks with ``torch.compile``, on their first call.
@@ -55,25 +62,45 @@ def load_denoiser(
             dtype=dtype,
             device=device,
             adapter=adapter,
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
             chat=chat,
             max_length=max_length,
             compile=compile,
             **options,
         )
-    check_checkpoint("denoiser", name)
+    subfolder = options.get("subfolder") or ""
+    check_checkpoint("denoiser", name, subfolder)
     refuse_remote_code("denoiser", options)
-    try:
-        fields, _ = PretrainedConfig.get_config_dict(name, **options)
-    except (OSError, ValueError) as error:
-        raise cannot_load("denoiser", name, error) from error
-    model_type = fields.get("model_type")
-    cls = _CLASSES.get(model_type, MaskedLM if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None)
-    if cls is None:
-        raise ValueError(
-            f"denoiser: config.json of {str(name)!r} has model_type {model_type!r}, expected one of "
-            f"{', '.join(map(repr, _CLASSES))} or a masked language model; load anything else yourself "
-            "and pass it to CallableDenoiser"
-        )
+    with loading("denoiser", name):
+        folder = checkpoint_folder("denoiser", name, subfolder=subfolder, with_weights=False, **hub(options))
+        cls = _class_of(name, read_fields("denoiser", folder))
     return cls.from_pretrained(
-        name, dtype=dtype, device=device, adapter=adapter, chat=chat, max_length=max_length, compile=compile, **options
+        name,
+        dtype=dtype,
+        device=device,
+        adapter=adapter,
+        mask_token_id=mask_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        chat=chat,
+        max_length=max_length,
+        compile=compile,
+        **options,
+    )
+
+
+def _class_of(name: str | Path, fields: Mapping[str, object]) -> type[BidirectionalLM] | type[MaskedLM]:
+    """The class for a config.json: by ``model_type``, or where that is missing by ``architectures``."""
+    model_type, architectures = fields.get("model_type"), architectures_of(fields)
+    for cls in _CLASSES:
+        if model_type == cls.model_type or (model_type is None and cls.architecture in architectures):
+            return cls
+    if model_type_of(fields) in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return MaskedLM
+    raise ValueError(
+        f"denoiser: config.json of {str(name)!r} has model_type {model_type!r}, expected one of "
+        f"{', '.join(repr(cls.model_type) for cls in _CLASSES)} or a masked language model, got architectures "
+        f"{', '.join(architectures) or None}; load anything else yourself and pass it to CallableDenoiser"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from entrgi.checkpoints import context_length, freeze, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
-from entrgi.denoisers.protocol import choose_mask_token_id
+from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
 from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
 
 _SDPA_ON_DEVICE = "entrgi_sdpa"
@@ -40,12 +42,13 @@ class MaskedLM:
     Args:
         model: the model; it is put into evaluation mode and its parameters are frozen.
         tokenizer: its tokenizer, with a mask token.
+        mask_token_id, eos_token_id, pad_token_id: None takes the tokenizer's.
         max_length: context in tokens; None takes what model and tokenizer declare.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
         compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
 
     Raises:
-        ValueError: for a tokenizer without a mask token, or with ids beyond the logits.
+        ValueError: without a mask token id, with ids beyond the logits, and for a causal language model.
     """
 
     def __init__(
@@ -53,18 +56,23 @@ class MaskedLM:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        mask_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         max_length: int | None = None,
         chat: bool | None = None,
         compile: bool = False,
     ) -> None:
+        _check_bidirectional(model)
         self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
         self.vocab_size = head.out_features
-        self.mask_token_id = choose_mask_token_id(tokenizer, None, self.vocab_size)
-        self.eos_token_id = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.pad_token_id = tokenizer.pad_token_id
+        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
+        end = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.eos_token_id = choose_id("eos_token_id", eos_token_id, end, self.vocab_size)
+        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
         _keep_masks_on_device(model)
@@ -76,9 +84,12 @@ class MaskedLM:
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
+        mask_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         max_length: int | None = None,
         chat: bool | None = None,
         compile: bool = False,
@@ -86,13 +97,30 @@ class MaskedLM:
     ) -> MaskedLM:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
         model, tokenizer = load_pretrained(
-            "denoiser", name, AutoModelForMaskedLM, dtype, device, adapter=adapter, **options
+            "denoiser",
+            name,
+            AutoModelForMaskedLM,
+            dtype,
+            device,
+            adapter=adapter,
+            known=signature(cls.from_pretrained).parameters,
+            **options,
         )
-        return cls(model, tokenizer, max_length=max_length, chat=chat, compile=compile)
+        return cls(
+            model,
+            tokenizer,
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            max_length=max_length,
+            chat=chat,
+            compile=compile,
+        )
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        return encode_prompt(self.tokenizer, prompt, self.chat)
+        encoded = encode_prompt(self.tokenizer, prompt, self.chat)
+        return check_ids(encoded, self.model.get_input_embeddings().weight.shape[0], self.tokenizer)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -113,6 +141,24 @@ class MaskedLM:
         finally:
             hook.remove()
         return logits.view(positions.shape[0], self.vocab_size)
+
+
+def _check_bidirectional(model: PreTrainedModel) -> None:
+    """Raise ValueError for a causal language model, by its class or by its config."""
+    names = {cls.__name__ for cls in type(model).__mro__}
+    causal = names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if causal and not names & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()):
+        raise ValueError(
+            f"denoiser: {type(model).__name__} is a causal language model, expected a masked one: no position of it "
+            "sees those after it; pass a model that you run otherwise to CallableDenoiser"
+        )
+    for name, neutral in {"is_decoder": False, "is_causal": False, "bd_size": None}.items():
+        value = getattr(model.config, name, neutral)
+        if value is not None and value != neutral:
+            raise ValueError(
+                f"denoiser: the config of {type(model).__name__} has {name} {value!r}, expected {neutral!r}: every "
+                "position of a masked language model sees all others"
+            )
 
 
 def _keep_masks_on_device(model: PreTrainedModel) -> None:

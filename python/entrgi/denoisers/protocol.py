@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from entrgi.prompts import Encoded, Prompt, first_id
+from entrgi.prompts import Encoded, Prompt
 
 
 class Denoiser(Protocol):
@@ -50,12 +51,33 @@ class Denoiser(Protocol):
 
 def choose_mask_token_id(tokenizer: PreTrainedTokenizerBase, given: int | None, vocab_size: int) -> int:
     """``given``, or the tokenizer's mask token; ValueError where there is none or it lies beyond the logits."""
-    mask_token_id = first_id(given, tokenizer.mask_token_id)
+    mask_token_id = choose_id("mask_token_id", given, tokenizer.mask_token_id, vocab_size)
     if mask_token_id is None:
         raise ValueError("denoiser: its tokenizer has no mask token; expected a masked LM, or pass mask_token_id")
     if not 0 <= mask_token_id < vocab_size:
         raise ValueError(f"denoiser: mask_token_id {mask_token_id} is not an id below vocab_size {vocab_size}")
     return mask_token_id
+
+
+def choose_id(name: str, given: int | None, declared: int | None, vocab_size: int) -> int | None:
+    """``given``, or else what the tokenizer declares; ValueError where ``given`` is not an id of the logits."""
+    if given is None:
+        return declared
+    if not isinstance(given, Integral) or isinstance(given, bool) or not 0 <= given < vocab_size:
+        raise ValueError(f"denoiser: {name} {given!r} is not an id below vocab_size {vocab_size}")
+    return int(given)
+
+
+def check_ids(encoded: Encoded, rows: int, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """``encoded``; ValueError where it holds an id beyond the ``rows`` of the input embedding."""
+    for token_id in (*encoded.prefix, *encoded.body, *encoded.suffix):
+        if not 0 <= token_id < rows:
+            token = tokenizer.convert_ids_to_tokens(token_id)
+            raise ValueError(
+                f"prompts: the denoiser's tokenizer has id {token_id} for {token!r}, expected an id below {rows}, "
+                "the rows of the model's embedding"
+            )
+    return encoded
 
 
 def shifted_positions(positions: Tensor, length: int) -> Tensor:

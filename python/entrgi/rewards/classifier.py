@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -90,8 +91,8 @@ class SequenceClassifierReward(EmbeddingReward):
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
         missing: str = "unk",
         include_prompt: bool = True,
@@ -102,8 +103,8 @@ class SequenceClassifierReward(EmbeddingReward):
         **options: object,
     ) -> SequenceClassifierReward:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
-        auto = AutoModelForSequenceClassification
-        model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, **options)
+        auto, known = AutoModelForSequenceClassification, signature(cls.from_pretrained).parameters
+        model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **options)
         return cls(
             model,
             tokenizer,

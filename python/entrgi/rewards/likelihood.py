@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -93,8 +94,8 @@ class LogLikelihoodReward(EmbeddingReward):
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
         normalize: bool = True,
         missing: str = "unk",
@@ -106,9 +107,8 @@ class LogLikelihoodReward(EmbeddingReward):
         **options: object,
     ) -> LogLikelihoodReward:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
-        model, tokenizer = load_pretrained(
-            "reward", name, AutoModelForCausalLM, dtype, device, adapter=adapter, **options
-        )
+        auto, known = AutoModelForCausalLM, signature(cls.from_pretrained).parameters
+        model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **options)
         return cls(
             model,
             tokenizer,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from entrgi.checkpoints import adapter_task, read_config
+from entrgi.checkpoints import hub, read_config, refuse_remote_code
 from entrgi.demo import pair as demo
+from entrgi.models.adapters import adapter_task
 from entrgi.rewards.classifier import SequenceClassifierReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
 
@@ -18,8 +19,8 @@ def load_reward(
     name: str | Path,
     *,
     kind: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | int | torch.device | None = None,
     adapter: str | Path | None = None,
     compile: bool = False,
     **options: object,
@@ -33,7 +34,7 @@ def load_reward(
         name: a folder with config.json, safetensors and tokenizer files, or a hub id. ``demo`` is the embedded pair's.
         kind: ``classifier`` or ``likelihood``; None decides by the checkpoint.
         dtype: of the weights; None keeps the checkpoint's.
-        device: None is the CPU.
+        device: a name or an index; None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts it.
         adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft).
         compile: run the transformer through ``torch.compile``.
         options: of the class (``missing``, ``include_prompt``, ``max_length``, ``reuse_prefix``,
@@ -46,10 +47,11 @@ def load_reward(
         return demo.reward(kind=kind, dtype=dtype, device=device, adapter=adapter, compile=compile, **options)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    refuse_remote_code("reward", options)
     architectures = read_config("reward", name, **options).architectures or []
     classifies = any(a.endswith("ForSequenceClassification") for a in architectures)
     if kind is None:
-        if classifies or (adapter is not None and adapter_task("reward", adapter) == "SEQ_CLS"):
+        if classifies or (adapter is not None and adapter_task("reward", adapter, **hub(options)) == "SEQ_CLS"):
             kind = "classifier"
         elif any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
             kind = "likelihood"
