@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SCHEDULES = ("paper", "rgrl", "uniform")
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "origin")
@@ -15,7 +17,8 @@ ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
 GUIDANCE = (*ESTIMATORS, "none")
 OPTIMIZERS = ("adam", "sgd")
 ENTROPY_RULES = ("auto", "initial", "filtered")
-LOGITS_DTYPES = (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+MAX_STEPS = 2**24  # the schedules' clock is fp32, which tells no more apart
 GRAPH_ROW_BUCKET = 64
 
 # What the same option is called elsewhere: LLaDA's generate, diffusers.
@@ -127,8 +130,10 @@ class SamplerConfig:
             is_bool = isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool"  # numpy's, too
             _require(is_bool, name, value, "must be True or False")
             object.__setattr__(self, name, bool(value))
-        dtypes = "must be None or a floating torch dtype"
-        _require(self.logits_dtype in LOGITS_DTYPES, "logits_dtype", self.logits_dtype, dtypes)
+        dtype, dtypes = self.logits_dtype, "must be None or a floating torch dtype"
+        known = dtype is None or (type(dtype).__module__ == "torch" and str(dtype).removeprefix("torch.") in DTYPES)
+        _require(known, "logits_dtype", dtype, dtypes)
+        _require(self.steps <= MAX_STEPS, "steps", self.steps, f"must be <= {MAX_STEPS}")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -152,6 +157,7 @@ class SamplerConfig:
             expected = "must be an integer >= 1 or a window (first, end) with 0 <= first < end"
             ordered = is_window and 0 <= window[0] < window[1]
             _require(ordered, "guidance_interval", self.guidance_interval, expected)
+            _require(window[1] < 2**63, "guidance_interval", self.guidance_interval, "must be integers of 64 bits")
             object.__setattr__(self, "guidance_interval", (int(window[0]), int(window[1])))
 
     def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
@@ -166,6 +172,7 @@ class SamplerConfig:
             return
         is_integer = isinstance(value, Integral) and not isinstance(value, bool)
         _require(is_integer and value >= minimum, name, value, f"must be an integer >= {minimum}")
+        _require(value < 2**63, name, value, "must be an integer of 64 bits")
         object.__setattr__(self, name, int(value))
 
     @property
@@ -263,4 +270,11 @@ def _options(given: Mapping[str, object]) -> dict[str, object]:
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} {expected}, got {value!r}")
+        raise ValueError(f"{name} {expected}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"one of {value.bit_length()} bits"

@@ -59,7 +59,7 @@ def progress(console: Console, enabled: bool) -> Iterator[Callable[[str, int], O
             def on_step(state: StepState) -> None:
                 # Reading a number waits for the device, so it is not done at every step.
                 nonlocal shown
-                last = state.step + 1 == state.steps
+                last = state.step + 1 >= state.steps
                 if not last and time.monotonic() - shown < REFRESH_SECONDS:
                     return
                 shown = time.monotonic()
@@ -67,7 +67,7 @@ def progress(console: Console, enabled: bool) -> Iterator[Callable[[str, int], O
                 reward, weight = state.reward.nanmean().item(), state.weight.nanmean().item()
                 if not math.isnan(reward):
                     numbers = f"reward {reward:+.2f}  weight {weight:.2f}"
-                bars.update(bar, completed=state.step + 1, numbers=numbers)
+                bars.update(bar, total=state.steps, completed=state.step + 1, numbers=numbers)
 
             return on_step
 
@@ -75,19 +75,23 @@ def progress(console: Console, enabled: bool) -> Iterator[Callable[[str, int], O
 
 
 def report(prompts: Sequence[Prompt], outputs: dict[str, Output]) -> Iterator[RenderableType]:
-    """Each prompt, and a table of its texts: the runs side by side, with Avg@K and Top@1 below."""
+    """Each prompt, and a table of its texts: the runs side by side, with Avg@K and Top@1 below.
+
+    A run that was interrupted may have come to fewer prompts than the first.
+    """
     for b, prompt in enumerate(prompts):
         yield Text(title(prompt), style="bold")
         table = Table(show_footer=True)
         for name, output in outputs.items():
             table.add_column(name, Text(f"Avg@{output.rewards.shape[1]}\nTop@1"), ratio=1)
-            summary = f"{signed(output.avg[b].item())}\n{signed(output.top1[b].item())}"
-            table.add_column("reward", summary, justify="right")
+            means = (output.avg[b].item(), output.top1[b].item()) if b < len(output.texts) else (math.nan, math.nan)
+            table.add_column("reward", "\n".join(map(signed, means)), justify="right")
         first = next(iter(outputs.values()))
         for k in range(first.rewards.shape[1]):
             cells = []
             for output in outputs.values():
-                cells += [Text(output.texts[b][k]), signed(output.rewards[b, k].item())]
+                known = b < len(output.texts)
+                cells += [Text(output.texts[b][k]), signed(output.rewards[b, k].item())] if known else ["", "-"]
             table.add_row(*cells)
         yield table
 
@@ -106,26 +110,27 @@ def signed(value: float) -> str:
 
 def as_dict(prompts: Sequence[Prompt], config: SamplerConfig, output: Output) -> dict:
     """A generation as plain data; rewards may be NaN, which JSON does not know: see :func:`finite`."""
-    results = [
-        {
-            "prompt": prompt,
-            "texts": output.texts[b],
-            "responses": output.responses[b],
-            "rewards": output.rewards[b].tolist(),
-            "top1": output.top1[b].item(),
-            "avg": output.avg[b].item(),
-            "candidate_rewards": output.candidate_rewards[b].tolist(),
-            "trajectory_seeds": output.seeds[b].tolist(),
-        }
-        for b, prompt in enumerate(prompts)
-    ]
     return {
         "version": metadata.version("entrgi"),
         "complete": output.complete,
         "config": plain_options(config),
-        "results": results,
+        "results": [result_dict(prompt, output, b) for b, prompt in enumerate(prompts[: len(output.texts)])],
         "history": asdict(output.history),
         "timings": output.timings,
+    }
+
+
+def result_dict(prompt: Prompt, output: Output, b: int) -> dict[str, object]:
+    """What became of prompt number ``b``; seeds are texts, since many readers of JSON keep 53 bits of a number."""
+    return {
+        "prompt": prompt,
+        "texts": output.texts[b],
+        "responses": output.responses[b],
+        "rewards": output.rewards[b].tolist(),
+        "top1": output.top1[b].item(),
+        "avg": output.avg[b].item(),
+        "candidate_rewards": output.candidate_rewards[b].tolist(),
+        "trajectory_seeds": list(map(str, output.seeds[b].tolist())),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -60,6 +60,7 @@ class History:
         reward: mean relaxed reward before the last optimiser step; None without guidance.
         weight: mean entropy weight w in that step over the masked positions; None without guidance.
         seconds: wall time on the host.
+        trajectories, positions: how many numbers ``reward`` and ``weight`` are the means of.
     """
 
     step: list[int]
@@ -67,6 +68,8 @@ class History:
     reward: list[float | None]
     weight: list[float | None]
     seconds: list[float]
+    trajectories: list[int]
+    positions: list[int]
 
 
 class HistoryBuilder:
@@ -76,26 +79,29 @@ class HistoryBuilder:
         self.states: list[StepState] | None = [] if keep_states else None
         self._steps: list[int] = []
         self._seconds: list[float] = []
-        self._numbers: list[Tensor] = []  # fp64 [3] each: committed, reward, weight
+        self._numbers: list[Tensor] = []  # fp64 [5] each: committed, reward, weight, and the means' counts
 
     def add(self, state: StepState) -> None:
         if self.states is not None:
             self.states.append(state.snapshot())
         self._steps.append(state.step)
         self._seconds.append(state.seconds)
-        numbers = (state.committed.sum(), state.reward.nanmean(), state.weight.nanmean())
+        counts = ((~values.isnan()).sum() for values in (state.reward, state.weight))
+        numbers = (state.committed.sum(), state.reward.nanmean(), state.weight.nanmean(), *counts)
         self._numbers.append(torch.stack([number.double() for number in numbers]))
 
     def history(self) -> History:
         """Waits for the device."""
-
         numbers = torch.stack(self._numbers).tolist() if self._numbers else []
+        committed, reward, weight, trajectories, positions = zip(*numbers, strict=True) if numbers else ((),) * 5
         return History(
             step=list(self._steps),
-            committed=[int(committed) for committed, _, _ in numbers],
-            reward=[None if math.isnan(reward) else reward for _, reward, _ in numbers],
-            weight=[None if math.isnan(weight) else weight for _, _, weight in numbers],
+            committed=list(map(int, committed)),
+            reward=[None if math.isnan(x) else x for x in reward],
+            weight=[None if math.isnan(x) else x for x in weight],
             seconds=list(self._seconds),
+            trajectories=list(map(int, trajectories)),
+            positions=list(map(int, positions)),
         )
 
 
@@ -116,7 +122,7 @@ class Output:
         history: per step, over all trajectories made.
         steps: with ``output_history`` every step's state, for the K trajectories returned; otherwise None.
         timings: seconds on the host: ``denoise``, ``guide``, ``commit``, ``score``, ``total``.
-        complete: false in the partial output that an interrupt carries.
+        complete: false in the partial output that an error or an interrupt carries.
     """
 
     sequences: Tensor
@@ -140,3 +146,54 @@ class Output:
     def avg(self) -> Tensor:
         """Avg@N: the mean reward of each prompt, fp32 [B]."""
         return self.rewards.mean(dim=1)
+
+
+def concatenate(outputs: Sequence[Output], pad_token_id: int | None) -> Output:
+    """Generations over consecutive prompts as one, their steps left out; a single one is itself."""
+    if len(outputs) == 1:
+        return outputs[0]
+    width = max(output.sequences.shape[-1] for output in outputs)
+
+    def widened(ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=pad_token_id or 0)
+
+    def joined(name: str) -> list:
+        return [item for output in outputs for item in getattr(output, name)]
+
+    return Output(
+        sequences=torch.cat([widened(output.sequences) for output in outputs]),
+        texts=joined("texts"),
+        responses=joined("responses"),
+        rewards=torch.cat([output.rewards for output in outputs]),
+        candidate_rewards=torch.cat([output.candidate_rewards for output in outputs]),
+        seeds=torch.cat([output.seeds for output in outputs]),
+        windows=joined("windows"),
+        history=_sum([output.history for output in outputs]),
+        steps=None,
+        timings={name: sum(output.timings[name] for output in outputs) for name in outputs[0].timings},
+        complete=all(output.complete for output in outputs),
+    )
+
+
+def _sum(histories: Sequence[History]) -> History:
+    """The history of all: a step's counts and seconds are sums, its reward and weight means over all of them."""
+    rows: dict[int, list[dict[str, object]]] = {}
+    names = [field.name for field in fields(History)]
+    for history in histories:
+        for values in zip(*(getattr(history, name) for name in names), strict=True):
+            row = dict(zip(names, values, strict=True))
+            rows.setdefault(row["step"], []).append(row)
+
+    def mean(parts: list[dict[str, object]], name: str, count: str) -> float | None:
+        known = [part for part in parts if part[name] is not None]
+        total = sum(part[count] for part in known)
+        return sum(part[name] * part[count] for part in known) / total if total else None
+
+    merged = History(**{name: [] for name in names})
+    for step in sorted(rows):
+        parts = rows[step]
+        sums = {name: sum(part[name] for part in parts) for name in names if name not in ("step", "reward", "weight")}
+        means = {"reward": mean(parts, "reward", "trajectories"), "weight": mean(parts, "weight", "positions")}
+        for name, value in {"step": step, **sums, **means}.items():
+            getattr(merged, name).append(value)
+    return merged

@@ -60,7 +60,8 @@ def generate(
         mask_id: None, or the denoiser's mask token: whoever passes another is told.
         callback_on_step_end: called with a :class:`StepState`; an exception from it ends the generation.
         streamer: gets the ids of the only trajectory as soon as nothing before them is masked, up to the first
-            end-of-sequence token; such as transformers' ``TextStreamer``.
+            end-of-sequence token; such as transformers' ``TextStreamer``. Its ``end`` is called once, whatever
+            happens.
         output_history: keep every step's :class:`StepState` in ``Output.steps``.
         return_dict_in_generate: False returns the ids alone, int64 [B * K, S].
         options: fields of :class:`SamplerConfig` that replace those of ``config``, or their aliases
@@ -74,8 +75,9 @@ def generate(
             not fit a context, models that do not fit each other, more than one source of seeds.
         RuntimeError: naming the step, where logits are invalid (NaN, +inf), nothing can be drawn or the reward is
             not finite.
-        KeyboardInterrupt: passed on, with what was done so far as its attribute ``partial``, an
-            :class:`Output`.
+        BaseException: whatever ends a generation that has started (Ctrl-C, an error of a model, of the callback or of
+            the streamer) is passed on, with what was done so far as its attribute ``partial``, an :class:`Output`
+            that is not ``complete``.
 
     Example:
         >>> import torch, entrgi, entrgi.demo
@@ -84,40 +86,48 @@ def generate(
         >>> entrgi.generate("The movie was", denoiser, reward, max_new_tokens=16, steps=16, seed=0).texts
     """
     started = time.perf_counter()
-    check_models(denoiser, reward)
-    if callback_on_step_end is not None and not callable(callback_on_step_end):
-        raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
-    with fast_products(torch.device(denoiser.device)):
-        task = prepare(
-            prompts,
-            denoiser,
-            reward,
-            resolve(config, options),
-            seed=seed,
-            generator=generator,
-            trajectory_seeds=trajectory_seeds,
-            forbidden_ids=forbidden_ids,
-            mask_id=mask_id,
-        )
-        stream = Stream(streamer, task)
-        history = HistoryBuilder(keep_states=output_history)
-        timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
-        try:
-            for step in task.steps:
-                with span("step"):
-                    state = advance(task, step, timings)
-                history.add(state)
-                stream.update()
-                if callback_on_step_end is not None:
-                    callback_on_step_end(state)
-            task.raise_on_error()
-            stream.end()
-            output = _finish(task, history, timings, started, complete=True)
-        except KeyboardInterrupt as interrupt:
-            with suppress(RuntimeError):  # a device that fails must not hide the interrupt
-                interrupt.partial = _finish(task, history, timings, started, complete=False)
-            raise
+    with Stream(streamer) as stream:
+        check_models(denoiser, reward)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
+        with fast_products(torch.device(denoiser.device)):
+            task = prepare(
+                prompts,
+                denoiser,
+                reward,
+                resolve(config, options),
+                seed=seed,
+                generator=generator,
+                trajectory_seeds=trajectory_seeds,
+                forbidden_ids=forbidden_ids,
+                mask_id=mask_id,
+            )
+            output = _run(task, stream, callback_on_step_end, output_history, started)
     return output if return_dict_in_generate else output.sequences.flatten(0, 1)
+
+
+def _run(
+    task: Task, stream: Stream, callback: Callable[[StepState], object] | None, keep_states: bool, started: float
+) -> Output:
+    """All steps; what ends them early carries what is done."""
+    history = HistoryBuilder(keep_states)
+    timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
+    try:
+        stream.start(task)
+        for step in task.steps:
+            with span("step"):
+                state = advance(task, step, timings)
+            history.add(state)
+            stream.update()
+            if callback is not None:
+                callback(state)
+        task.raise_on_error()
+        stream.end()
+        return _finish(task, history, timings, started, complete=True)
+    except BaseException as error:
+        with suppress(Exception):  # a device that fails must not hide why the generation ends
+            error.partial = _finish(task, history, timings, started, complete=False)
+        raise
 
 
 def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -23,17 +24,32 @@ class Streamer(Protocol):
 
 
 class Stream:
-    """Hands a streamer the part of the only response before its first masked position, as it grows."""
+    """Hands a streamer the part of the only response before its first masked position, as it grows.
 
-    def __init__(self, streamer: Streamer | None, task: Task) -> None:
-        self.streamer, self.task, self.sent = streamer, task, 0
-        if streamer is None:
+    As a context it ends the streamer once, whatever happens: who reads it in another thread would wait for ever.
+    """
+
+    def __init__(self, streamer: Streamer | None) -> None:
+        self.streamer, self.task, self.sent = streamer, None, 0
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if callable(getattr(self.streamer, "end", None)):
+            with suppress(Exception):  # the first error is the one to know
+                self.end()
+
+    def start(self, task: Task) -> None:
+        """Hand over the prompt. Raises ValueError for what is no streamer, and for several trajectories."""
+        self.task = task
+        if self.streamer is None:
             return
-        if not (callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))):
-            raise ValueError(f"streamer must have methods put and end, got {streamer!r}")
+        if not all(callable(getattr(self.streamer, name, None)) for name in ("put", "end")):
+            raise ValueError(f"streamer must have methods put and end, got {self.streamer!r}")
         if task.seeds.numel() != 1:
             raise ValueError(f"streamer: expected one trajectory, got {task.seeds.numel()}")
-        streamer.put(task.sequences.tokens[:, : task.layouts[0].start].cpu())
+        self.streamer.put(task.sequences.tokens[:, : task.layouts[0].start].cpu())
 
     def update(self) -> None:
         if self.streamer is None:
@@ -47,4 +63,5 @@ class Stream:
 
     def end(self) -> None:
         if self.streamer is not None:
-            self.streamer.end()
+            streamer, self.streamer = self.streamer, None
+            streamer.end()

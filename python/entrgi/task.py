@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from entrgi import memory
 from entrgi.config import SamplerConfig
 from entrgi.denoisers import Denoiser
 from entrgi.graphs import GuidanceGraphs
@@ -111,6 +112,7 @@ def prepare(
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
     copies = config.trajectories
+    memory.check(config, len(prompts), denoiser.vocab_size, denoiser.dtype.itemsize, torch.device(denoiser.device))
     if trajectory_seeds is None:
         seeds = derive_seeds(_base_seed(seed, generator), len(prompts), copies)
     elif seed is None and generator is None:
@@ -193,6 +195,8 @@ def _base_seed(seed: int | None, generator: torch.Generator | None) -> int:
             raise ValueError("seed: pass one of seed, generator and trajectory_seeds")
         if not isinstance(seed, Integral) or isinstance(seed, bool):  # numpy's integers, too
             raise ValueError(f"seed must be an integer, got {seed!r}")
+        if not -(2**63) <= seed < 2**63:  # others would be the same as one of these
+            raise ValueError(f"seed must be an integer in [-2^63, 2^63), got {seed!r:.60}")
         return int(seed)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))

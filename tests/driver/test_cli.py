@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import checkpoints
 import pytest
@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 import entrgi
 from entrgi import SamplerConfig, cli, display, generate, preset, trace
 from entrgi.cli.models import MODELS
-from entrgi.cli.options import SAMPLER, sampler_config
+from entrgi.cli.options import SAMPLER, presets_help, sampler_config
 from entrgi.cli.prompts import PROMPTS
-from entrgi.config import PRESETS
+from entrgi.config import CHOICES, DTYPES, PRESETS
 
 QUICK = ["sample", "--prompt", "The movie was", "-k", "2", "-l", "4", "-m", "1"]
 SEED = 5
@@ -67,7 +67,7 @@ def matches(result: dict, output: entrgi.Output) -> None:
     assert [each["responses"] for each in results] == output.responses
     assert [each["rewards"] for each in results] == output.rewards.tolist()
     assert [each["candidate_rewards"] for each in results] == output.candidate_rewards.tolist()
-    assert [each["trajectory_seeds"] for each in results] == output.seeds.tolist()
+    assert [list(map(int, each["trajectory_seeds"])) for each in results] == output.seeds.tolist()
     assert result["history"]["reward"] == output.history.reward
     assert result["history"]["step"] == output.history.step
 
@@ -100,16 +100,24 @@ def test_json_is_complete_and_reproducible() -> None:
 
 
 def test_embedded_pair_has_its_own_length() -> None:
-    for arguments, expected in (([], (16, 16)), (["-l", "9"], (9, 9)), (["-l", "9", "-t", "4"], (9, 4))):
-        given = {"max_new_tokens": None, "steps": None}
-        given |= {
-            {"-l": "max_new_tokens", "-t": "steps"}[flag]: int(x)
-            for flag, x in zip(*[iter(arguments)] * 2, strict=True)
-        }
-        config = sampler_config("paper", given, embedded=16)
+    for given, expected in (
+        ({}, (16, 16)),
+        ({"steps": 4}, (16, 4)),
+        ({"max_new_tokens": 9}, (9, 128)),
+        ({"max_new_tokens": 9, "steps": 4}, (9, 4)),
+        ({"max_new_tokens": 0, "infill": True}, (0, 128)),
+    ):
+        config = sampler_config("paper", given, embedded=True)
         assert (config.max_new_tokens, config.steps) == expected
-    assert sampler_config("paper", {"max_new_tokens": 0, "infill": True}, embedded=16).steps == 16
-    assert sampler_config("rgrl", {}).steps == 128
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("length", [None, 1, 9, 128, 256])
+def test_what_is_not_given_is_what_it_is_in_python(name: str, length: int | None) -> None:
+    given = {} if length is None else {"max_new_tokens": length}
+    assert sampler_config(name, given) == preset(name, **given)
+    if length is not None:
+        assert sampler_config(name, given, embedded=True) == preset(name, **given)
 
 
 def test_reward_scale_steers_both_ways() -> None:
@@ -166,8 +174,6 @@ def test_options_are_those_of_generate(folders, arguments: list[str], change: di
     import torch
 
     given = {"num_return_sequences": 2, "max_new_tokens": 5, **change}
-    if given["max_new_tokens"]:
-        given.setdefault("steps", given["max_new_tokens"])
     name = given.pop("preset", "paper")
     if "logits_dtype" in given:
         given["logits_dtype"] = getattr(torch, given["logits_dtype"])
@@ -186,17 +192,21 @@ def test_options_are_those_of_generate(folders, arguments: list[str], change: di
 
 
 def test_every_field_has_its_option() -> None:
-    """With the preset's values in the help, which cannot ask for them: it must not import torch."""
     assert sorted(option.name for option in SAMPLER) == sorted(field.name for field in fields(SamplerConfig))
-    spoken = {None: "off", True: "yes", False: "no"}
-    known = {name: asdict(preset(name)) for name in PRESETS}
+    shown = {option.name: presets_help(option.name).strip(" \\[]").removeprefix("default: ") for option in SAMPLER}
+    for name, expected in (
+        ("temperature", "0.7, rgrl: 0.9"),
+        ("top_k", "off, rgrl: 50"),
+        ("deprioritize_eos", "yes, rgrl: no"),
+        ("alg_temp", "0.0"),
+        ("guidance_interval", "1"),
+        ("steps", "128"),
+        ("best_of", ""),
+        ("early_exit", ""),
+    ):
+        assert shown[name] == expected
     for option in SAMPLER:
-        values = [known[name][option.name] for name in ("paper", "rgrl")]
-        if option.presets or values[0] != values[1]:
-            shown = list(option.presets) + [option.presets[-1]] * (2 - len(option.presets))
-            assert shown == [
-                spoken[value] if value is None or value is True or value is False else value for value in values
-            ]
+        assert option.choices == ({**CHOICES, "logits_dtype": DTYPES}.get(option.name, ()))
     covered = {name for _, change in OPTIONS for name in change}
     assert {option.name for option in SAMPLER} - covered == {"num_return_sequences", "cuda_graphs"}
 
@@ -211,9 +221,10 @@ def test_help_shows_all_options_without_torch() -> None:
     for option in (*PROMPTS, *MODELS, *SAMPLER):
         assert f"--{option.name.replace('_', '-')} " in text
     assert "[default: 0.7, rgrl: 0.9]" in text
+    assert "One of entropy, maskgit_plus, topk_margin, anchor, origin." in text
 
 
-@pytest.mark.parametrize("command", ["sample", "doctor", "view", "profile", "vocabulary"])
+@pytest.mark.parametrize("command", ["sample", "doctor", "view", "profile", "plan", "vocabulary"])
 def test_commands_are_there(command: str) -> None:
     assert f"Usage: root {command}" in run(command, "--help")
 
@@ -224,7 +235,7 @@ def test_commands_are_there(command: str) -> None:
 def test_several_rewards_are_a_weighted_sum(folders) -> None:
     arguments = ["--reward", folders["reward"], "--reward", folders["second"]]
     named = ["-p", "the movie", "-k", "2", "-l", "5", "--seed", str(SEED)]
-    config = preset("paper", num_return_sequences=2, max_new_tokens=5, steps=5)
+    config = preset("paper", num_return_sequences=2, max_new_tokens=5)
     rewards = [entrgi.load_reward(folders[name]) for name in ("reward", "second")]
     for flags, weights in (([], [1, 1]), (["--reward-weight", "2", "--reward-weight", "-0.5"], [2, -0.5])):
         result = run_json("sample", "--model", folders["denoiser"], *arguments, *flags, *named)
@@ -240,7 +251,7 @@ def test_several_rewards_are_a_weighted_sum(folders) -> None:
 
 def test_likelihood_rewards_missing_rows_and_dtypes(folders) -> None:
     named = ["--model", folders["denoiser"], "-p", "the movie", "-k", "2", "-l", "4", "--seed", str(SEED)]
-    config = preset("paper", num_return_sequences=2, max_new_tokens=4, steps=4)
+    config = preset("paper", num_return_sequences=2, max_new_tokens=4)
     import torch
 
     for arguments, reward, dtype in (
@@ -267,7 +278,7 @@ def test_adapters(folders, tmp_path) -> None:
     on_reward = checkpoints.adapter(tmp_path / "a", folders["reward"], "SEQ_CLS", 11)
     on_denoiser = checkpoints.adapter(tmp_path / "b", folders["denoiser"], None, 12)
     named = ["-p", "the movie", "-k", "2", "-l", "4", "--seed", str(SEED)]
-    config = preset("paper", num_return_sequences=2, max_new_tokens=4, steps=4)
+    config = preset("paper", num_return_sequences=2, max_new_tokens=4)
     result = run_json(
         *("sample", "--model", folders["denoiser"], "--model-adapter", on_denoiser, *named),
         *("--reward", folders["reward"], "--reward", folders["second"], "--adapter", on_reward, "--adapter", "none"),
@@ -330,7 +341,7 @@ def test_prompts_files_messages_and_system(folders, tmp_path) -> None:
         assert [each["prompt"] for each in result["results"]] == prompts
         reward = entrgi.load_reward(folders["reward"], include_prompt=False)
         pair = entrgi.load_denoiser(folders["chat"]), reward
-        config = preset("paper", num_return_sequences=1, max_new_tokens=3, steps=3)
+        config = preset("paper", num_return_sequences=1, max_new_tokens=3)
         matches(result, generate(prompts, *pair, config, seed=SEED))
     assert "system: 'good bad'\nuser: 'w9'" in run("sample", *named, *arguments)
 
@@ -366,7 +377,7 @@ def test_trace_and_plot_are_written(folders, tmp_path) -> None:
         (["--guidance", "magic"], "guidance must be one of"),
         (["--top-p", "1.5"], "top_p must be in [0, 1], got 1.5"),
         (["-k", "0"], "num_return_sequences must be an integer >= 1, got 0"),
-        (["--preset", "best"], "preset must be one of paper, rgrl, got 'best'"),
+        (["--preset", "best"], "--preset must be one of paper, rgrl, got 'best'"),
         (["--guidance-interval", "1:2:3"], "--guidance-interval: expected a number of steps (4) or a window (8:96)"),
         (["--guidance-interval", "x"], "--guidance-interval: expected a number of steps"),
         (["--guidance-interval", "5:2"], "guidance_interval must be an integer >= 1 or a window"),
@@ -380,12 +391,11 @@ def test_trace_and_plot_are_written(folders, tmp_path) -> None:
         (["--prompts-file", "missing.txt"], "no file 'missing.txt'"),
         (["--messages", "missing.json"], "--messages: no file 'missing.json'"),
         (["--messages", __file__], "is not JSON"),
-        (["--system", "Be brief."], "the denoiser's tokenizer has no chat template"),
         (["--device", "cuda:99"], "--device: 'cuda:99' cannot be used"),
         (["--device", "nonsense"], "--device: 'nonsense' cannot be used"),
         (["--dtype", "int8"], "--dtype must be one of float32"),
-        (["--missing", "drop"], "--missing must be unk or zero, got 'drop'"),
-        (["--reward-kind", "judge"], "--reward-kind must be classifier or likelihood, got 'judge'"),
+        (["--missing", "drop"], "--missing must be one of unk, zero, got 'drop'"),
+        (["--reward-kind", "judge"], "--reward-kind must be one of classifier, likelihood, got 'judge'"),
         (["--reward-kind", "likelihood"], "the embedded pair's reward is a classifier"),
         (
             ["--reward-weight", "1", "--reward-weight", "2"],
@@ -479,7 +489,7 @@ def test_interrupt_leaves_a_valid_partial_trace(quick, pressed, tmp_path) -> Non
 
 
 def test_interrupt_in_the_second_run_keeps_the_first(quick, pressed, tmp_path) -> None:
-    pressed(3 + 1)  # four tokens are three steps: 0, 1, 1 and 2
+    pressed(3 + 1)  # four tokens are three steps
     run(*quick, "--compare", "--trace", str(tmp_path / "out.jsonl"), code=130)
     written = trace.read(tmp_path / "out.jsonl")
     assert [(each.name, each.complete, len(each.steps)) for each in written.runs] == [
@@ -505,12 +515,15 @@ def test_interrupt_before_the_first_step(quick, monkeypatch: pytest.MonkeyPatch)
     assert "interrupted before the first step" in run(*quick, code=130)
 
 
-def test_signal_ends_a_running_generation(tmp_path) -> None:
-    """The real thing: a process, Ctrl-C in the middle, exit code 130, a valid trace and nothing else left."""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda each: str(each)
+)
+def test_signals_end_a_running_generation(tmp_path, number: signal.Signals, code: int) -> None:
+    """The real thing: a process, a signal in the middle, its exit code, a valid trace and nothing else left."""
     file = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "entrgi.cli", "sample", "-k", "1", "-l", "100", "-m", "3", "--trace", str(file)]
+    command = [sys.executable, "-m", "entrgi", "sample", "-k", "1", "-l", "100", "-t", "100", "-m", "3"]
     process = subprocess.Popen(
-        command,
+        [*command, "--trace", str(file)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "COLUMNS": "100", "FORCE_COLOR": "1"},
@@ -524,11 +537,11 @@ def test_signal_ends_a_running_generation(tmp_path) -> None:
             assert process.poll() is None, seen
             seen += process.stderr.read() or b""
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert b"The movie was" in output
     (made,) = trace.read(file).runs
     assert not made.complete

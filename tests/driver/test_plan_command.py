@@ -82,6 +82,12 @@ def test_bad_forced_plans_are_one_line() -> None:
     assert result.stdout == ""
 
 
+def test_forced_plans_that_are_no_text_are_one_line() -> None:
+    result = process("--op", "commit_", forced="\udcff")
+    assert result.returncode == 2
+    assert result.stderr == "error: ENTRGI_FORCE_PLAN: expected UTF-8 text, got '\\udcff'\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,8 +106,11 @@ def test_bad_forced_plans_are_one_line() -> None:
         (["--sms", "4097"], "--sms must be <= 4096, got 4097"),
         (["--sms", "99999999999"], "--sms must be a number of 32 bits, got 99999999999"),
         (["--op", "matmul"], "--op must be one of logit_statistics, "),
-        (["--logits-dtype", "int8"], "--logits-dtype must be one of bfloat16, float16, float32, got int8"),
-        (["--embedding-dtype", "float64"], "--embedding-dtype must be one of bfloat16, float16, float32, got float64"),
+        (["--logits-dtype", "int8"], "--logits-dtype must be one of bfloat16, float16, float32, got 'int8'"),
+        (
+            ["--embedding-dtype", "float64"],
+            "--embedding-dtype must be one of bfloat16, float16, float32, got 'float64'",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], message: str) -> None:

@@ -320,7 +320,10 @@ def test_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--png", "profile.jpg"], "--png: expected a file name ending in .png, got 'profile.jpg'"),
+        (["--png", "profile.jpg"], "--plot: expected a file name ending in .png, .pdf, .svg, got 'profile.jpg'"),
+        (["--plot", "profile.jpg"], "--plot: expected a file name ending in .png, .pdf, .svg, got 'profile.jpg'"),
+        (["--plot", "same.png", "--json", "same.png"], "--plot: 'same.png' is the file of --json, too"),
+        (["--repeats", "1000000000"], "--repeats: expected an integer >= 1 and <= 10000, got '1000000000'"),
         (["--json", "missing-folder/x.json"], "--json: no folder"),
         (["--guidance", "magic"], "guidance must be one of"),
     ],

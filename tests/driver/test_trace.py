@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -15,7 +19,8 @@ import traces
 from entrgi import generate, preset
 from entrgi.files import write_text
 from entrgi.pieces import sequence_pieces
-from entrgi.trace import TraceError, lines, read, record, write
+from entrgi.trace import TraceError, lines, read, reader, record, write
+from entrgi.trace.recorder import plain_prompt
 
 PROMPTS = ["the movie", "w1 w2 w3 w4"]
 CONFIG = preset("paper", num_return_sequences=2, max_new_tokens=5, steps=5, guidance_steps=2)
@@ -198,6 +203,13 @@ def changed(index, **change):
 PART = "trajectories__0__"
 
 
+def doubled():
+    """A step in which a trajectory occurs twice."""
+    rows = [json.loads(row) for row in changed(0)()]
+    rows[1]["trajectories"] *= 2
+    return [json.dumps(row) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -227,6 +239,84 @@ PART = "trajectories__0__"
         (lambda: changed(0)()[:-1], r"line 7: expected a line of kind 'step' or 'end' .*got the end of the file"),
         (lambda: [*changed(0)(), "{}"], r"line 8: expected the end of the file"),
         (lambda: [r.replace("0.01", "NaN") for r in changed(0)()], r"line 2: expected a line of JSON.*NaN is not"),
+        # sizes that the file cannot hold
+        (changed(0, copies=10**9), r"line 1: expected fewer trajectories than a file of \d+ char.*1000000000 copies"),
+        (changed(0, copies=10**30), r"line 1: expected fewer trajectories than a file"),
+        (changed(0, prompts__0__width=10**9), r"line 1: expected smaller windows in a file of .*2000000000 columns"),
+        (changed(0, prompts__0__width=10**30), r"line 1: expected smaller windows in a file"),
+        (changed(0, prompts__0__width=10**5), r"line 2: expected columns \[0, 1, 2.*100000 of them\)\].*got \[0, 1\]"),
+        (changed(0, runs__0__config__steps=10**30), r"line 1: expected 'steps' to be at most 2147483648, got 1000"),
+        (changed(0, runs__0__config__steps=1), r"line 3: expected 'step' to be at most 0, got 1"),
+        (changed(1, step=10**30), r"line 2: expected 'step' to be at most 1, got 1000"),
+        # types
+        (changed(0, version=True), r"line 1: expected version 1, got True"),
+        (changed(0, version=1.0), r"line 1: expected version 1, got 1.0"),
+        (changed(0, format=["entrgi-trace"]), r"line 1: expected the format 'entrgi-trace', got \["),
+        (changed(0, kind=[]), r"line 1: expected a line of kind 'header', got \[\]"),
+        (changed(0, copies=True), r"line 1: expected 'copies' to be an integer >= 1, got True"),
+        (changed(0, copies=1.0), r"line 1: expected 'copies' to be an integer"),
+        (changed(0, special=[1]), r"line 1: expected texts in 'special', got 1"),
+        (changed(0, special="abc"), r"line 1: expected 'special' to be of type list"),
+        (changed(0, prompts__0__prompt=1), r"line 1: expected a text or messages .*got 1"),
+        (changed(0, prompts__0__prompt=None), r"line 1: expected a text or messages .*got None"),
+        (changed(0, prompts__0__prompt=[]), r"line 1: expected a text or messages .*got \[\]"),
+        (changed(0, prompts__0__prompt=[{"role": "user", "content": [1]}]), r"line 1: expected a text or messages"),
+        (changed(0, prompts__0__given=[[True, "a"]]), r"line 1: expected \[column, piece\] in 'given'"),
+        (changed(0, prompts__0__given=[[-1, "a"]]), r"line 1: expected \[column, piece\] in 'given'"),
+        (changed(0, prompts__0__given=[[2, "a"]]), r"line 1: expected columns below the width 2 in 'given', got \[2\]"),
+        (changed(0, prompts__0__given=[[0, "a"], [0, "b"]]), r"line 1: expected every column at most once in 'given'"),
+        (changed(0, prompts__0__given=[[0, 1]]), r"line 1: expected \[column, piece\] in 'given'"),
+        (changed(0, runs=5), r"line 1: expected 'runs' to be of type list"),
+        (changed(0, runs__0__name=5), r"line 1: expected different texts as the names of runs, got \[5"),
+        (changed(0, runs__0__name=["a"]), r"line 1: expected different texts as the names of runs"),
+        (changed(0, runs__0__name="entrgi"), r"line 1: expected different texts as the names of runs"),
+        (changed(0, runs__0__config=[]), r"line 1: expected 'config' to be of type dict"),
+        (changed(0, runs__0__config={}), r"line 1: expected 'guidance' to be of type str, got None"),
+        (changed(0, runs__0__config={"guidance": "none"}), r"line 1: expected 'steps' to be an integer >= 1, got None"),
+        (changed(0, runs__0__config__steps="4"), r"line 1: expected 'steps' to be an integer"),
+        (changed(0, runs__0__config__temperature=[1]), r"line 1: expected 'temperature' to be of type float"),
+        (changed(0, runs__0__config__max_new_tokens={}), r"line 1: expected a number or a text as 'max_new_tokens'"),
+        (changed(0, source__rewards=5), r"line 1: expected a list of names.*as 'rewards', got 5"),
+        (changed(0, source__rewards=[None]), r"line 1: expected a list of names.*as 'rewards'"),
+        (changed(0, source__seed=[1]), r"line 1: expected a text or a number as 'seed', got \[1\]"),
+        (changed(0, source__denoiser={}), r"line 1: expected a text or a number as 'denoiser'"),
+        (changed(1, trajectories={}), r"line 2: expected 'trajectories' to be of type list"),
+        (changed(1, trajectories=[1]), r"line 2: expected objects with prompt, trajectory"),
+        (changed(1, **{PART + "prompt": [0]}), r"line 2: expected a prompt and a trajectory of the header"),
+        (changed(1, **{PART + "prompt": False}), r"line 2: expected a prompt and a trajectory of the header"),
+        (changed(1, **{PART + "trajectory": 0.0}), r"line 2: expected a prompt and a trajectory of the header"),
+        (changed(1, **{PART + "trajectory": -1}), r"line 2: expected a prompt and a trajectory of the header"),
+        (changed(1, **{PART + "columns": [0, True]}), r"line 2: expected columns \[0, 1\]"),
+        (changed(1, **{PART + "columns": [0.0, 1.0]}), r"line 2: expected columns \[0, 1\]"),
+        (changed(1, **{PART + "columns": [[0], 1]}), r"line 2: expected columns \[0, 1\]"),
+        (changed(1, **{PART + "commits": [[True, "c"]]}), r"line 2: expected \[column, piece\] in 'commits'"),
+        (changed(1, **{PART + "commits": [[1, "c"], [1, "d"]]}), r"line 2: expected every column at most once"),
+        (changed(1, **{PART + "entropy": {}}), r"line 2: expected 'entropy' to be of type list"),
+        (changed(4, **{PART + "weight": "x"}), r"line 5: expected 'weight' to be of type list"),
+        (lambda: doubled()[:], r"line 2: expected (every trajectory at most once in a step|columns \[0\])"),
+        (changed(3, results__0__texts=[1]), r"line 4: expected texts in 'texts', got 1"),
+        (changed(3, results__0__responses=[None]), r"line 4: expected texts in 'responses', got None"),
+        (changed(3, results__0__rewards=["1"]), r"line 4: expected numbers or null in 'rewards', got '1'"),
+        (changed(3, results__0__rewards=[True]), r"line 4: expected numbers or null in 'rewards', got True"),
+        (changed(3, results__0__seeds=["x"]), r"line 4: expected integers of 64 bits.*got 'x'"),
+        (changed(3, results__0__seeds=[1.5]), r"line 4: expected integers of 64 bits"),
+        (changed(3, results__0__seeds=[2**63]), r"line 4: expected integers of 64 bits"),
+        (changed(3, results__0__seeds=["9" * 19]), r"line 4: expected integers of 64 bits"),
+        # numbers
+        (lambda: [r.replace("0.01", "1e999") for r in changed(0)()], r"line 2: .*1e999 is beyond what a float holds"),
+        (lambda: [r.replace("0.01", "9" * 5000) for r in changed(0)()], r"line 2: expected a line of JSON"),
+        (changed(1, seconds=-1), r"line 2: expected 'seconds' in \[0, "),
+        (changed(1, **{PART + "reward": 1e300}), r"line 2: expected a number or null as 'reward', at most"),
+        (changed(1, **{PART + "entropy": [1e30, 1]}), r"line 2: expected numbers in \[-0.01, 64.01\] in 'entropy'"),
+        (changed(1, **{PART + "entropy": [-1, 1]}), r"line 2: expected numbers in .* in 'entropy', got -1"),
+        (changed(4, **{PART + "weight": [1.5, 0.1]}), r"line 5: expected numbers in \[-0.01, 1.01\] in 'weight'"),
+        (changed(3, results__0__rewards=[1e39]), r"line 4: expected numbers in .* in 'rewards'"),
+        # JSON that no reader should follow
+        (lambda: ["[" * 100_000 + "]" * 100_000], r"line 1: expected a line of JSON, got one nested too deep"),
+        (
+            lambda: ['{"kind":' * 50_000 + "1" + "}" * 50_000],
+            r"line 1: expected a line of JSON, got one nested too deep",
+        ),
     ],
 )
 def test_bad_files_name_line_and_expectation(tmp_path, rows, message):
@@ -240,13 +330,55 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(TraceError, match="no file "):
         read(tmp_path / "none.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TraceError, match="not readable as a trace"):
-        read(tmp_path / "binary.jsonl")
+    for path in (tmp_path / "binary.jsonl", tmp_path, Path("/dev/zero"), Path("a\0b"), Path("a" * 300)):
+        with pytest.raises(TraceError, match="not readable as a trace"):
+            read(path)
+
+
+def test_endless_files_are_not_read_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_BYTES", 1000)
+    (tmp_path / "long.jsonl").write_text("x" * 1001)
+    with pytest.raises(TraceError, match="expected at most 1000 bytes"):
+        read(tmp_path / "long.jsonl")
+
+
+def test_sizes_are_paid_by_the_file(tmp_path):
+    """Absurd headers cost neither time nor memory, whatever they say."""
+    for change in ({"copies": 10**12}, {"prompts__0__width": 10**12}, {"runs__0__config__steps": 10**12}):
+        (tmp_path / "bad.jsonl").write_text("\n".join(changed(0, **change)()))
+        tracemalloc.start()
+        with pytest.raises(TraceError, match="line 1"):
+            read(tmp_path / "bad.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+        tracemalloc.stop()
+
+
+def test_pipes_marks_of_byte_order_and_old_seeds_are_read(tmp_path):
+    trace = traces.trace()
+    text = "".join(json.dumps(line) + "\n" for line in lines(trace))
+    (tmp_path / "marked.jsonl").write_text("\ufeff" + text.replace("\n", "\r\n"))
+    assert read(tmp_path / "marked.jsonl") == trace
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(text,), daemon=True)
+    writer.start()
+    assert read(tmp_path / "pipe") == trace
+    rows = [json.loads(row) for row in text.splitlines()]
+    for row in rows:
+        for result in row.get("results", []):
+            assert all(isinstance(seed, str) for seed in result["seeds"])
+            result["seeds"] = list(map(int, result["seeds"]))
+    (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path / "numbers.jsonl") == trace
+
+
+def test_messages_with_parts_are_recorded_as_texts():
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "movie"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    assert plain_prompt(chat) == [{"role": "user", "content": "the movie"}, {"role": "assistant", "content": ""}]
+    assert plain_prompt("the movie") == "the movie"
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):
-    from pathlib import Path
-
     file = tmp_path / "out.jsonl"
     file.write_text("old")
 

@@ -1,7 +1,9 @@
 """The page of a trace: one file, nothing from outside, and whatever text a model writes stays text."""
 
 import json
+import os
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -86,6 +88,21 @@ def test_command_writes_the_page(tmp_path, monkeypatch):
     assert Path("other.html").read_bytes() == Path("out.html").read_bytes()
 
 
+def test_traces_come_from_pipes_and_pages_go_into_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("out.jsonl"), traces.trace())
+    os.mkfifo("in")
+    os.mkfifo("page")
+    received = []
+    threading.Thread(target=lambda: Path("in").write_bytes(Path("out.jsonl").read_bytes()), daemon=True).start()
+    reader = threading.Thread(target=lambda: received.append(Path("page").read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    assert CliRunner().invoke(app, ["view", "in", "-o", "page"]).exit_code == 0
+    reader.join(timeout=20)
+    assert received == [view.page(traces.trace())]
+    assert Path("page").is_fifo()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,12 +111,19 @@ def test_command_writes_the_page(tmp_path, monkeypatch):
         (["out.jsonl", "-o", "nowhere/x.html"], "--output: no folder"),
         (["out.jsonl", "-o", "."], "--output: '.' is a folder"),
         (["out.html"], "--output: 'out.html' is the trace itself"),
+        (["out.jsonl", "-o", "out.jsonl"], "--output: 'out.jsonl' is the trace itself"),
+        (["out.jsonl", "-o", "link.jsonl"], "--output: 'link.jsonl' is the trace itself"),
+        (["pipe"], "--output: expected the page to write, since 'pipe' is no file with a name for it"),
+        (["."], "--output: expected the page to write"),
+        (["out.jsonl", "-o", "a" * 300], "--output: "),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     write(Path("out.jsonl"), traces.trace())
     Path("bad.jsonl").write_text("not a trace")
+    Path("link.jsonl").symlink_to("out.jsonl")
+    os.mkfifo("pipe")
     before = sorted(tmp_path.iterdir())
     result = CliRunner().invoke(app, ["view", *arguments])
     assert result.exit_code == 2

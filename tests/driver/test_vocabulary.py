@@ -745,4 +745,4 @@ def test_command_refuses_what_cannot_be(checkpoints):
     result = run_command("--model", folder / "denoiser", "--reward", folder / "stranger", code=2)
     assert result.output.splitlines()[-1].startswith("error: reward: no token of its tokenizer")
     assert "no folder" in run_command("--reward", folder / "nowhere", code=2).output
-    assert "--max-new-tokens must be >= 1, got 0" in run_command("-p", "good", "-l", "0", code=2).output
+    assert "--max-new-tokens: expected an integer >= 1, got '0'" in run_command("-p", "good", "-l", "0", code=2).output

@@ -2,4 +2,4 @@
 
 from entrgi.cli import app
 
-app()
+app(prog_name="entrgi")

@@ -1,38 +1,138 @@
-"""Where commands print, and how their errors end them."""
+"""Where commands print, and how their errors end them.
+
+Exit codes: 0 for done, 1 for a failure (of a device, a disk, an installation), 2 for input that cannot be used; with
+what was done kept, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP; 141 where the output's reader is gone.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
 
-console, errors = Console(), Console(stderr=True)
+from entrgi.files import write_text
+
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class _Output(Console):
+    """Standard output: when its reader is gone, there is nothing to say and nobody to say it to."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Errors(Console):
+    """Standard error: work goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        silence(sys.stderr)
+
+
+console, errors = _Output(), _Errors(stderr=True)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, with the exit code that belongs to it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """130 for Ctrl-C, the signal's own for another."""
+    return getattr(interrupt, "exit_code", 128 + signal.SIGINT)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP as Ctrl-C, so that what is done is kept; whoever ignores them (nohup) goes on to."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    changed = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Errors of the user's input end the command with one line and exit code 2, failures with 1.
 
-    Ctrl-C exits with 130; a command that has something to show catches it before.
+    An interrupt exits with its code; a command that has something to show catches it before.
     """
     try:
-        yield
+        with signals_interrupt():
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except typer.Exit:  # a RuntimeError, too
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         errors.print("interrupted before the first step", style="bold red")
-        raise typer.Exit(130) from None
-    except ValueError as error:
+        raise typer.Exit(exit_code(interrupt)) from None
+    except BrokenPipeError as error:
+        silence(sys.stdout)
+        raise typer.Exit(BROKEN_PIPE) from error
+    except Exception as error:
+        code = code_of(error)
+        if code is None:
+            raise
         print_error(error)
-        raise typer.Exit(2) from error
-    except (RuntimeError, ImportError, OSError) as error:  # ImportError: operators that are not built or do not load
-        print_error(error)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
-def print_error(error: Exception) -> None:
+def code_of(error: BaseException) -> int | None:
+    """The exit code of an error that is told in one line; None for what only a traceback explains."""
+    if isinstance(error, ValueError | OverflowError):
+        return 2
+    # ImportError: operators that are not built or do not load
+    return 1 if isinstance(error, RuntimeError | ImportError | OSError | MemoryError) else None
+
+
+def print_error(error: BaseException | str) -> None:
     """One line on standard error."""
-    line = " ".join(str(error).split())
+    line = " ".join(str(error).split()) or type(error).__name__
     errors.print(f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_json(target: Path, data: dict[str, object]) -> None:
+    """One JSON object to a file, or to standard output where ``target`` is ``-``."""
+    text = json.dumps(data, allow_nan=False)
+    if str(target) == "-":
+        print(text, flush=True)
+    else:
+        write_text(target, text + "\n")
+
+
+def tolerant_streams() -> None:
+    """What the terminal's encoding lacks is shown as its escape, whatever a model writes."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed, or not the interpreter's own
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence(stream: object) -> None:
+    """Send what is still to be flushed nowhere: the interpreter would complain at its exit."""
+    with suppress(AttributeError, OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from entrgi.cli.console import console
+from entrgi.cli.console import console, reported_errors, write_json
+from entrgi.cli.options import JSON_FILE
+from entrgi.files import check_target
 
 
-def doctor() -> None:
+def doctor(as_json: Annotated[Path | None, JSON_FILE] = None) -> None:
     """Show what is installed and loaded, and what to do where something is missing. Exit code 1 then."""
-    from entrgi.display import doctor_table
-    from entrgi.doctor import examine
+    with reported_errors():
+        if as_json is not None and str(as_json) != "-":
+            check_target("--json", as_json)
 
-    report = examine()
-    console.print(doctor_table(report))
-    console.print(report.advice, style="green" if report.healthy else "bold red")
-    raise typer.Exit(0 if report.healthy else 1)
+        from entrgi.display import doctor_table
+        from entrgi.doctor import examine
+
+        report = examine()
+        if as_json is not None:
+            write_json(as_json, asdict(report))
+        if str(as_json) != "-":
+            console.print(doctor_table(report))
+            console.print(report.advice, style="green" if report.healthy else "bold red")
+        raise typer.Exit(0 if report.healthy else 1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrgi.cli.options import DTYPES, Option, dtype
+from entrgi.cli.options import Option, dtype
+from entrgi.config import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +18,9 @@ if TYPE_CHECKING:
     from entrgi.rewards import Reward
 
 EMBEDDED = "demo"
+KINDS = ("classifier", "likelihood")
 PANEL = "Models"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 MODELS = (
     Option(
@@ -22,18 +28,15 @@ MODELS = (
     ),
     Option("reward", list[str], "Reward model, likewise; repeat for a weighted sum.", panel=PANEL),
     Option("reward_weight", list[float], "Weight of each reward, in their order. Default: 1.", panel=PANEL),
-    Option(
-        "reward_kind",
-        list[str],
-        "classifier or likelihood; once, or for each reward. Default: what it is.",
-        panel=PANEL,
-    ),
+    Option("reward_kind", list[str], "Once, or for each reward. Default: what it is.", panel=PANEL, choices=KINDS),
     Option(
         "adapter", list[str], "LoRA adapter of the reward; once, or for each reward ('none' for none).", panel=PANEL
     ),
     Option("model_adapter", str, "LoRA adapter of the denoiser.", panel=PANEL),
     Option("mask_token_id", int, "Mask token of a denoiser that does not declare one.", panel=PANEL),
-    Option("missing", str, "What rewards read for tokens they lack: unk or zero.", default="unk", panel=PANEL),
+    Option(
+        "missing", str, "What rewards read for tokens they lack.", default="unk", panel=PANEL, choices=("unk", "zero")
+    ),
     Option(
         "include_prompt",
         bool,
@@ -42,7 +45,7 @@ MODELS = (
         negatable=True,
     ),
     Option("device", str, "auto, cpu, cuda, cuda:1 ...", default="auto", panel=PANEL),
-    Option("dtype", str, f"Of all models: {', '.join(DTYPES)}. Default: the checkpoint's.", panel=PANEL),
+    Option("dtype", str, "Of all models. Default: the checkpoint's.", panel=PANEL, choices=DTYPES),
     Option("compile", bool, "Compile the models' transformer blocks.", default=False, panel=PANEL),
 )
 
@@ -76,24 +79,41 @@ class Models:
         """From the values of :data:`MODELS`' options, by name; others are passed over.
 
         Raises:
-            ValueError: for another number of weights, kinds or adapters than of rewards, and for unknown names.
+            ValueError: for another number of weights, kinds or adapters than of rewards, for folders that are not
+                there, and for what the embedded pair does not take. Nothing is imported to find out.
         """
         names = options["reward"] or [EMBEDDED]
         weights = options["reward_weight"] or [1.0] * len(names)
         if len(weights) != len(names):
             raise ValueError(f"--reward-weight: expected one for each of {len(names)} rewards, got {len(weights)}")
+        for weight in weights:
+            if not math.isfinite(weight):
+                raise ValueError(f"--reward-weight must be finite, got {weight}")
         kinds = _for_each("--reward-kind", options["reward_kind"], len(names))
         adapters = _for_each("--adapter", options["adapter"], len(names))
-        for kind in kinds:
-            if kind not in (None, "classifier", "likelihood"):
-                raise ValueError(f"--reward-kind must be classifier or likelihood, got {kind!r}")
-        if options["missing"] not in ("unk", "zero"):
-            raise ValueError(f"--missing must be unk or zero, got {options['missing']!r}")
         adapters = [None if adapter == "none" else adapter for adapter in adapters]
         choices = zip(names, weights, kinds, adapters, strict=True)
         rewards = tuple(RewardChoice(*choice) for choice in choices)
         own = [field.name for field in fields(cls) if field.name != "rewards"]
-        return cls(rewards=rewards, **{name: options[name] for name in own})
+        models = cls(rewards=rewards, **{name: options[name] for name in own})
+        models.check()
+        return models
+
+    def check(self) -> None:
+        """Raise ValueError for names that cannot be had, as far as can be seen without a model's own files."""
+        check_name("--model", self.model)
+        if self.model_adapter is not None:
+            if self.is_embedded:
+                raise ValueError("--model-adapter: expected a checkpoint as --model, the embedded pair takes none")
+            check_name("--model-adapter", self.model_adapter, "adapter_config.json")
+        for reward in self.rewards:
+            check_name("--reward", reward.name)
+            if reward.name == EMBEDDED and reward.kind == "likelihood":
+                raise ValueError("--reward-kind: the embedded pair's reward is a classifier, got 'likelihood'")
+            if reward.adapter is not None:
+                if reward.name == EMBEDDED:
+                    raise ValueError("--adapter: expected a checkpoint as --reward, the embedded pair takes none")
+                check_name("--adapter", reward.adapter, "adapter_config.json")
 
     @property
     def is_embedded(self) -> bool:
@@ -104,59 +124,44 @@ class Models:
         """Plain data for traces and JSON."""
         return {"denoiser": self.model, "rewards": [vars(reward) for reward in self.rewards]}
 
+    def settings(self) -> dict[str, object]:
+        """All that texts follow from; plain data."""
+        own = ("model_adapter", "mask_token_id", "missing", "include_prompt", "dtype")
+        return {**self.describe(), **{name: getattr(self, name) for name in own}}
+
     def load(self) -> tuple[Denoiser, Reward]:
         """Both on the device. Raises ValueError where something named cannot be had."""
-        from entrgi import WeightedReward
+        import entrgi
 
         device = usable_device(self.device)
-        weights = None if self.dtype is None else dtype("--dtype", self.dtype)
-        denoiser = load_denoiser(
-            self.model, device, weights, self.model_adapter, self.compile, mask_token_id=self.mask_token_id
+        shared = {"dtype": None if self.dtype is None else dtype(self.dtype), "device": device, "compile": self.compile}
+        denoiser = entrgi.load_denoiser(
+            self.model, adapter=self.model_adapter, mask_token_id=self.mask_token_id, **shared
         )
-        shared = {"missing": self.missing, "compile": self.compile}
+        shared["missing"] = self.missing
         if self.include_prompt is not None:
             shared["include_prompt"] = self.include_prompt
-        rewards = [load_reward(choice, device, weights, **shared) for choice in self.rewards]
+        rewards = [
+            entrgi.load_reward(choice.name, kind=choice.kind, adapter=choice.adapter, **shared)
+            for choice in self.rewards
+        ]
         factors = [choice.weight for choice in self.rewards]
-        return denoiser, rewards[0] if factors == [1] else WeightedReward(rewards, factors)
+        return denoiser, rewards[0] if factors == [1] else entrgi.WeightedReward(rewards, factors)
 
 
-def load_denoiser(
-    name: str,
-    device: torch.device,
-    weights: torch.dtype | None = None,
-    adapter: str | None = None,
-    compile: bool = False,
-    mask_token_id: int | None = None,
-) -> Denoiser:
-    """The denoiser ``name``, ``demo`` being the embedded one; the rest as in :func:`entrgi.load_denoiser`."""
-    import entrgi
-    from entrgi import demo
-
-    if name != EMBEDDED:
-        return entrgi.load_denoiser(
-            name, dtype=weights, device=device, adapter=adapter, mask_token_id=mask_token_id, compile=compile
-        )
-    if adapter is not None:
-        raise ValueError("--model-adapter: expected a checkpoint as --model, the embedded pair takes none")
-    network, tokenizer = demo.load_denoiser() if weights is None else demo.load_denoiser(weights)
-    return entrgi.MaskedLM(network.to(device), tokenizer, mask_token_id=mask_token_id, compile=compile)
-
-
-def load_reward(choice: RewardChoice, device: torch.device, weights: torch.dtype | None, **options: object) -> Reward:
-    """One reward, ``demo`` being the embedded one; ``options`` of its class."""
-    import entrgi
-    from entrgi import demo
-
-    if choice.name != EMBEDDED:
-        kind, adapter = choice.kind, choice.adapter
-        return entrgi.load_reward(choice.name, kind=kind, dtype=weights, device=device, adapter=adapter, **options)
-    if choice.kind == "likelihood":
-        raise ValueError("--reward-kind: the embedded pair's reward is a classifier, got 'likelihood'")
-    if choice.adapter is not None:
-        raise ValueError("--adapter: expected a checkpoint as --reward, the embedded pair takes none")
-    network, tokenizer = demo.load_reward() if weights is None else demo.load_reward(weights)
-    return entrgi.SequenceClassifierReward(network.to(device), tokenizer, **options)
+def check_name(option: str, name: str, file: str = "config.json") -> None:
+    """Raise ValueError where ``name`` is neither a folder with ``file``, nor a hub id, nor the embedded pair's."""
+    path = Path(name)
+    if name == EMBEDDED and file == "config.json":
+        return
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise ValueError(f"{option}: {name!r:.80} cannot be a folder: {error.strerror}") from error
+    if is_folder and not any((path / each).is_file() for each in (file, "adapter_config.json")):
+        raise ValueError(f"{option}: folder {name!r} has no {file}")
+    if not is_folder and (exists or not _HUB_ID.fullmatch(name) or name.startswith(".")):
+        raise ValueError(f"{option}: no folder {name!r}, expected a checkpoint folder or a hub id")
 
 
 def usable_device(name: str) -> torch.device:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entrgi.cli.console import console, reported_errors
+from entrgi.cli.console import console, reported_errors, write_json
+from entrgi.cli.options import JSON_FILE, checked, choices_help
+from entrgi.files import check_target
 
 if TYPE_CHECKING:
     from entrgi_ext.plans import Floor, Requests, Target
 
+DTYPES = ("bfloat16", "float16", "float32")
 ROWS = (1, 8, 64, 512, 2048)
 COLUMNS = (
     *("N", "kernel", "tile\nMxNxK", "stages", "threads", "cluster", "splits", "CTAs", "shared\nKB"),
@@ -61,25 +64,46 @@ class Line:
         return {"op": self.op, "n": self.n, **requests.pop("plan"), "floor": asdict(self.floor), "requests": requests}
 
 
+def operators(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from entrgi_ext import plans
+
+    return [name for name in plans.OPERATORS if name.startswith(incomplete)]
+
+
 def plan(
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]"
+            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]",
+            **checked("--rows"),
         ),
     ] = None,
-    vocab: Annotated[int, typer.Option(help="V, width of the logits.")] = 152_064,
-    dim: Annotated[int, typer.Option(help="d, width of the reward model's embeddings.")] = 2048,
-    logits_dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    embedding_dtype: Annotated[str, typer.Option(help="Likewise.")] = "bfloat16",
+    vocab: Annotated[int, typer.Option(help="V, width of the logits.", **checked("--vocab", int))] = 152_064,
+    dim: Annotated[
+        int, typer.Option(help="d, width of the reward model's embeddings.", **checked("--dim", int))
+    ] = 2048,
+    logits_dtype: Annotated[
+        str, typer.Option(help="Of z." + choices_help(DTYPES), **checked("--logits-dtype", choices=DTYPES))
+    ] = "bfloat16",
+    embedding_dtype: Annotated[
+        str, typer.Option(help="Of E." + choices_help(DTYPES), **checked("--embedding-dtype", choices=DTYPES))
+    ] = "bfloat16",
     arch: Annotated[
-        int | None, typer.Option(help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.")
+        int | None,
+        typer.Option(
+            help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.", **checked("--arch", int)
+        ),
     ] = None,
     sms: Annotated[
-        int | None, typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.")
+        int | None,
+        typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.", **checked("--sms", int)),
     ] = None,
-    op: Annotated[list[str] | None, typer.Option(help="Only this operator; may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    op: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this operator; may be repeated.", **{**checked("--op"), "autocompletion": operators}),
+    ] = None,
+    as_json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
     """Show how every CUDA operator is launched for a shape, and the least it must read, write and compute.
 
@@ -89,6 +113,8 @@ def plan(
     with reported_errors(), named_options():
         from entrgi_ext import plans
 
+        if as_json is not None and str(as_json) != "-":
+            check_target("--json", as_json)
         target = plans.target(arch, sms)
         shape = {"vocab": vocab, "dim": dim, "logits_dtype": logits_dtype, "embedding_dtype": embedding_dtype}
         lines = [
@@ -96,13 +122,14 @@ def plan(
             for name in op or plans.OPERATORS
             for n in numbers(rows)
         ]
-        if as_json:
+        if as_json is not None:
             data = {**target.options(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
-            print(json.dumps(data, allow_nan=False))
+            write_json(as_json, data)
+        if str(as_json) == "-":
             return
-        show(table(lines))
+        show(lines)
         for note in notes(shape, target, os.environ.get("ENTRGI_FORCE_PLAN")):
-            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+            console.print(note, style="dim", markup=False, highlight=False, soft_wrap=line_width() is None)
 
 
 @contextmanager
@@ -110,6 +137,10 @@ def named_options() -> Iterator[None]:
     """Errors that begin with an argument's name begin with the option's."""
     try:
         yield
+    except UnicodeDecodeError as error:  # all options are text already
+        raise ValueError(
+            f"ENTRGI_FORCE_PLAN: expected UTF-8 text, got {os.environ['ENTRGI_FORCE_PLAN']!r:.80}"
+        ) from error
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         if name not in OPTIONS:
@@ -123,8 +154,8 @@ def numbers(rows: list[str] | None) -> list[int]:
         return list(ROWS)
     parts = [part.strip() for text in rows for part in text.split(",")]
     for part in parts:
-        if not part.isdecimal() or int(part) < 1:
-            raise ValueError(f"--rows: expected numbers >= 1 such as 1,8,64, got {part!r}")
+        if not part.isdecimal() or len(part) > 100 or int(part) < 1:
+            raise ValueError(f"--rows: expected numbers >= 1 such as 1,8,64, got {part!r:.80}")
     return [int(part) for part in parts]
 
 
@@ -140,25 +171,53 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f}" if count >= 1e4 else "<0.01"
 
 
-def table(lines: list[Line]) -> Table:
-    """A section for every operator."""
+def table(lines: list[Line], columns: Sequence[int], no_wrap: bool = True) -> Table:
+    """A section for every operator.
+
+    Args:
+        columns: which of :data:`COLUMNS`, N among them.
+        no_wrap: false where not even one column fits the terminal.
+    """
     result = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    result.add_column("operator", no_wrap=True)
-    for name in COLUMNS:
-        result.add_column(name, no_wrap=True, justify="left" if name == "kernel" else "right")
+    result.add_column("operator", no_wrap=no_wrap, overflow="fold")
+    for index in columns:
+        name = COLUMNS[index]
+        result.add_column(name, no_wrap=no_wrap, overflow="fold", justify="left" if name == "kernel" else "right")
     previous = None
     for line in lines:
         if previous not in (None, line.op):
             result.add_section()
-        result.add_row("" if line.op == previous else line.op, *line.cells())
+        cells = line.cells()
+        result.add_row("" if line.op == previous else line.op, *(cells[index] for index in columns))
         previous = line.op
     return result
 
 
-def show(result: Table) -> None:
-    """Whole, whatever the terminal's width: numbers that are cut off say nothing."""
-    natural = Measurement.get(console, console.options.update(max_width=1000), result).maximum
-    Console(width=max(natural, console.width)).print(result)
+def natural_width(result: Table) -> int:
+    return Measurement.get(console, console.options.update(max_width=1000), result).maximum
+
+
+def show(lines: list[Line]) -> None:
+    """Whole numbers, whatever the terminal's width: what does not fit side by side follows as a further table."""
+    width = line_width()
+    groups, group = [], [0]
+    for index in range(1, len(COLUMNS)):
+        if width is not None and len(group) > 1 and natural_width(table(lines, [*group, index])) > width:
+            groups.append(group)
+            group = [0]
+        group.append(index)
+    for columns in [*groups, group]:
+        result = table(lines, columns)
+        natural = natural_width(result)
+        if width is not None and natural > width:
+            console.print(table(lines, columns, no_wrap=False))
+        else:
+            Console(width=max(natural, console.width)).print(result)
+
+
+def line_width() -> int | None:
+    """Of the terminal, or of ``COLUMNS``; None where lines may be as long as they are: in files and pipes."""
+    return console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdecimal() else None
 
 
 def notes(shape: dict[str, object], target: Target, forced: str | None) -> list[str]:

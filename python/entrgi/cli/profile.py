@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,21 +9,42 @@ from typing import Annotated
 
 import typer
 
-from entrgi.cli.console import console, errors, reported_errors
+from entrgi import memory
+from entrgi.cli.console import console, errors, exit_code, reported_errors, write_json
 from entrgi.cli.models import MODELS, Models
-from entrgi.cli.options import PRESET, SAMPLER, accepts, sampler_config
+from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, checked, sampler_config
 from entrgi.cli.prompts import PROMPTS, read_prompts
-from entrgi.cli.sample import EMBEDDED_TOKENS
+from entrgi.cli.sample import Files
+from entrgi.config import MAX_STEPS
+
+MAX_REPEATS = 10_000
 
 
 @accepts(PROMPTS, MODELS, SAMPLER)
 def profile(
-    preset: Annotated[str, typer.Option(help=PRESET)] = "paper",
-    first_steps: Annotated[int | None, typer.Option(help="Only so many denoising steps: the most expensive.")] = None,
-    repeats: Annotated[int, typer.Option(help="Runs, of which the median counts, step by step.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
-    png_file: Annotated[Path | None, typer.Option("--png", help="Draw them to this file.")] = None,
+    preset: Annotated[str, PRESET] = "paper",
+    first_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Only so many denoising steps: the most expensive.",
+            **checked("--first-steps", int, least=1, most=MAX_STEPS),
+        ),
+    ] = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            help="Runs, of which the median counts, step by step.",
+            **checked("--repeats", int, least=1, most=MAX_REPEATS),
+        ),
+    ] = 3,
+    seed: Annotated[
+        int, typer.Option(help="Of the draws.", **checked("--seed", int, least=-(2**63), most=2**63 - 1))
+    ] = 0,
+    as_json: Annotated[Path | None, JSON_FILE] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", "--png", help="Draw them to this .png, .pdf or .svg.", **checked("--plot", Path)),
+    ] = None,
     **options: object,
 ) -> None:
     """Show where the time of a denoising step goes, and the least that each part could take on this machine.
@@ -33,19 +53,19 @@ def profile(
     the same run.
     """
     with reported_errors():
+        models = Models.of(options)
+        config = sampler_config(preset, options, models.is_embedded)
+        memory.check(config, 1)
+        files = Files(json=as_json, plot=plot)
+        files.check([options["prompts_file"], options["messages"]])
+        prompts = read_prompts(options, models.is_embedded)
+
         from entrgi import profile as profiling
-        from entrgi.files import check_target, write_text
         from entrgi.profile import figure, report
 
-        if json_file is not None:
-            check_target("--json", json_file)
-        if png_file is not None:
-            figure.check(png_file)
-        models = Models.of(options)
-        config = sampler_config(preset, options, EMBEDDED_TOKENS if models.is_embedded else None)
-        prompts = read_prompts(options, models.is_embedded)
         denoiser, reward = models.load()
-        total = 1 + (1 + repeats) * min(first_steps or config.steps, config.steps)
+        steps = min(first_steps or config.steps, config.steps, config.max_new_tokens or config.steps)
+        total = 1 + (1 + repeats) * steps  # steps that commit nothing are left out
         try:
             with progress(total) as on_step:
                 result = profiling.profile(
@@ -58,16 +78,16 @@ def profile(
                     repeats=repeats,
                     on_step=on_step,
                 )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             errors.print("interrupted: nothing is profiled until all runs are done", style="bold red")
-            raise typer.Exit(130) from None
-        console.print(report.table(result, denoiser.device))
-        if json_file is not None:
+            raise typer.Exit(exit_code(interrupt)) from None
+        if plot is not None:
+            figure.write(plot, result, denoiser.device)
+        if as_json is not None:
             source = {**models.describe(), "seed": seed, "prompts": prompts}
-            data = {**source, **report.as_dict(result, denoiser.device, config)}
-            write_text(json_file, json.dumps(data, indent=1, allow_nan=False) + "\n")
-        if png_file is not None:
-            figure.write(png_file, result, denoiser.device)
+            write_json(as_json, {**source, **report.as_dict(result, denoiser.device, config)})
+        if not files.json_is_shown:
+            console.print(report.table(result, denoiser.device))
 
 
 @contextmanager

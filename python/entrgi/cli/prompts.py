@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +15,37 @@ if TYPE_CHECKING:
 
 EMBEDDED_PROMPT = "The movie was"
 PANEL = "Prompts"
+STDIN = "-"
+JSON_LINES = (".jsonl", ".ndjson")
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+CHATS = "a list of messages with the texts 'role' and 'content', or a list of such lists"
 
 PROMPTS = (
     Option("prompt", list[str], "Text to continue, or to answer in a chat; repeat for several.", "-p", panel=PANEL),
-    Option("prompts_file", Path, "Text file with one prompt a line.", panel=PANEL),
-    Option("messages", Path, "JSON file with chat messages: one chat, or a list of chats.", panel=PANEL),
+    Option(
+        "prompts_file",
+        Path,
+        "One prompt a line; .jsonl: a text, a chat, or an object with 'prompt' or 'messages'; - is standard input.",
+        panel=PANEL,
+    ),
+    Option(
+        "messages",
+        Path,
+        "Chat messages as JSON: one chat, a list of chats, or a chat a line; - is standard input.",
+        panel=PANEL,
+    ),
     Option("system", str, "System message before every prompt, which makes it a chat.", panel=PANEL),
 )
 
 
 def read_prompts(options: dict[str, object], is_embedded: bool) -> list[Prompt]:
-    """All prompts, in the order of the options; the embedded pair has a default.
+    """All prompts, in the order of the options; the embedded pair has a default, and reads chats as plain text.
 
     Args:
         options: values of :data:`PROMPTS`' options, by name; others are passed over.
@@ -34,8 +56,10 @@ def read_prompts(options: dict[str, object], is_embedded: bool) -> list[Prompt]:
     """
     result: list[Prompt] = list(options["prompt"] or [])
     file, messages = options["prompts_file"], options["messages"]
+    if file is not None and messages is not None and str(file) == str(messages) == STDIN:
+        raise ValueError("--messages: standard input is read by --prompts-file already, expected a file")
     if file is not None:
-        result += [line for line in _read("--prompts-file", file).splitlines() if line.strip()]
+        result += read_lines(file)
     if messages is not None:
         result += read_chats(messages)
     if not result and file is None and messages is None and is_embedded:
@@ -43,21 +67,51 @@ def read_prompts(options: dict[str, object], is_embedded: bool) -> list[Prompt]:
     if not result:
         raise ValueError("--prompt: expected at least one prompt")
     system = options["system"]
-    return result if system is None else [with_system(prompt, system) for prompt in result]
+    if system is not None:
+        result = [with_system(prompt, system) for prompt in result]
+    return [as_text(prompt) for prompt in result] if is_embedded else result
+
+
+def read_lines(file: Path) -> list[Prompt]:
+    """The prompts of a file, a line each; empty lines are passed over."""
+    option, text = "--prompts-file", _read("--prompts-file", file)
+    # Not splitlines: a prompt may hold characters that it takes for line ends.
+    lines = [(i, line) for i, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()]
+    if file.suffix.lower() not in JSON_LINES:
+        return [line for _, line in lines]
+    result = []
+    for number, line in lines:
+        place = f"{str(file)!r}, line {number}"
+        prompt = _parse(option, place, line)
+        if isinstance(prompt, dict):
+            prompt = next((prompt[key] for key in ("prompt", "messages") if key in prompt), None)
+        if not (isinstance(prompt, str) or _is_chat(prompt)):
+            raise ValueError(
+                f"{option}: {place}: expected a text, a list of messages, or an object with either as 'prompt' or "
+                f"'messages', got {line!r:.80}"
+            )
+        result.append(prompt)
+    return result
 
 
 def read_chats(file: Path) -> list[list[dict[str, str]]]:
-    """The chats of a JSON file: ``[{"role": ..., "content": ...}, ...]``, or a list of such lists."""
-    try:
-        data = json.loads(_read("--messages", file))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--messages: {str(file)!r} is not JSON: {error}") from error
+    """The chats of a JSON file: ``[{"role": ..., "content": ...}, ...]``, a list of such lists, or such a list a line.
+
+    An object with the list as ``messages`` stands for it.
+    """
+    option, text = "--messages", _read("--messages", file)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if file.suffix.lower() in JSON_LINES or (len(lines) > 1 and _is_json(lines[0])):
+        data: object = [_parse(option, f"{str(file)!r}, line {i}", line) for i, line in enumerate(lines, 1)]
+    else:
+        data = _parse(option, repr(str(file)), text)
+    if isinstance(data, dict) and "messages" in data:
+        data = [data]
+    if isinstance(data, list):
+        data = [item["messages"] if isinstance(item, dict) and "messages" in item else item for item in data]
     chats = [data] if isinstance(data, list) and all(isinstance(item, dict) for item in data) else data
     if not isinstance(chats, list) or not chats or not all(_is_chat(chat) for chat in chats):
-        raise ValueError(
-            f"--messages: expected a list of messages with the texts 'role' and 'content', or a list of such lists, "
-            f"in {str(file)!r}"
-        )
+        raise ValueError(f"{option}: expected {CHATS}, in {str(file)!r}")
     return chats
 
 
@@ -69,6 +123,11 @@ def with_system(prompt: Prompt, system: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *chat]
 
 
+def as_text(prompt: Prompt) -> str:
+    """A chat as the embedded pair reads it, which knows no turns: what was said, to be continued."""
+    return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+
+
 def _is_chat(chat: object) -> bool:
     def is_message(item: object) -> bool:
         return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
@@ -76,10 +135,42 @@ def _is_chat(chat: object) -> bool:
     return isinstance(chat, list) and len(chat) > 0 and all(is_message(item) for item in chat)
 
 
-def _read(option: str, file: Path) -> str:
-    if not file.is_file():
-        raise ValueError(f"{option}: no file {str(file)!r}")
+def _parse(option: str, place: str, text: str) -> object:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{option}: {place} is JSON nested too deep, expected {CHATS}") from error
+    except ValueError as error:  # an integer of thousands of digits is no JSONDecodeError
+        raise ValueError(f"{option}: {place} is not JSON: {error}") from error
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read(option: str, file: Path) -> str:
+    """The text of a file, a pipe or standard input: UTF-8, unless a mark of byte order says otherwise."""
+    if "\0" in str(file):
+        raise ValueError(f"{option}: expected a file's name without NUL, got {str(file)!r:.80}")
+    try:
+        if str(file) == STDIN:
+            if sys.stdin is None:
+                raise ValueError(f"{option}: standard input is closed, expected a file")
+            data = sys.stdin.buffer.read()
+        elif not file.exists():
+            raise ValueError(f"{option}: no file {str(file)!r}")
+        elif file.is_dir():
+            raise ValueError(f"{option}: {str(file)!r} is a folder, expected a file")
+        else:
+            data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{option}: {str(file)!r:.300} cannot be read: {error.strerror or error}") from error
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{option}: {str(file)!r} cannot be read as text: {error}") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entrgi.cli.console import console, reported_errors
-from entrgi.cli.models import EMBEDDED, load_denoiser, usable_device
+from entrgi import memory
+from entrgi.cli.console import console, reported_errors, write_json
+from entrgi.cli.models import EMBEDDED, check_name, usable_device
+from entrgi.cli.options import JSON_FILE, checked
+from entrgi.config import SamplerConfig
+from entrgi.files import check_target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,42 +24,66 @@ if TYPE_CHECKING:
 
 def vocabulary(
     model: Annotated[
-        str, typer.Option(help="Denoiser: a checkpoint folder, a hub id, or the embedded pair's.")
+        str,
+        typer.Option(help="Denoiser: a checkpoint folder, a hub id, or the embedded pair's.", **checked("--model")),
     ] = EMBEDDED,
     reward: Annotated[
-        str, typer.Option(help="Reward model, of which only the tokenizer is read: likewise.")
+        str, typer.Option(help="Reward model, of which only the tokenizer is read: likewise.", **checked("--reward"))
     ] = EMBEDDED,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Text to continue, for the sample; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            "--prompt", "-p", help="Text to continue, for the sample; repeat for several.", **checked("--prompt")
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-l", help="Masked positions behind each prompt of the sample.")
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            "-l",
+            help="Masked positions behind each prompt of the sample.",
+            **checked("--max-new-tokens", int, least=1),
+        ),
     ] = 16,
-    top: Annotated[int, typer.Option(help="How many tokens without a counterpart to name.")] = 10,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    top: Annotated[
+        int,
+        typer.Option(
+            help="How many tokens without a counterpart to name.", **checked("--top", int, least=0, most=2**63 - 1)
+        ),
+    ] = 10,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", **checked("--device"))] = "auto",
+    as_json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
     """Show how much of a model's vocabulary a reward model understands: the share of its ids, and of its probability.
 
     The probability is what the model predicts at masked positions behind the prompts. Names tokens that are lost, too.
     """
-    from entrgi.vocabulary import align, coverage
-
     with reported_errors():
-        if max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens must be >= 1, got {max_new_tokens}")
-        denoiser = load_denoiser(model, usable_device(device))
+        config = SamplerConfig(num_return_sequences=1, max_new_tokens=max_new_tokens, guidance="none")
+        memory.check(config, 1)
+        check_name("--model", model)
+        check_name("--reward", reward, "tokenizer_config.json")
+        if as_json is not None and str(as_json) != "-":
+            check_target("--json", as_json)
+
+        import entrgi
+        from entrgi.vocabulary import align, coverage
+
+        denoiser = entrgi.load_denoiser(model, device=usable_device(device))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few counterparts: the report says so
             alignment = align(denoiser.tokenizer, denoiser.vocab_size, load_reward_tokenizer(reward))
+        if prompt:
+            memory.check(config, len(prompt), denoiser.vocab_size, denoiser.dtype.itemsize, denoiser.device)
         logits = sample_logits(denoiser, prompt, max_new_tokens) if prompt else None
         report = coverage(alignment, denoiser.tokenizer, logits=logits, top=top)
-    if as_json:
-        print(json.dumps({"model": model, "reward": reward, **report.as_dict()}, allow_nan=False))
-        return
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
-    if logits is None:
-        console.print("share of the probability: pass a --prompt", style="dim")
+        if as_json is not None:
+            write_json(as_json, {"model": model, "reward": reward, **report.as_dict()})
+        if str(as_json) == "-":
+            return
+        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+        if logits is None:
+            console.print("share of the probability: pass a --prompt", style="dim")
 
 
 def load_reward_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from entrgi.checkpoints import hub, refuse_remote_code
+from entrgi.demo import pair as demo
 from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.denoisers.dream import DreamDenoiser
 from entrgi.denoisers.llada import LLaDADenoiser
@@ -43,6 +44,7 @@ def load_denoiser(
     Args:
         name: a folder with config.json, safetensors and tokenizer files, or a hub id: a
             :class:`DreamDenoiser`, a :class:`LLaDADenoiser`, or for any ``AutoModelForMaskedLM`` a :class:`MaskedLM`.
+            ``demo`` is the embedded pair's.
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU.
         adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
@@ -55,6 +57,19 @@ def load_denoiser(
     Raises:
         ValueError: for a checkpoint that cannot be had, is of another kind, or is not complete.
     """
+    if name == demo.NAME:
+        return demo.denoiser(
+            dtype=dtype,
+            device=device,
+            adapter=adapter,
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            chat=chat,
+            max_length=max_length,
+            compile=compile,
+            **options,
+        )
     subfolder = options.get("subfolder") or ""
     check_checkpoint("denoiser", name, subfolder)
     refuse_remote_code("denoiser", options)

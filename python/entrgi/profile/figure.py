@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrgi.files import check_target, replacing
+from entrgi.files import replacing
 from entrgi.profile.profiler import IDLE, Profile
 from entrgi.profile.report import label, milliseconds, notes, times
 
@@ -29,20 +28,6 @@ COLOURS = {
 }
 OTHER = "#8a8f98"
 FLOOR = "#1d2126"
-
-
-def check(path: Path) -> None:
-    """Raise before anything is computed.
-
-    Raises:
-        ValueError: for a file that is not a ``.png`` or cannot be written.
-        ImportError: without matplotlib, with the command that installs it.
-    """
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--png: expected a file name ending in .png, got {str(path)!r}")
-    check_target("--png", path)
-    if find_spec("matplotlib") is None:
-        raise ImportError("--png needs matplotlib: pip install 'entrgi[plot]'")
 
 
 def write(path: Path, profile: Profile, device: torch.device) -> None:

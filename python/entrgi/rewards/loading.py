@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from entrgi.checkpoints import hub, read_config, refuse_remote_code
+from entrgi.demo import pair as demo
 from entrgi.models.adapters import adapter_task
 from entrgi.rewards.classifier import SequenceClassifierReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
@@ -30,7 +31,7 @@ def load_reward(
     :class:`LogLikelihoodReward`. A LoRA adapter that was trained as a classifier makes its base model one.
 
     Args:
-        name: a folder with config.json, safetensors and tokenizer files, or a hub id.
+        name: a folder with config.json, safetensors and tokenizer files, or a hub id. ``demo`` is the embedded pair's.
         kind: ``classifier`` or ``likelihood``; None decides by the checkpoint.
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts it.
@@ -42,6 +43,8 @@ def load_reward(
     Raises:
         ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.
     """
+    if name == demo.NAME:
+        return demo.reward(kind=kind, dtype=dtype, device=device, adapter=adapter, compile=compile, **options)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     refuse_remote_code("reward", options)

@@ -1,7 +1,7 @@
 """Traces of denoising: recorded from generations, written and read as lines of JSON. Reading needs no torch."""
 
 from entrgi.trace.reader import TraceError, read
-from entrgi.trace.recorder import plain_options, record
+from entrgi.trace.recorder import concatenate, plain_options, record
 from entrgi.trace.schema import Result, Run, Trace, TracedPrompt, TraceStep, TrajectoryStep, lines, write
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TraceStep",
     "TracedPrompt",
     "TrajectoryStep",
+    "concatenate",
     "lines",
     "plain_options",
     "read",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def record(
         source={"entrgi": metadata.version("entrgi"), **source},
         special=sorted(set().union(*(recorder.special for recorder in recorders.values()))),
         prompts=[
-            TracedPrompt(prompt, stop - start, first.given(b))
+            TracedPrompt(plain_prompt(prompt), stop - start, first.given(b))
             for b, (prompt, (start, stop)) in enumerate(zip(prompts, first.output.windows, strict=True))
         ],
         copies=first.copies,
@@ -66,6 +66,45 @@ def record(
             )
             for name, (config, output) in runs.items()
         ],
+    )
+
+
+def concatenate(traces: Sequence[Trace]) -> Trace:
+    """Traces over consecutive prompts as one. A run that some of them lack (it was not begun) has empty texts there."""
+    if len(traces) == 1:
+        return traces[0]
+    names = list(dict.fromkeys(run.name for trace in traces for run in trace.runs))
+    return Trace(
+        source=traces[0].source,
+        special=sorted(set().union(*(trace.special for trace in traces))),
+        prompts=[prompt for trace in traces for prompt in trace.prompts],
+        copies=traces[0].copies,
+        runs=[_joined(name, traces) for name in names],
+    )
+
+
+def _joined(name: str, traces: Sequence[Trace]) -> Run:
+    steps: dict[int, TraceStep] = {}
+    results: list[Result] = []
+    found = [next((run for run in trace.runs if run.name == name), None) for trace in traces]
+    for run, trace in zip(found, traces, strict=True):
+        offset = len(results)
+        for step in run.steps if run else ():
+            before = steps.get(step.step, TraceStep(step.step, 0.0, []))
+            parts = [replace(part, prompt=part.prompt + offset) for part in step.trajectories]
+            seconds = round(before.seconds + step.seconds, 6)
+            steps[step.step] = TraceStep(step.step, seconds, [*before.trajectories, *parts])
+        nothing = [""] * trace.copies
+        blank = [Result(nothing, nothing, [None] * trace.copies, each.seeds) for each in trace.runs[0].results]
+        results += run.results if run else blank
+    first = next(run for run in found if run is not None)
+    return Run(
+        name=name,
+        config=first.config,
+        steps=[steps[index] for index in sorted(steps)],
+        complete=all(run is not None and run.complete for run in found),
+        results=results,
+        seconds=round(sum(run.seconds for run in found if run is not None), 6),
     )
 
 
@@ -141,6 +180,19 @@ def plain_options(config: SamplerConfig) -> dict[str, object]:
     """The config as plain data: a dtype becomes its name."""
     options = asdict(config)
     return {**options, "logits_dtype": config.logits_dtype and str(config.logits_dtype).removeprefix("torch.")}
+
+
+def plain_prompt(prompt: Prompt) -> Prompt:
+    """A prompt whose contents are texts: parts of a content are joined, and no content is the empty text."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{**message, "content": _plain_content(message["content"])} for message in prompt]
+
+
+def _plain_content(content: object) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in content)
+    return "" if content is None else str(content)
 
 
 def _number(value: float) -> float | None:

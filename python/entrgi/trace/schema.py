@@ -10,7 +10,8 @@ A header, then for each run its steps in order and its end. Columns count from t
 response (from the first mask token of a prompt that is infilled). ``columns`` are those masked before the step,
 ``entropy`` (nats, of the denoiser's own distribution at the temperature) and ``weight`` (entropy weight w of the last
 optimiser step; null where the step was not guided) go with them; ``reward`` is the relaxed one before the last update.
-Entropies, weights and rewards have four decimals, and are null where there is none. Reading needs no torch.
+Entropies, weights and rewards have four decimals, and are null where there is none. Seeds are texts, since many
+readers of JSON keep 53 bits of a number. Reading needs no torch.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def lines(trace: Trace) -> Iterator[dict[str, object]]:
         for step in run.steps:
             parts = [vars(part) for part in step.trajectories]
             yield {"kind": "step", "run": run.name, "step": step.step, "seconds": step.seconds, "trajectories": parts}
-        results = [vars(result) for result in run.results]
+        results = [{**vars(result), "seeds": list(map(str, result.seeds))} for result in run.results]
         end = {"complete": run.complete, "results": results, "seconds": run.seconds}
         yield {"kind": "end", "run": run.name, **end}
 
