@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import placed
-from test_kernel_logit_update import ADAM, AMPERE, TAU, aligned, check_adam, check_gradient
+from test_kernel_logit_update import ADAM, TAU, aligned, check_adam, check_gradient
 from test_kernel_logit_update import inputs as dense_inputs
 from test_kernel_plan import bindings  # noqa: F401
 

@@ -7,10 +7,10 @@ from itertools import product
 import pytest
 import torch
 from cases import DTYPES, placed
-from test_kernel_relaxed_embedding import AMPERE, TAU, ask, check, count, inputs, launches
+from test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
 
 pytestmark = pytest.mark.simulator
-HOPPER = "relaxed_embedding_sm90"
+HOPPER, AMPERE = "relaxed_embedding_sm90", "relaxed_embedding_sm80"
 # Logits and embedding of one type, or fp32 logits.
 PAIRS = [(z, e) for z, e in product(DTYPES, DTYPES[:2]) if z in (e, torch.float32)]
 CLUSTERS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)]
