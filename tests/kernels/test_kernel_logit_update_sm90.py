@@ -10,7 +10,7 @@ from test_kernel_logit_update import inputs as dense_inputs
 from test_kernel_plan import bindings  # noqa: F401
 
 pytestmark = pytest.mark.simulator
-HOPPER, SIMT = "logit_update_sm90", "logit_update_simt"
+HOPPER, AMPERE, SIMT = "logit_update_sm90", "logit_update_sm80", "logit_update_simt"
 CLUSTERS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PAIRS = [(BF16, BF16), (FP16, FP16), (FP32, BF16), (FP32, FP16)]  # logits and embeddings
