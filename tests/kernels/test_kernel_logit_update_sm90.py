@@ -10,7 +10,8 @@ from test_kernel_logit_update import inputs as dense_inputs
 from test_kernel_plan import bindings  # noqa: F401
 
 pytestmark = pytest.mark.simulator
-HOPPER, AMPERE, SIMT = "logit_update_sm90", "logit_update_sm80", "logit_update_simt"
+HOPPER, AMPERE = "logit_update_sm90", "logit_update_sm80"
+SIMT, MATMUL = "logit_update_simt", "logit_update_matmul"
 CLUSTERS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PAIRS = [(BF16, BF16), (FP16, FP16), (FP32, BF16), (FP32, FP16)]  # logits and embeddings
@@ -233,7 +234,12 @@ def test_unaligned_embeddings_fall_back(hopper, reference, dim):
     ("overrides", "pair", "dim", "message"),
     [
         ({"kernel": "x"}, (BF16, BF16), 64, f"kernel must be {HOPPER} or {AMPERE} for bfloat16 embeddings, got x"),
-        ({"kernel": HOPPER}, (BF16, FP32), 64, f"kernel must be {SIMT} for float32 embeddings, got {HOPPER}"),
+        (
+            {"kernel": HOPPER},
+            (BF16, FP32),
+            64,
+            f"kernel must be {SIMT} or {MATMUL} for float32 embeddings, got {HOPPER}",
+        ),
         ({"kernel": HOPPER}, (FP16, FP16), 60, f"kernel must be {AMPERE} for float16 embeddings whose rows do not"),
         ({"kernel": HOPPER}, (BF16, FP16), 64, f"kernel must be {AMPERE} for float16 embeddings and bfloat16 logits"),
         ({"kernel": HOPPER}, (FP16, BF16), 64, f"kernel must be {AMPERE} for bfloat16 embeddings and float16 logits"),
