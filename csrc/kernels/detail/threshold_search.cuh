@@ -102,6 +102,9 @@ struct Level {
 template <typename T, typename Row, int kThreads, int kBins, int kRanked = 0>
 struct ThresholdSearch {
   static constexpr int kPerThread = kBins / kThreads, kWarps = kThreads / 32;
+  // Logits of 16 bits whose candidates have no more keys than these are counted by key.
+  static constexpr int kKeys = kRanked > 0 && sizeof(T) == 2 ? 2 * kBins : 0;
+  static_assert(kKeys == 0 || kPerThread == 1);
   static_assert(kBins % kThreads == 0 && kWarps <= 32 && kRanked <= kBins && kRanked <= kThreads);
 
   const Row& row;
@@ -149,15 +152,43 @@ struct ThresholdSearch {
     row.sync();
   }
 
-  // Weight of all bins before this thread's own, whose weights are left in `own`, and of all bins.
-  __device__ uint64_t prefix(uint64_t (&own)[kPerThread], uint64_t* total) {
+  // Counts the candidates of each key down from `key_high`: two counters in the place of a bin.
+  __device__ void count_keys(uint32_t key_high) {
+    for (int i = this_thread(); i < kBins; i += kThreads) shared.bins[i] = 0;
+    __syncthreads();
+    uint32_t* counts = reinterpret_cast<uint32_t*>(shared.bins);
+    row.for_each({}, [&](float z, int) {
+      atomicAdd(&counts[key_high - ordered_key<T>(z + 0.f)], 1u);  // + 0: one key for both zeros
+    });
+    row.sync();
+    if (this_thread() == 0) row.counted_from() = key_high;
+  }
+
+  // Adds up what this CTA counted of keys above `lowest` for a draw.
+  template <typename Rule, typename State>
+  static __device__ void weigh_counted(const SearchShared<kBins, kRanked>& shared, uint32_t key_high,
+                                       uint32_t lowest, const Rule& rule, State& state) {
+    const uint32_t* counts = reinterpret_cast<const uint32_t*>(shared.bins);
+#pragma unroll 1
+    for (int i = this_thread(); i < kKeys; i += kThreads) {
+      const uint32_t key = key_high - i;
+      if (counts[i] == 0 || key <= lowest) continue;
+      rule.weigh(state, rule.score(from_ordered_key<T>(key)), counts[i]);
+    }
+  }
+
+  __device__ __forceinline__ void weights_of_bins(uint64_t (&own)[kPerThread]) const {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) own[i] = row.weight(&shared.bins[this_thread() * kPerThread + i]);
+  }
+
+  // Weight of all bins before this thread's own, and of all bins.
+  template <int kOwn>
+  __device__ uint64_t prefix(const uint64_t (&own)[kOwn], uint64_t* total) {
     const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     uint64_t sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      own[i] = row.weight(&shared.bins[thread * kPerThread + i]);
-      sum += own[i];
-    }
+    for (int i = 0; i < kOwn; ++i) sum += own[i];
     uint64_t inclusive = sum;
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
@@ -176,11 +207,12 @@ struct ThresholdSearch {
   }
 
   // Exactly one bin crosses the limit: ahead + total > limit.
-  __device__ void locate(const uint64_t (&own)[kPerThread], uint64_t before, uint64_t limit) {
+  template <int kOwn>
+  __device__ void locate(const uint64_t (&own)[kOwn], uint64_t before, uint64_t limit) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
+    for (int i = 0; i < kOwn; ++i) {
       if (before <= limit && limit < before + own[i]) {
-        shared.bin = this_thread() * kPerThread + i;
+        shared.bin = this_thread() * kOwn + i;
         shared.ahead = before;
         shared.crossing_weight = own[i];
       }
@@ -256,6 +288,54 @@ struct ThresholdSearch {
     return {shared.key_low, shared.bin};
   }
 
+  __device__ __forceinline__ uint64_t weight_of_key(uint32_t key) const {
+    return by_mass ? scores.mass(from_ordered_key<T>(key)) : 1;
+  }
+
+  // The threshold among the ids of the key that was located, by bisection. `bins` stay as they are.
+  __device__ Threshold rank_ties(uint64_t limit) {
+    int* ids = reinterpret_cast<int*>(shared.weights);
+    const float tie = from_ordered_key<T>(shared.key_high);
+    row.for_each({.key_low = shared.key_high, .key_high = shared.key_high}, [&](float z, int id) {
+      if (z == tie) row.in_first(ids)[atomicAdd(row.in_first(&shared.ranked), 1)] = id;
+    });
+    row.sync();
+    if (row.is_first()) {
+      const int thread = this_thread(), id = thread < shared.ranked ? ids[thread] : INT32_MAX;
+      const uint32_t key = shared.key_high;
+      const uint64_t ahead = shared.ahead, weight = weight_of_key(key);
+      int low = 0, high = vocab - 1;
+      while (low < high) {
+        const int middle = low + (high - low) / 2;
+        const bool crosses = ahead + __syncthreads_count(id <= middle) * weight > limit;
+        (crosses ? high : low) = crosses ? middle : middle + 1;
+      }
+      const uint64_t before = ahead + __syncthreads_count(id < low) * weight;
+      if (thread == 0) row.tell(shared, before, weight, key, low);
+    }
+    row.sync();
+    return {shared.key_low, shared.bin};
+  }
+
+  // Locates the key that crosses the limit, by counts. False: none does.
+  __device__ bool find_key(uint64_t limit) {
+    const uint32_t key_high = ordered_key<T>(scores.max + 0.f);
+    if (row.counted_from() == 0) count_keys(key_high);
+    const int thread = this_thread();
+    if (thread == 0) shared.ranked = 0;
+    const uint64_t counts = row.weight(&shared.bins[thread]);
+    const uint32_t first = key_high - 2 * thread;
+    const uint64_t own[2] = {static_cast<uint32_t>(counts) * weight_of_key(first),
+                             (counts >> 32) * weight_of_key(first - 1)};
+    uint64_t total;
+    const uint64_t before = prefix(own, &total);
+    if (limit >= total) return false;
+    locate(own, before, limit);
+    if (this_thread() == 0) shared.key_high = key_high - shared.bin;
+    __syncthreads();
+    return true;
+  }
+
   // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
   // Called by all threads, while nothing else is in `shared`; what was read of it is past at the next
   // barrier.
@@ -274,9 +354,22 @@ struct ThresholdSearch {
       }
       if (few) __syncthreads();
     }
+    if constexpr (kKeys > 0) {
+      if (!few && !row.searches_all() && ordered_key<T>(scores.max + 0.f) - row.least_key() < kKeys) {
+        if (!find_key(limit)) return {};
+        const uint32_t key = shared.key_high;
+        const uint64_t weight = weight_of_key(key);
+        if (!by_mass || shared.ahead + shared.crossing_weight - weight <= limit) return {key};
+        if (can_rank(weight)) return rank_ties(limit);
+        if (this_thread() == 0) row.counted_from() = 0;
+        ahead = shared.ahead;
+        level = {Digit::kId, key, key, 0, vocab - 1, shift_for(vocab - 1)};
+      }
+    }
     while (!few) {
       histogram(level);
       uint64_t own[kPerThread], total;
+      weights_of_bins(own);
       const uint64_t before = ahead + prefix(own, &total);
       if (level.digit == Digit::kLinear) {
         if (limit == kShareOfTotal) limit = mass_limit(top_p, total);
