@@ -227,11 +227,11 @@ __device__ void list_units(const RowSlice<T>& slice, int begin, int end, uint32_
     place += __shfl_sync(~0u, base, 31) - own;
     if (place + own > kListed) continue;
     const int element = (first - begin) * slice.kPerUnit;
+    uint16_t* next = shared.list + place;
 #pragma unroll 1
     for (; met != 0; met &= met - 1) {
       const uint32_t bit = __clz(__brev(met));
-      shared.list[place++] =
-          static_cast<uint16_t>(element + element_of_bit<T, kClusterThreads * RowSlice<T>::kPerUnit>(bit));
+      *next++ = static_cast<uint16_t>(element + element_of_bit<T, kClusterThreads * slice.kPerUnit>(bit));
     }
   }
 }
@@ -625,16 +625,18 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, const Ro
   const float lowest = from_ordered_key<T>(lowest_kept);
   const int last = rule.nucleus.key >= rule.smallest_key ? rule.nucleus.id : INT32_MAX;
   const uint32_t counted_from = shared.counted_from;
-  if (counted_from != 0) Search::weigh_counted(shared.search, counted_from, lowest_kept, rule, state);
+  if (counted_from != 0 && cluster.rank == 0) {
+    Search::weigh_counted(row, shared.search, lowest_kept, rule, state);
+  }
   row.for_each({.key_low = lowest_kept}, [&](float z, int id) {
     if (!(z > lowest || (z == lowest && id <= last))) return;
     const float score = rule.score(z);
     rule.contend(state, score, id, &shared.best);
     if (counted_from == 0 || z == lowest) rule.weigh(state, score, 1);
   });
-  state = cluster.exchange(0, gather(state), empty_draw());
+  cluster.send(0, gather(state), 1);
   if (cluster.rank == 0 && threadIdx.x < 32) {
-    state = gather(state);
+    state = gather(cluster.received(0, empty_draw()));
     if (threadIdx.x == 0) write_draw(p, shared.n, state);
   }
 }

@@ -164,16 +164,16 @@ struct ThresholdSearch {
     if (this_thread() == 0) row.counted_from() = key_high;
   }
 
-  // Adds up what this CTA counted of keys above `lowest` for a draw.
+  // Adds up for a draw what was counted of keys above `lowest`, by one CTA for all.
   template <typename Rule, typename State>
-  static __device__ void weigh_counted(const SearchShared<kBins, kRanked>& shared, uint32_t key_high,
+  static __device__ void weigh_counted(const Row& row, const SearchShared<kBins, kRanked>& shared,
                                        uint32_t lowest, const Rule& rule, State& state) {
-    const uint32_t* counts = reinterpret_cast<const uint32_t*>(shared.bins);
+    const int thread = this_thread();
+    uint64_t counts = row.weight(&shared.bins[thread]);
 #pragma unroll 1
-    for (int i = this_thread(); i < kKeys; i += kThreads) {
-      const uint32_t key = key_high - i;
-      if (counts[i] == 0 || key <= lowest) continue;
-      rule.weigh(state, rule.score(from_ordered_key<T>(key)), counts[i]);
+    for (uint32_t key = row.counted_from() - 2 * thread; counts != 0; --key, counts >>= 32) {
+      const uint32_t count = static_cast<uint32_t>(counts);
+      if (count != 0 && key > lowest) rule.weigh(state, rule.score(from_ordered_key<T>(key)), count);
     }
   }
 
@@ -183,8 +183,8 @@ struct ThresholdSearch {
   }
 
   // Weight of all bins before this thread's own, and of all bins.
-  template <int kOwn>
-  __device__ uint64_t prefix(const uint64_t (&own)[kOwn], uint64_t* total) {
+  template <int kOwn, typename Sync>
+  __device__ uint64_t prefix(const uint64_t (&own)[kOwn], uint64_t* total, Sync sync) {
     const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     uint64_t sum = 0;
 #pragma unroll
@@ -196,7 +196,7 @@ struct ThresholdSearch {
       if (lane >= delta) inclusive += other;
     }
     if (lane == 31) shared.warp_sum[warp] = inclusive;
-    row.sync();  // also: no CTA clears its bins while another reads them
+    sync();  // also: no CTA clears its bins while another reads them
     uint64_t before = inclusive - sum;
     *total = 0;
     for (int w = 0; w < kWarps; ++w) {
@@ -207,12 +207,11 @@ struct ThresholdSearch {
   }
 
   // Exactly one bin crosses the limit: ahead + total > limit.
-  template <int kOwn>
-  __device__ void locate(const uint64_t (&own)[kOwn], uint64_t before, uint64_t limit) {
+  __device__ void locate(const uint64_t (&own)[kPerThread], uint64_t before, uint64_t limit) {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < kPerThread; ++i) {
       if (before <= limit && limit < before + own[i]) {
-        shared.bin = this_thread() * kOwn + i;
+        shared.bin = this_thread() * kPerThread + i;
         shared.ahead = before;
         shared.crossing_weight = own[i];
       }
@@ -292,18 +291,45 @@ struct ThresholdSearch {
     return by_mass ? scores.mass(from_ordered_key<T>(key)) : 1;
   }
 
-  // The threshold among the ids of the key that was located, by bisection. `bins` stay as they are.
+  // The key that crosses the limit, by counts; 0 if none does. One CTA finds it for all.
+  __device__ Threshold find_key(uint64_t limit) {
+    const uint32_t key_high = ordered_key<T>(scores.max + 0.f);
+    if (row.counted_from() == 0) {
+      count_keys(key_high);
+    } else {
+      row.sync();  // the last result was read
+    }
+    const int thread = this_thread();
+    if (thread == 0) shared.ranked = 0;
+    if (row.is_first()) {
+      const uint64_t counts = row.weight(&shared.bins[thread]);
+      const uint32_t key = key_high - 2 * thread;
+      const uint64_t own[2] = {static_cast<uint32_t>(counts) * weight_of_key(key),
+                               (counts >> 32) * weight_of_key(key - 1)};
+      uint64_t total, before = prefix<2>(own, &total, [] { __syncthreads(); });
+      if (limit >= total && thread == 0) row.tell(shared, 0, 0, 0, INT32_MAX);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (before <= limit && limit < before + own[i]) row.tell(shared, before, own[i], key - i, INT32_MAX);
+        before += own[i];
+      }
+    }
+    row.sync();
+    return {shared.key_low, shared.bin};
+  }
+
+  // The threshold among the ids of the key that was found, by bisection. `bins` stay as they are.
   __device__ Threshold rank_ties(uint64_t limit) {
     int* ids = reinterpret_cast<int*>(shared.weights);
-    const float tie = from_ordered_key<T>(shared.key_high);
-    row.for_each({.key_low = shared.key_high, .key_high = shared.key_high}, [&](float z, int id) {
+    const uint32_t key = shared.key_low;
+    const float tie = from_ordered_key<T>(key);
+    row.for_each({.key_low = key, .key_high = key}, [&](float z, int id) {
       if (z == tie) row.in_first(ids)[atomicAdd(row.in_first(&shared.ranked), 1)] = id;
     });
     row.sync();
     if (row.is_first()) {
       const int thread = this_thread(), id = thread < shared.ranked ? ids[thread] : INT32_MAX;
-      const uint32_t key = shared.key_high;
-      const uint64_t ahead = shared.ahead, weight = weight_of_key(key);
+      const uint64_t ahead = shared.ahead, weight = weight_of_key(shared.key_low);
       int low = 0, high = vocab - 1;
       while (low < high) {
         const int middle = low + (high - low) / 2;
@@ -311,29 +337,10 @@ struct ThresholdSearch {
         (crosses ? high : low) = crosses ? middle : middle + 1;
       }
       const uint64_t before = ahead + __syncthreads_count(id < low) * weight;
-      if (thread == 0) row.tell(shared, before, weight, key, low);
+      if (thread == 0) row.tell(shared, before, weight, shared.key_low, low);
     }
     row.sync();
     return {shared.key_low, shared.bin};
-  }
-
-  // Locates the key that crosses the limit, by counts. False: none does.
-  __device__ bool find_key(uint64_t limit) {
-    const uint32_t key_high = ordered_key<T>(scores.max + 0.f);
-    if (row.counted_from() == 0) count_keys(key_high);
-    const int thread = this_thread();
-    if (thread == 0) shared.ranked = 0;
-    const uint64_t counts = row.weight(&shared.bins[thread]);
-    const uint32_t first = key_high - 2 * thread;
-    const uint64_t own[2] = {static_cast<uint32_t>(counts) * weight_of_key(first),
-                             (counts >> 32) * weight_of_key(first - 1)};
-    uint64_t total;
-    const uint64_t before = prefix(own, &total);
-    if (limit >= total) return false;
-    locate(own, before, limit);
-    if (this_thread() == 0) shared.key_high = key_high - shared.bin;
-    __syncthreads();
-    return true;
   }
 
   // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
@@ -356,21 +363,21 @@ struct ThresholdSearch {
     }
     if constexpr (kKeys > 0) {
       if (!few && !row.searches_all() && ordered_key<T>(scores.max + 0.f) - row.least_key() < kKeys) {
-        if (!find_key(limit)) return {};
-        const uint32_t key = shared.key_high;
-        const uint64_t weight = weight_of_key(key);
-        if (!by_mass || shared.ahead + shared.crossing_weight - weight <= limit) return {key};
+        const Threshold whole = find_key(limit);
+        const uint64_t weight = weight_of_key(whole.key);
+        if (whole.key == 0 || !by_mass || shared.ahead + shared.crossing_weight - weight <= limit)
+          return whole;
         if (can_rank(weight)) return rank_ties(limit);
         if (this_thread() == 0) row.counted_from() = 0;
         ahead = shared.ahead;
-        level = {Digit::kId, key, key, 0, vocab - 1, shift_for(vocab - 1)};
+        level = {Digit::kId, whole.key, whole.key, 0, vocab - 1, shift_for(vocab - 1)};
       }
     }
     while (!few) {
       histogram(level);
       uint64_t own[kPerThread], total;
       weights_of_bins(own);
-      const uint64_t before = ahead + prefix(own, &total);
+      const uint64_t before = ahead + prefix(own, &total, [&] { row.sync(); });
       if (level.digit == Digit::kLinear) {
         if (limit == kShareOfTotal) limit = mass_limit(top_p, total);
         if (limit >= total) return {};
