@@ -215,7 +215,7 @@ def test_no_cliff_between_small_and_large_nuclei(simulator):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("levels", [1, 3, 60])
+@pytest.mark.parametrize("levels", [1, 3, 60, 200])
 @pytest.mark.parametrize("options", [{"top_p": 0.4}, {"top_k": 3000}, {"top_p": 0.4, "top_k": 9000}])
 def test_few_keys_are_counted(kernels, reference, dtype, levels, options):
     """Thousands of candidates of few values: limits within a key's ids, few and many, in one CTA and in all."""
