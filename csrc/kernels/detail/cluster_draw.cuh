@@ -382,9 +382,11 @@ template <typename T>
 __device__ uint64_t mass_of_slice(const RowSlice<T>& slice, const RowScores& scores) {
   uint64_t sum = 0;
 #pragma unroll 1
-  for (int i = this_thread(); i < slice.count * slice.kPerUnit; i += kClusterThreads) {
-    const float z = slice.get(0, i);
-    sum += z > -CUDART_INF_F ? scores.mass(z) : 0;
+  for (int unit = this_thread(); unit < slice.count; unit += kClusterThreads) {
+    float z[RowSlice<T>::kPerUnit];
+    slice.load(unit, z);
+#pragma unroll
+    for (int i = 0; i < slice.kPerUnit; ++i) sum += scores.mass(z[i]);  // 0 for -inf
   }
   return sum;
 }

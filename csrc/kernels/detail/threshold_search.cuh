@@ -104,6 +104,7 @@ struct ThresholdSearch {
   static constexpr int kPerThread = kBins / kThreads, kWarps = kThreads / 32;
   // Logits of 16 bits whose candidates have no more keys than these are counted by key.
   static constexpr int kKeys = kRanked > 0 && sizeof(T) == 2 ? 2 * kBins : 0;
+  static constexpr int kTies = 2 * kRanked;  // that fit into `weights`
   static_assert(kKeys == 0 || kPerThread == 1);
   static_assert(kBins % kThreads == 0 && kWarps <= 32 && kRanked <= kBins && kRanked <= kThreads);
 
@@ -328,16 +329,24 @@ struct ThresholdSearch {
     });
     row.sync();
     if (row.is_first()) {
-      const int thread = this_thread(), id = thread < shared.ranked ? ids[thread] : INT32_MAX;
       const uint64_t ahead = shared.ahead, weight = weight_of_key(shared.key_low);
+      const auto ahead_with = [&](int last) {  // of the ids up to `last`
+        int count = 0;
+#pragma unroll 1
+        for (int first = 0; first < shared.ranked; first += kThreads) {
+          const int i = first + this_thread();
+          count += __syncthreads_count(i < shared.ranked && ids[i] <= last);
+        }
+        return ahead + count * weight;
+      };
       int low = 0, high = vocab - 1;
       while (low < high) {
         const int middle = low + (high - low) / 2;
-        const bool crosses = ahead + __syncthreads_count(id <= middle) * weight > limit;
+        const bool crosses = ahead_with(middle) > limit;
         (crosses ? high : low) = crosses ? middle : middle + 1;
       }
-      const uint64_t before = ahead + __syncthreads_count(id < low) * weight;
-      if (thread == 0) row.tell(shared, before, weight, shared.key_low, low);
+      const uint64_t before = ahead_with(low - 1);
+      if (this_thread() == 0) row.tell(shared, before, weight, shared.key_low, low);
     }
     row.sync();
     return {shared.key_low, shared.bin};
@@ -367,7 +376,7 @@ struct ThresholdSearch {
         const uint64_t weight = weight_of_key(whole.key);
         if (whole.key == 0 || !by_mass || shared.ahead + shared.crossing_weight - weight <= limit)
           return whole;
-        if (can_rank(weight)) return rank_ties(limit);
+        if (shared.crossing_weight <= kTies * weight) return rank_ties(limit);
         if (this_thread() == 0) row.counted_from() = 0;
         ahead = shared.ahead;
         level = {Digit::kId, whole.key, whole.key, 0, vocab - 1, shift_for(vocab - 1)};
