@@ -25,11 +25,15 @@
 //   row.weight(bin)          the sum of a bin of all CTAs that hold a part of the row
 //   row.sync()               a barrier for all of them; each arrives at the same threshold
 //
-// With kRanked, what a linear bin holds is ranked by counting where it is few:
+// With kRanked, what a linear bin holds is ranked by counting where it is few. Sixteen-bit logits that have
+// few keys from the guess up are not weighed but counted, by key: all ids of a key weigh the same, and the
+// draw takes its sums from these counters, too.
 //
 //   row.is_short()           whether the whole row is that few, with one CTA on it
 //   row.is_first()           of the CTA that ranks; row.in_first(p): the address there of what is at p here
 //   row.tell(shared, ...)    writes the result into all CTAs
+//   row.searches_all()       whether nothing was guessed; row.least_key(): the least key of the guess
+//   row.counted_from()       key of the first counter in `bins`, 0 where there are none
 #pragma once
 
 #include <climits>
