@@ -58,13 +58,24 @@ struct Cluster {
   // must be another barrier of the group, which whoever still reads the first has not passed.
   template <typename Record>
   __device__ __forceinline__ Record exchange(int set, const Record& mine, const Record& empty) {
+    send(set, mine, size);
+    return received(set, empty);
+  }
+
+  // Its halves: what is sent to so many CTAs, from the first on, and there received by whoever needs it.
+  template <typename Record>
+  __device__ __forceinline__ void send(int set, const Record& mine, int receivers) {
     static_assert(sizeof(Record) <= kBytes);
     const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     Record* slots = reinterpret_cast<Record*>(mailbox.slots[set]);
-    if (lane < size) *in_cta(slots + rank * kWarps + warp, lane) = mine;
+    if (lane < receivers) *in_cta(slots + rank * kWarps + warp, lane) = mine;
     sync();
+  }
+  template <typename Record>
+  __device__ __forceinline__ Record received(int set, const Record& empty) const {
+    const Record* slots = reinterpret_cast<const Record*>(mailbox.slots[set]);
     Record all = empty;
-    for (int i = lane; i < size * kWarps; i += 32) all = merge(all, slots[i]);
+    for (int i = this_thread() % 32; i < size * kWarps; i += 32) all = merge(all, slots[i]);
     return all;
   }
 };

@@ -81,6 +81,7 @@ struct DrawShared : ClusterShared {
   int offset;
   int guess;                    // bins of the sample to be searched
   uint32_t least;               // key that this leads to
+  uint32_t counted_from;        // key of the first counter in `search`, 0 where there are none
   uint64_t limit, limit_bound;  // of the search by mass, and what it is at most
   uint64_t forbidden_mass;
 };
@@ -101,6 +102,7 @@ __device__ __forceinline__ void begin_draw(const SampleTokensParams& p, int64_t 
     shared.nucleus = {};
     shared.smallest_key = 0;
     shared.listed = shared.pooled = 0;
+    shared.counted_from = 0;
     shared.least = lowest_key<T>();
   }
   shared.sample[threadIdx.x] = 0;
@@ -202,10 +204,16 @@ __device__ void list_units(const RowSlice<T>& slice, int begin, int end, uint32_
                            DrawShared& shared) {
   const uint32_t lows = Packed<T>::all(from_ordered_key<T>(low)),
                  highs = Packed<T>::all(from_ordered_key<T>(high));
+  constexpr int kUnits = 4;
   const int thread = this_thread(), lane = thread % 32;
 #pragma unroll 1
-  for (int unit = begin + thread; unit - lane < end; unit += kClusterThreads) {
-    uint32_t met = unit < end ? elements_within<T>(slice.units[unit], lows, highs) : 0;
+  for (int first = begin + thread; first - lane < end; first += kUnits * kClusterThreads) {
+    uint32_t met = 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int unit = first + u * kClusterThreads;
+      if (unit < end) met |= elements_within<T>(slice.units[unit], u, lows, highs);
+    }
     if (!__any_sync(~0u, met != 0)) continue;
     const int own = __popc(met);
     int place = own;
@@ -218,11 +226,36 @@ __device__ void list_units(const RowSlice<T>& slice, int begin, int end, uint32_
     if (lane == 31) base = atomicAdd(&shared.listed, place);
     place += __shfl_sync(~0u, base, 31) - own;
     if (place + own > kListed) continue;
+    const int element = (first - begin) * slice.kPerUnit;
+    uint16_t* next = shared.list + place;
+#pragma unroll 1
     for (; met != 0; met &= met - 1) {
-      shared.list[place++] =
-          static_cast<uint16_t>((unit - begin) * slice.kPerUnit + element_of_bit<T>(__ffs(met) - 1));
+      const uint32_t bit = __clz(__brev(met));
+      *next++ = static_cast<uint16_t>(element + element_of_bit<T, kClusterThreads * slice.kPerUnit>(bit));
     }
   }
+}
+
+// All lanes' states, as `merge` makes them one; -0 is +0.
+__device__ __forceinline__ DrawState gather(const DrawState& mine) {
+  const auto key = [](float x) { return signed_key(__float_as_int(x + 0.f)); };
+  const auto largest = [](int k) { return __reduce_max_sync(~0u, k); };
+  const auto value = [](int k) { return __int_as_float(signed_key(k)); };
+  DrawState all;
+  all.sum = sum_across_warp(mine.sum);
+  all.weighted = static_cast<int64_t>(sum_across_warp(static_cast<uint64_t>(mine.weighted)));
+  const int best = largest(key(mine.best));
+  const uint32_t token = key(mine.best) == best ? mine.token : UINT32_MAX;
+  all.best = value(best);
+  all.token = static_cast<int>(__reduce_min_sync(~0u, token));
+  const uint32_t winners = __ballot_sync(~0u, static_cast<int>(token) == all.token);
+  all.token_score = __shfl_sync(~0u, mine.token_score, __ffs(winners) - 1);
+  const int first = largest(key(mine.first));
+  const uint32_t firsts = __ballot_sync(~0u, key(mine.first) == first);
+  const bool owner = threadIdx.x % 32 == __ffs(firsts) - 1;
+  all.first = value(first);
+  all.second = value(largest(key(owner ? mine.second : mine.first)));
+  return all;
 }
 
 // What is left to search, and where.
@@ -262,16 +295,19 @@ struct SearchRow {
         __syncthreads();
         listed = shared.listed;
       }
+      if (place == kPool) {
+#pragma unroll 1
+        for (int i = this_thread(); i < listed; i += kClusterThreads) {
+          const Candidate c = pool_of(slice)[i];
+          f(c.z, c.id, i);
+        }
+        return;
+      }
+      const int first_id = slice.first_id + first * slice.kPerUnit;
 #pragma unroll 1
       for (int i = this_thread(); i < listed; i += kClusterThreads) {
-        Candidate c;
-        if (place == kPool) {
-          c = pool_of(slice)[i];
-        } else {
-          const int element = first * slice.kPerUnit + (all ? i : shared.list[i]);
-          c = {slice.get(0, element), slice.first_id + element};
-        }
-        f(c.z, c.id, i);
+        const int element = all ? i : shared.list[i];
+        f(slice.get(first, element), first_id + element, i);
       }
     }
   }
@@ -291,10 +327,14 @@ struct SearchRow {
   __device__ __forceinline__ bool searches_all() const { return shared.least == lowest_key<T>(); }
 
   __device__ __forceinline__ bool is_short() const { return place == kPool && shared.listed <= kShort; }
+  __device__ __forceinline__ uint32_t least_key() const { return shared.least; }
+  __device__ __forceinline__ uint32_t& counted_from() const { return shared.counted_from; }
   __device__ __forceinline__ bool is_first() const { return cluster.rank == 0; }
   template <typename U>
   __device__ __forceinline__ U* in_first(U* here) const {
-    return cluster.in_cta(here, 0);
+    int first = 0;
+    asm volatile("" : "+r"(first));  // found where it is needed, which is rare: loops keep no addresses
+    return cluster.in_cta(here, first);
   }
   template <typename S>
   __device__ void tell(S& search, uint64_t ahead, uint64_t weight, uint32_t key, int id) const {
@@ -342,9 +382,11 @@ template <typename T>
 __device__ uint64_t mass_of_slice(const RowSlice<T>& slice, const RowScores& scores) {
   uint64_t sum = 0;
 #pragma unroll 1
-  for (int i = this_thread(); i < slice.count * slice.kPerUnit; i += kClusterThreads) {
-    const float z = slice.get(0, i);
-    sum += z > -CUDART_INF_F ? scores.mass(z) : 0;
+  for (int unit = this_thread(); unit < slice.count; unit += kClusterThreads) {
+    float z[RowSlice<T>::kPerUnit];
+    slice.load(unit, z);
+#pragma unroll
+    for (int i = 0; i < slice.kPerUnit; ++i) sum += scores.mass(z[i]);  // 0 for -inf
   }
   return sum;
 }
@@ -469,6 +511,7 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, const Ro
     __syncthreads();
     if (this_thread() == 0) {
       shared.least = lowest_key<T>();
+      shared.counted_from = 0;
       shared.scores.bins_per_logit = scales.bins_per_logit / 4;
     }
     __syncthreads();
@@ -579,12 +622,23 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, const Ro
   __syncthreads();
   const DrawRule rule{shared.scores.max, scales.tau, shared.nucleus, shared.smallest_key, shared.key};
   DrawState state = empty_draw();
-  row.for_each({.key_low = ::max(rule.nucleus.key, rule.smallest_key)}, [&](float z, int id) {
-    if (rule.keeps<T>(z, id)) rule.add(state, z, id, &shared.best);
+  // Kept are `lowest` up to id `last`, and what is larger.
+  const uint32_t lowest_kept = ::max(::max(rule.nucleus.key, rule.smallest_key), lowest_key<T>());
+  const float lowest = from_ordered_key<T>(lowest_kept);
+  const int last = rule.nucleus.key >= rule.smallest_key ? rule.nucleus.id : INT32_MAX;
+  const uint32_t counted_from = shared.counted_from;
+  if (counted_from != 0 && cluster.rank == 0) {
+    Search::weigh_counted(row, shared.search, lowest_kept, rule, state);
+  }
+  row.for_each({.key_low = lowest_kept}, [&](float z, int id) {
+    if (!(z > lowest || (z == lowest && id <= last))) return;
+    const float score = rule.score(z);
+    rule.contend(state, score, id, &shared.best);
+    if (counted_from == 0 || z == lowest) rule.weigh(state, score, 1);
   });
-  state = cluster.exchange(0, merge_across_warp(state), empty_draw());
+  cluster.send(0, gather(state), 1);
   if (cluster.rank == 0 && threadIdx.x < 32) {
-    state = merge_across_warp(state);
+    state = gather(cluster.received(0, empty_draw()));
     if (threadIdx.x == 0) write_draw(p, shared.n, state);
   }
 }

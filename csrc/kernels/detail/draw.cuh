@@ -72,10 +72,11 @@ struct DrawRule {
     return z > -CUDART_INF_F && nucleus.keeps(k, id) && k >= smallest_key;
   }
 
+  __device__ __forceinline__ float score(float z) const { return (z - max) / tau; }
+
   // `best` is shared by the CTA. An id that provably stays below it takes no logarithms: rounding is
   // monotone, so the sum with the noise is not above the sum with its bound, and a tie is no loss.
-  __device__ __forceinline__ void add(DrawState& state, float z, int id, int* best) const {
-    const float score = (z - max) / tau, weight = expf(score);
+  __device__ __forceinline__ void contend(DrawState& state, float score, int id, int* best) const {
     const uint64_t bits = philox(key, id);
     const float to_beat = __int_as_float(signed_key(*static_cast<volatile int*>(best)));
     if (!(score + gumbel_bound(bits) < to_beat)) {
@@ -87,10 +88,21 @@ struct DrawRule {
         state.token_score = score;
       }
     }
-    state.sum += __float2ull_rn(weight * kMassUnit);
-    if (weight > 0) state.weighted += __float2ll_rn(score * weight * kMassUnit);
-    state.second = fmaxf(state.second, fminf(state.first, score));
+  }
+
+  // `count` ids of one score: what they add to the sums, which are of integers.
+  __device__ __forceinline__ void weigh(DrawState& state, float score, uint32_t count) const {
+    const float weight = expf(score);
+    state.sum += count * __float2ull_rn(weight * kMassUnit);
+    if (weight > 0) state.weighted += count * __float2ll_rn(score * weight * kMassUnit);
+    state.second = fmaxf(state.second, count > 1 ? score : fminf(state.first, score));
     state.first = fmaxf(state.first, score);
+  }
+
+  __device__ __forceinline__ void add(DrawState& state, float z, int id, int* best) const {
+    const float s = score(z);
+    contend(state, s, id, best);
+    weigh(state, s, 1);
   }
 };
 

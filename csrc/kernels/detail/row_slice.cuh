@@ -39,9 +39,9 @@ struct Packed {
   static __device__ __forceinline__ uint32_t all(float z) {
     return word({from_float<T>(z), from_float<T>(z)});
   }
-  // Bit 16 i: element i of `a` lies between those of `low` and `high`.
+  // All bits of half i: element i of `a` lies between those of `low` and `high`.
   static __device__ __forceinline__ uint32_t within(uint32_t a, uint32_t low, uint32_t high) {
-    return __hge2_mask(pair(a), pair(low)) & __hle2_mask(pair(a), pair(high)) & 0x00010001u;
+    return __hge2_mask(pair(a), pair(low)) & __hle2_mask(pair(a), pair(high));
   }
   static __device__ __forceinline__ float get(uint32_t a, int i) {
     if (std::is_same_v<T, __nv_bfloat16>) return __uint_as_float(i == 0 ? a << 16 : a & 0xffff0000u);
@@ -61,7 +61,7 @@ struct Packed<float> {
   static __device__ __forceinline__ uint32_t all(float z) { return __float_as_uint(z); }
   static __device__ __forceinline__ uint32_t within(uint32_t a, uint32_t low, uint32_t high) {
     const float z = __uint_as_float(a);
-    return z >= __uint_as_float(low) && z <= __uint_as_float(high) ? 1 : 0;
+    return z >= __uint_as_float(low) && z <= __uint_as_float(high) ? ~0u : 0;
   }
   static __device__ __forceinline__ float get(uint32_t a, int) { return __uint_as_float(a); }
 };
@@ -72,16 +72,20 @@ __device__ __forceinline__ uint32_t unit_max(const uint4& unit) {
   return P::max_or_nan(P::max_or_nan(unit.x, unit.y), P::max_or_nan(unit.z, unit.w));
 }
 
-// The elements of a unit between `low` and `high`: bit w + 16 i is element i of word w.
+// The elements of unit u of four between `low` and `high`: bit w + 4 u + 16 i is element i of word w.
 template <typename T>
-__device__ __forceinline__ uint32_t elements_within(const uint4& unit, uint32_t low, uint32_t high) {
+__device__ __forceinline__ uint32_t elements_within(const uint4& unit, int u, uint32_t low, uint32_t high) {
   using P = Packed<T>;
-  return P::within(unit.x, low, high) | P::within(unit.y, low, high) << 1 |
-         P::within(unit.z, low, high) << 2 | P::within(unit.w, low, high) << 3;
+  const uint32_t bits = (P::kCount == 2 ? 0x00010001u : 1u) << 4 * u;
+  return (P::within(unit.x, low, high) & bits) | (P::within(unit.y, low, high) & bits << 1) |
+         (P::within(unit.z, low, high) & bits << 2) | (P::within(unit.w, low, high) & bits << 3);
 }
-template <typename T>
-__device__ __forceinline__ int element_of_bit(int bit) {
-  return bit % 16 * Packed<T>::kCount + bit / 16;
+// Its place, where one of the four lies kStride elements after another: w and u are moved by one product.
+template <typename T, int kStride>
+__device__ __forceinline__ uint32_t element_of_bit(uint32_t bit) {
+  constexpr uint32_t kCount = Packed<T>::kCount;
+  static_assert((kStride & (kStride - 1)) == 0 && kStride >= 64);
+  return bit / 16 + (bit * (kCount + kStride / 4) & (3 * kCount + 3 * kStride));
 }
 
 template <typename T>

@@ -25,11 +25,15 @@
 //   row.weight(bin)          the sum of a bin of all CTAs that hold a part of the row
 //   row.sync()               a barrier for all of them; each arrives at the same threshold
 //
-// With kRanked, what a linear bin holds is ranked by counting where it is few:
+// With kRanked, what a linear bin holds is ranked by counting where it is few. Sixteen-bit logits that have
+// few keys from the guess up are not weighed but counted, by key: all ids of a key weigh the same, and the
+// draw takes its sums from these counters, too.
 //
 //   row.is_short()           whether the whole row is that few, with one CTA on it
 //   row.is_first()           of the CTA that ranks; row.in_first(p): the address there of what is at p here
 //   row.tell(shared, ...)    writes the result into all CTAs
+//   row.searches_all()       whether nothing was guessed; row.least_key(): the least key of the guess
+//   row.counted_from()       key of the first counter in `bins`, 0 where there are none
 #pragma once
 
 #include <climits>
@@ -102,6 +106,10 @@ struct Level {
 template <typename T, typename Row, int kThreads, int kBins, int kRanked = 0>
 struct ThresholdSearch {
   static constexpr int kPerThread = kBins / kThreads, kWarps = kThreads / 32;
+  // Logits of 16 bits whose candidates have no more keys than these are counted by key.
+  static constexpr int kKeys = kRanked > 0 && sizeof(T) == 2 ? 2 * kBins : 0;
+  static constexpr int kTies = 2 * kRanked;  // that fit into `weights`
+  static_assert(kKeys == 0 || kPerThread == 1);
   static_assert(kBins % kThreads == 0 && kWarps <= 32 && kRanked <= kBins && kRanked <= kThreads);
 
   const Row& row;
@@ -149,15 +157,43 @@ struct ThresholdSearch {
     row.sync();
   }
 
-  // Weight of all bins before this thread's own, whose weights are left in `own`, and of all bins.
-  __device__ uint64_t prefix(uint64_t (&own)[kPerThread], uint64_t* total) {
+  // Counts the candidates of each key down from `key_high`: two counters in the place of a bin.
+  __device__ void count_keys(uint32_t key_high) {
+    for (int i = this_thread(); i < kBins; i += kThreads) shared.bins[i] = 0;
+    __syncthreads();
+    uint32_t* counts = reinterpret_cast<uint32_t*>(shared.bins);
+    row.for_each({}, [&](float z, int) {
+      atomicAdd(&counts[key_high - ordered_key<T>(z + 0.f)], 1u);  // + 0: one key for both zeros
+    });
+    row.sync();
+    if (this_thread() == 0) row.counted_from() = key_high;
+  }
+
+  // Adds up for a draw what was counted of keys above `lowest`, by one CTA for all.
+  template <typename Rule, typename State>
+  static __device__ void weigh_counted(const Row& row, const SearchShared<kBins, kRanked>& shared,
+                                       uint32_t lowest, const Rule& rule, State& state) {
+    const int thread = this_thread();
+    uint64_t counts = row.weight(&shared.bins[thread]);
+#pragma unroll 1
+    for (uint32_t key = row.counted_from() - 2 * thread; counts != 0; --key, counts >>= 32) {
+      const uint32_t count = static_cast<uint32_t>(counts);
+      if (count != 0 && key > lowest) rule.weigh(state, rule.score(from_ordered_key<T>(key)), count);
+    }
+  }
+
+  __device__ __forceinline__ void weights_of_bins(uint64_t (&own)[kPerThread]) const {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) own[i] = row.weight(&shared.bins[this_thread() * kPerThread + i]);
+  }
+
+  // Weight of all bins before this thread's own, and of all bins.
+  template <int kOwn, typename Sync>
+  __device__ uint64_t prefix(const uint64_t (&own)[kOwn], uint64_t* total, Sync sync) {
     const int thread = this_thread(), lane = thread % 32, warp = thread / 32;
     uint64_t sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      own[i] = row.weight(&shared.bins[thread * kPerThread + i]);
-      sum += own[i];
-    }
+    for (int i = 0; i < kOwn; ++i) sum += own[i];
     uint64_t inclusive = sum;
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
@@ -165,7 +201,7 @@ struct ThresholdSearch {
       if (lane >= delta) inclusive += other;
     }
     if (lane == 31) shared.warp_sum[warp] = inclusive;
-    row.sync();  // also: no CTA clears its bins while another reads them
+    sync();  // also: no CTA clears its bins while another reads them
     uint64_t before = inclusive - sum;
     *total = 0;
     for (int w = 0; w < kWarps; ++w) {
@@ -256,6 +292,70 @@ struct ThresholdSearch {
     return {shared.key_low, shared.bin};
   }
 
+  __device__ __forceinline__ uint64_t weight_of_key(uint32_t key) const {
+    return by_mass ? scores.mass(from_ordered_key<T>(key)) : 1;
+  }
+
+  // The key that crosses the limit, by counts; 0 if none does. One CTA finds it for all.
+  __device__ Threshold find_key(uint64_t limit) {
+    const uint32_t key_high = ordered_key<T>(scores.max + 0.f);
+    if (row.counted_from() == 0) {
+      count_keys(key_high);
+    } else {
+      row.sync();  // the last result was read
+    }
+    const int thread = this_thread();
+    if (thread == 0) shared.ranked = 0;
+    if (row.is_first()) {
+      const uint64_t counts = row.weight(&shared.bins[thread]);
+      const uint32_t key = key_high - 2 * thread;
+      const uint64_t own[2] = {static_cast<uint32_t>(counts) * weight_of_key(key),
+                               (counts >> 32) * weight_of_key(key - 1)};
+      uint64_t total, before = prefix<2>(own, &total, [] { __syncthreads(); });
+      if (limit >= total && thread == 0) row.tell(shared, 0, 0, 0, INT32_MAX);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (before <= limit && limit < before + own[i]) row.tell(shared, before, own[i], key - i, INT32_MAX);
+        before += own[i];
+      }
+    }
+    row.sync();
+    return {shared.key_low, shared.bin};
+  }
+
+  // The threshold among the ids of the key that was found, by bisection. `bins` stay as they are.
+  __device__ Threshold rank_ties(uint64_t limit) {
+    int* ids = reinterpret_cast<int*>(shared.weights);
+    const uint32_t key = shared.key_low;
+    const float tie = from_ordered_key<T>(key);
+    row.for_each({.key_low = key, .key_high = key}, [&](float z, int id) {
+      if (z == tie) row.in_first(ids)[atomicAdd(row.in_first(&shared.ranked), 1)] = id;
+    });
+    row.sync();
+    if (row.is_first()) {
+      const uint64_t ahead = shared.ahead, weight = weight_of_key(shared.key_low);
+      const auto ahead_with = [&](int last) {  // of the ids up to `last`
+        int count = 0;
+#pragma unroll 1
+        for (int first = 0; first < shared.ranked; first += kThreads) {
+          const int i = first + this_thread();
+          count += __syncthreads_count(i < shared.ranked && ids[i] <= last);
+        }
+        return ahead + count * weight;
+      };
+      int low = 0, high = vocab - 1;
+      while (low < high) {
+        const int middle = low + (high - low) / 2;
+        const bool crosses = ahead_with(middle) > limit;
+        (crosses ? high : low) = crosses ? middle : middle + 1;
+      }
+      const uint64_t before = ahead_with(low - 1);
+      if (this_thread() == 0) row.tell(shared, before, weight, shared.key_low, low);
+    }
+    row.sync();
+    return {shared.key_low, shared.bin};
+  }
+
   // The threshold for a limit, or for the share top_p of the row's mass where `limit` is kShareOfTotal.
   // Called by all threads, while nothing else is in `shared`; what was read of it is past at the next
   // barrier.
@@ -274,10 +374,23 @@ struct ThresholdSearch {
       }
       if (few) __syncthreads();
     }
+    if constexpr (kKeys > 0) {
+      if (!few && !row.searches_all() && ordered_key<T>(scores.max + 0.f) - row.least_key() < kKeys) {
+        const Threshold whole = find_key(limit);
+        const uint64_t weight = weight_of_key(whole.key);
+        if (whole.key == 0 || !by_mass || shared.ahead + shared.crossing_weight - weight <= limit)
+          return whole;
+        if (shared.crossing_weight <= kTies * weight) return rank_ties(limit);
+        if (this_thread() == 0) row.counted_from() = 0;
+        ahead = shared.ahead;
+        level = {Digit::kId, whole.key, whole.key, 0, vocab - 1, shift_for(vocab - 1)};
+      }
+    }
     while (!few) {
       histogram(level);
       uint64_t own[kPerThread], total;
-      const uint64_t before = ahead + prefix(own, &total);
+      weights_of_bins(own);
+      const uint64_t before = ahead + prefix(own, &total, [&] { row.sync(); });
       if (level.digit == Digit::kLinear) {
         if (limit == kShareOfTotal) limit = mass_limit(top_p, total);
         if (limit >= total) return {};
