@@ -84,6 +84,9 @@ def test_a_reduced_precision_is_refused(monkeypatch):
 
 
 def test_same_tokens(monkeypatch):
+    with matmul._permission:
+        if not matmul.products_are_exact(torch.matmul):  # AMX: entrgi would not take oneDNN here
+            pytest.skip("oneDNN's fp32 products have a reduced precision on this processor")
     models = tiny.denoiser(), tiny.bert_reward()
     outputs = []
     for faster in (True, False):
