@@ -101,8 +101,8 @@ struct DrawRule {
 
   __device__ __forceinline__ void add(DrawState& state, float z, int id, int* best) const {
     const float s = score(z);
-    contend(state, s, id, best);
     weigh(state, s, 1);
+    contend(state, s, id, best);
   }
 };
 
