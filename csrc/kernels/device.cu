@@ -11,6 +11,8 @@ namespace {
 
 // Never launched: a CTA of it fills a multiprocessor, as those of the products for Hopper do.
 constexpr int kFillingBytes = 200 * 1024;
+// Of a block, for which kernels in clusters are planned: Hopper and sm_100 have it, sm_120 has 99 KB.
+constexpr int kPlannedSharedBytes = 227 * 1024;
 __global__ void filling_kernel() {}
 
 // Clusters that stay within a group of multiprocessors, of which some have more than others, and some none
@@ -41,7 +43,8 @@ constexpr bool compiled(std::string_view architecture) {
 }
 
 // Code for sm_90a runs on compute capability 9.0 alone, the PTX of compute_90 there and on everything newer;
-// what cannot launch clusters of eight (a part of a device) runs what was compiled for sm_80.
+// what cannot launch clusters of eight (a part of a device) or has less shared memory runs what was compiled
+// for sm_80, or the same from that PTX.
 int newest_code(int capability) {
   if (capability == 90 && (compiled("sm_90a") || compiled("compute_90a"))) return 90;
   if (capability >= 90 && compiled("compute_90")) return 100;
@@ -58,7 +61,10 @@ cudaError_t ask(int index, Device* device) {
   if (error != cudaSuccess) return reported(error);
   const int capability = 10 * major + minor;
   device->arch = std::min(newest_code(capability), 80);
-  if (newest_code(capability) < 90) return cudaSuccess;
+  int shared_bytes = 0;
+  error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error != cudaSuccess) return reported(error);
+  if (newest_code(capability) < 90 || shared_bytes < kPlannedSharedBytes) return cudaSuccess;
   KernelEntry& filling = kernel_entry<filling_kernel, kFillingBytes>;
   error = filling.prepare(index);
   if (error == cudaSuccess) error = count_clusters(2, &device->clusters_of_2);

@@ -1,5 +1,5 @@
-// Exercises csrc/kernels/launch.h and device.cu in front of a runtime whose questions are counted, and prints what
-// happened, a line `name value` each. The functions here stand before those of the shared runtime.
+// Exercises csrc/kernels/launch.h and device.cu in front of a runtime whose questions are counted, and prints
+// what happened, a line `name value` each. The functions here stand before those of the shared runtime.
 #include <dlfcn.h>
 
 #include <climits>
@@ -24,10 +24,12 @@ int from_environment(const char* name, int otherwise) {
 
 extern "C" cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   ++attributes_set;
-  return real<cudaError_t (*)(const void*, cudaFuncAttribute, int)>("cudaFuncSetAttribute")(function, attribute, value);
+  return real<cudaError_t (*)(const void*, cudaFuncAttribute, int)>("cudaFuncSetAttribute")(function,
+                                                                                            attribute, value);
 }
 
-extern "C" cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+extern "C" cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                                      const cudaLaunchConfig_t* config) {
   ++clusters_asked;
   const int size = static_cast<int>(config->attrs[0].val.clusterDim.x);
   *clusters = size == 8 ? from_environment("EIGHTS", 16) : size == 4 ? from_environment("FOURS", 32) : 66;

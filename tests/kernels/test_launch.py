@@ -21,10 +21,11 @@ def program(tmp_path_factory):
     except Unavailable as reason:
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
     target = tmp_path_factory.mktemp("launch") / "program"
-    sources = [ROOT / "tests" / "kernels" / "launch_program.cu", SOURCES / "kernels" / "device.cu"]
+    sources = [ROOT / "tests" / "kernels" / name for name in ("launch_program.cu", "launch_attributes.cpp")]
+    sources += [SOURCES / "kernels" / name for name in ("device.cu", "launch.cpp")]
     flags = ["-O1", "-std=c++20", "--no-compress", "-cudart", "shared", "-gencode", "arch=compute_90a,code=compute_90a"]
     flags += [f"-I{SOURCES}", '-DENTRGI_CUDA_ARCHITECTURES="compute_90a"', "-ldl"]
-    subprocess.run([nvcc, *flags, *sources, SOURCES / "kernels" / "launch.cpp", "-o", target], check=True)
+    subprocess.run([nvcc, *flags, *sources, "-o", target], check=True)
 
     def run(**more: str) -> dict[str, list[int]]:
         output = subprocess.run(
@@ -74,3 +75,11 @@ def test_without_clusters_of_eight_a_device_is_an_older_one(program):
     printed = program(EIGHTS="0")
     assert printed["device"] == 3 * [SUCCESS]
     assert printed["arch"] == [80]
+
+
+def test_kernels_in_clusters_need_their_shared_memory(program):
+    """A GPU such as sm_120, with clusters and 99 KB: it must not be asked for what it cannot give."""
+    printed = program(SHARED=str(99 * 1024))
+    assert printed["device"] == 3 * [SUCCESS]
+    assert printed["arch"] == [80]
+    assert printed["clusters_asked"] == [0]
