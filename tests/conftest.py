@@ -4,6 +4,7 @@ tests must run in a process without it."""
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,3 +37,11 @@ def torch_devices() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", torch_devices(), scope="session")
+
+
+def pytest_configure() -> None:
+    """Signals as a terminal delivers them: under nohup or in the background some are ignored, in every process that the
+    tests start, too."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
