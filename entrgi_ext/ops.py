@@ -413,7 +413,9 @@ def warm_up(device: torch.device | str | int | None = None) -> None:
     """
     if device is None and not torch.cuda.is_available():
         return
-    device = torch.device("cuda" if device is None else device)
+    if device is None or isinstance(device, int):  # a number needs torch's own idea of an accelerator otherwise
+        device = "cuda" if device is None else f"cuda:{device}"
+    device = torch.device(device)
     if device.type == "cpu":
         return
     if device.type != "cuda":
