@@ -57,38 +57,27 @@ def load_denoiser(
     Raises:
         ValueError: for a checkpoint that cannot be had, is of another kind, or is not complete.
     """
+    arguments = {
+        "dtype": dtype,
+        "device": device,
+        "adapter": adapter,
+        "mask_token_id": mask_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "chat": chat,
+        "max_length": max_length,
+        "compile": compile,
+        **options,
+    }
     if name == demo.NAME:
-        return demo.denoiser(
-            dtype=dtype,
-            device=device,
-            adapter=adapter,
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            chat=chat,
-            max_length=max_length,
-            compile=compile,
-            **options,
-        )
+        return demo.denoiser(**arguments)
     subfolder = options.get("subfolder") or ""
     check_checkpoint("denoiser", name, subfolder)
     refuse_remote_code("denoiser", options)
     with loading("denoiser", name):
         folder = checkpoint_folder("denoiser", name, subfolder=subfolder, with_weights=False, **hub(options))
         cls = _class_of(name, read_fields("denoiser", folder))
-    return cls.from_pretrained(
-        name,
-        dtype=dtype,
-        device=device,
-        adapter=adapter,
-        mask_token_id=mask_token_id,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        chat=chat,
-        max_length=max_length,
-        compile=compile,
-        **options,
-    )
+    return cls.from_pretrained(name, **arguments)
 
 
 def _class_of(name: str | Path, fields: Mapping[str, object]) -> type[BidirectionalLM] | type[MaskedLM]:
