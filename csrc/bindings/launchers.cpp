@@ -241,7 +241,6 @@ void define_launchers(py::module_& m) {
   launch.def("sgd_step",
              [](const py::kwargs& k) { return run_logit_update(Op::kSgdStep, UpdateRule::kSgd, k); });
   launch.def("commit", &run_commit);
-  launch.def("warm_up", [] { check(warm_up(), "warm_up"); });
   py::module_ memory = m.def_submodule("memory", "Device memory, for tests of the raw launchers.");
   define_memory(memory);
 }
