@@ -252,17 +252,23 @@ TEXTS = {
 }
 
 
+def damage(file, text):
+    """Makes ``file`` half of itself, a folder, or one of TEXTS."""
+    if text == "a folder":
+        file.unlink()
+        file.mkdir()
+        return
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if text == "half" else TEXTS[text])
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_file_may_be_broken(checkpoint, text):
     """The model loads, or one ValueError names it; whichever file is broken, in whatever way."""
     folder, load, begin = checkpoint
     for file in sorted(folder.iterdir()):
         before = file.read_bytes()
-        if text == "a folder":
-            file.unlink()
-            file.mkdir()
-        else:
-            file.write_bytes(before[: len(before) // 2] if text == "half" else TEXTS[text])
+        damage(file, text)
         if file.name == "config.json" or file.suffix == ".safetensors":
             with pytest.raises(ValueError, match=begin):
                 load(folder)
@@ -443,11 +449,7 @@ def test_every_file_of_an_adapter_may_be_broken(adapter, text):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         file = folder / name
         before = file.read_bytes()
-        if text == "a folder":
-            file.unlink()
-            file.mkdir()
-        else:
-            file.write_bytes(before[: len(before) // 2] if text == "half" else TEXTS[text])
+        damage(file, text)
         with pytest.raises(ValueError, match=r"^reward: "):
             load_reward(base, adapter=folder)
         if text == "a folder":
