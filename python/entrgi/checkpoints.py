@@ -17,6 +17,7 @@ from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
 from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
 from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, opened, stored_weights
+from entrgi.models.generation import keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.rope import settle_rope
 
@@ -85,6 +86,7 @@ def load_pretrained(
         check_layers(argument, name, fields, len(weights.tensors))
         model, report = _model(argument, name, auto_class, folder, config, weights, dtype, rest)
         _check_shapes(argument, name, model, report)
+        keep_end_ids(argument, model, folder, fields)
         missing = set(report["missing_keys"])
         if adapter is not None:
             model, brought = apply_adapter(model, adapter, argument, **hub(options))

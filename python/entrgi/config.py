@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     import torch
 
 SCHEDULES = ("paper", "rgrl", "uniform")
-ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "origin")
+ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "random", "origin")
 ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
 GUIDANCE = (*ESTIMATORS, "none")
 OPTIMIZERS = ("adam", "sgd")
 ENTROPY_RULES = ("auto", "initial", "filtered")
+END_TOKENS = ("eos", "all")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MAX_STEPS = 2**24  # the schedules' clock is fp32, which tells no more apart
 GRAPH_ROW_BUCKET = 64
@@ -44,14 +45,19 @@ class SamplerConfig:
             least this, and never fewer than the schedule asks, nor fewer than one. None is off.
         early_exit: a trajectory stops where an end-of-sequence token is committed and nothing before it is
             masked; the rest, which no text shows, is filled with that token.
-        temperature: tau of the draws and of the relaxed embeddings, in [1e-6, 1e6].
-        top_p: keep an id iff the mass strictly ahead of it is <= top_p; 1 is off.
-        top_k: then keep the k largest logits, ties included; None is off.
+        end_tokens: which tokens hide what is behind them from the reward in guidance, and are de-prioritised: ``eos``,
+            the one end-of-sequence token, as published, or ``all`` that the checkpoint declares (end of turn, end of
+            text). Texts are cut, streamed and ended early at any of them in either case.
+        temperature: tau of the draws and of the relaxed embeddings, in [1e-6, 1e6]; 0 is greedy: the most probable
+            token is drawn, and everything else is at tau = 1, as in Dream's and LLaDA's own code.
+        top_p: keep an id iff the mass strictly ahead of it is <= top_p; 1 and None are off.
+        top_k: then keep the k largest logits, ties included; 0 and None are off.
         alg: confidence that ranks positions: ``entropy``, ``maskgit_plus`` (probability of the drawn
             token), ``topk_margin`` (top-1 minus top-2 probability), ``anchor`` (raw optimised logit of the
-            drawn token), or ``origin``: no ranking, each position commits independently with the schedule's
-            probability, whatever is drawn there.
-        alg_temp: > 0 draws positions from softmax(confidence / alg_temp) instead of taking the best.
+            drawn token), ``random``: any positions, as many as the schedule asks, or ``origin``: each position
+            commits independently with the schedule's probability, whatever is drawn there.
+        alg_temp: > 0 draws positions from softmax(confidence / alg_temp) instead of taking the best; 0 and None are
+            off.
         entropy_rule: which distribution ``alg="entropy"`` measures: ``initial`` (the denoiser's own
             logits, unfiltered, at tau), ``filtered`` (optimised logits, at tau, after top-p / top-k), or
             ``auto``: initial when guided, filtered when ``guidance="none"``, as the published loops do.
@@ -66,8 +72,9 @@ class SamplerConfig:
         gumbel_temperature: lambda of softmax((z / tau + g) / lambda); only with ``guidance="gumbel"``.
         reward_scale: factor on the reward. Adam normalises, so in effect its sign: -1 steers away.
         logits_dtype: dtype in which the logits are optimised; None is the denoiser's own.
-        infill: allow mask tokens in the prompts; they are filled like response positions. The end-of-sequence
-            token is not drawn then.
+        infill: mask tokens in the prompts are filled like response positions; no token that ends a text is drawn
+            then. False: they are read as the text that spells them. None: in a chat as with False, and an error in
+            plain text.
         max_rows: memory budget: at most so many rows of logits [rows, V] at once, padding included. Trajectories run
             in turns, with the same result.
         row_bucket: the number of rows is rounded up to a multiple of this, so that fewer shapes occur; the result
@@ -86,6 +93,7 @@ class SamplerConfig:
     block_length: int | None = None
     threshold: float | None = None
     early_exit: bool = False
+    end_tokens: str = "eos"
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int | None = None
@@ -101,12 +109,17 @@ class SamplerConfig:
     gumbel_temperature: float = 1.0
     reward_scale: float = 1.0
     logits_dtype: torch.dtype | None = None
-    infill: bool = False
+    infill: bool | None = None
     max_rows: int | None = None
     row_bucket: int | None = None
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
+        for name, off in {"top_p": 1.0, "alg_temp": 0.0}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, off)
+        if isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool) and self.top_k == 0:
+            object.__setattr__(self, "top_k", None)
         for name in ("num_return_sequences", "steps", "guidance_steps"):
             self._integer(name, 1)
         for name in ("best_of", "block_length", "top_k", "max_rows", "row_bucket"):
@@ -114,9 +127,9 @@ class SamplerConfig:
         if not isinstance(self.guidance_interval, tuple | list):
             self._integer("guidance_interval", 1)
         self._integer("max_new_tokens", 0 if self.infill else 1)
-        for name in ("temperature", "guidance_lr", "gumbel_temperature"):
+        for name in ("guidance_lr", "gumbel_temperature"):
             self._number(name, "must be > 0 and finite", lambda x: x > 0)
-        self._number("temperature", "must be in [1e-6, 1e6]", lambda x: 1e-6 <= x <= 1e6)
+        self._number("temperature", "must be 0 or in [1e-6, 1e6]", lambda x: x == 0 or 1e-6 <= x <= 1e6)
         self._number("top_p", "must be in [0, 1]", lambda x: 0 <= x <= 1)
         self._number("alg_temp", "must be >= 0", lambda x: x >= 0)
         self._number("reward_scale", "must be finite", lambda x: True)
@@ -127,6 +140,8 @@ class SamplerConfig:
             _require(value in allowed, name, value, f"must be one of {', '.join(allowed)}")
         for name in ("early_exit", "deprioritize_eos", "infill", "cuda_graphs"):
             value = getattr(self, name)
+            if name == "infill" and value is None:
+                continue
             is_bool = isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool"  # numpy's, too
             _require(is_bool, name, value, "must be True or False")
             object.__setattr__(self, name, bool(value))
@@ -140,16 +155,19 @@ class SamplerConfig:
         if self.best_of is not None:
             expected = f"must be >= num_return_sequences ({self.num_return_sequences})"
             _require(self.best_of >= self.num_return_sequences, "best_of", self.best_of, expected)
-        if self.alg == "origin":
-            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, "must be 0 with alg='origin', which ranks nothing")
-            _require(self.threshold is None, "threshold", self.threshold, "must be None with alg='origin'")
+        if self.alg in ("origin", "random"):
+            ranks = f"with alg={self.alg!r}, which ranks nothing"
+            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, f"must be 0 {ranks}")
+            _require(self.threshold is None, "threshold", self.threshold, f"must be None {ranks}")
         if self.threshold is not None:
             _require(self.alg_temp == 0, "alg_temp", self.alg_temp, "must be 0 with a threshold")
         if self.guidance != "gumbel":
             expected = "must be 1 unless guidance='gumbel'"
             _require(self.gumbel_temperature == 1, "gumbel_temperature", self.gumbel_temperature, expected)
+        elif self.is_greedy:
+            _require(False, "temperature", self.temperature, "must be > 0 with guidance='gumbel', which draws")
         expected = f"times temperature ({self.temperature}) must be in [1e-6, 1e6]"
-        in_range = 1e-6 <= self.temperature * self.gumbel_temperature <= 1e6
+        in_range = 1e-6 <= self.tau * self.gumbel_temperature <= 1e6
         _require(in_range, "gumbel_temperature", self.gumbel_temperature, expected)
         if not isinstance(self.guidance_interval, int):
             window = tuple(self.guidance_interval)
@@ -174,6 +192,21 @@ class SamplerConfig:
         _require(is_integer and value >= minimum, name, value, f"must be an integer >= {minimum}")
         _require(value < 2**63, name, value, "must be an integer of 64 bits")
         object.__setattr__(self, name, int(value))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is drawn."""
+        return self.temperature == 0
+
+    @property
+    def tau(self) -> float:
+        """The temperature of distributions: 1 where the draws are greedy."""
+        return self.temperature or 1.0
+
+    @property
+    def position_temperature(self) -> float:
+        """``alg_temp``, or what draws any positions where confidences are all the same."""
+        return 1.0 if self.alg == "random" else self.alg_temp
 
     @property
     def entropy_source(self) -> str:
@@ -212,6 +245,7 @@ CHOICES = {
     "guidance": GUIDANCE,
     "optimizer": OPTIMIZERS,
     "entropy_rule": ENTROPY_RULES,
+    "end_tokens": END_TOKENS,
 }
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
@@ -243,7 +277,8 @@ def resolve(config: SamplerConfig | str | None, options: Mapping[str, object]) -
     """``config`` (None is the ``paper`` preset, a string the preset of that name) with ``options`` replaced.
 
     The names of other samplers are understood: ``gen_length`` for ``max_new_tokens``, ``num_inference_steps`` for
-    ``steps``, and ``remasking`` for ``alg`` with LLaDA's ``low_confidence`` for ``maskgit_plus``.
+    ``steps``, and ``remasking`` for ``alg`` with LLaDA's ``low_confidence`` for ``maskgit_plus`` (``random`` is one of
+    ours).
 
     Raises:
         ValueError: for an unknown option, one given twice, or an invalid value.

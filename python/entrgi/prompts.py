@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
-Prompt = str | list[Message]
+from entrgi.messages import ASSISTANT, Message, Prompt, as_messages, as_prompt, begun_turn
+from entrgi.tokenizing import plain_ids, spelled_ids
+
+__all__ = ["Completion", "Encoded", "Message", "Prompt", "encode_prompt", "first_id", "plain_ids", "render_chat"]
+
+Options = Mapping[str, object]
+# What ``apply_chat_template`` takes besides, and what is settled here.
+_SETTLED = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation")
+_SETTLED += ("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs")
+_NOT_READ_BY_NAME = ("chat_template", "tools", "documents")
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,14 @@ class Encoded:
         body: the prompt's own tokens (a rendered chat template, or plain text).
         suffix: special tokens after the response, such as [SEP].
         is_text: the body is plain text that the response continues, not a rendered chat.
+        begun: of a rendered chat, what the assistant has said already and the response continues.
     """
 
     prefix: list[int]
     body: list[int]
     suffix: list[int]
     is_text: bool
+    begun: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,8 @@ class Completion:
 
     Attributes:
         prompt: text or messages, as the user gave it.
-        text: prompt and response decoded as one plain text; the response alone where the denoiser rendered a chat.
+        text: the response with what it continues, decoded as one: the prompt of plain text, or the turn that the
+            prompt's last message has begun; the response alone where it answers a chat.
         response: the decoded response alone.
     """
 
@@ -42,23 +56,35 @@ class Completion:
     text: str
     response: str
 
+    @property
+    def turn(self) -> str:
+        """The assistant's whole turn in a chat."""
+        return self.response if begun_turn(self.prompt) is None else self.text
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool | None = None) -> Encoded:
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool | None = None, options: Options | None = None
+) -> Encoded:
     """Token ids of a prompt: its chat template rendered, or plain text between [CLS] and [SEP].
 
     Args:
-        prompt: text, or chat messages (dicts with ``role`` and ``content``).
+        prompt: text, or chat messages (dicts with ``role`` and ``content``); where the last one is the assistant's,
+            the response continues it.
         chat: force or forbid the chat template; None: where the tokenizer has one.
+        options: of the template, see :func:`check_template_options`.
 
     Raises:
-        ValueError: for a prompt that is neither, or messages without a template to render them.
+        ValueError: for a prompt that is neither, messages without a template to render them, or a template that
+            leaves one of them out.
     """
-    check_prompt(prompt)
-    use_template = tokenizer.chat_template is not None if chat is None else chat
-    if use_template:
-        if tokenizer.chat_template is None:
+    prompt, options = as_prompt(prompt), options or {}
+    has_template = tokenizer.chat_template is not None or options.get("chat_template") is not None
+    if has_template if chat is None else chat:
+        if not has_template:
             raise ValueError("chat=True: the tokenizer has no chat template")
-        return Encoded([], plain_ids(tokenizer, render_chat(tokenizer, prompt)), [], is_text=False)
+        check_all_shown(tokenizer, prompt, options)
+        begun = plain_ids(tokenizer, begun_turn(prompt) or "")
+        return Encoded([], plain_ids(tokenizer, render_chat(tokenizer, prompt, options=options)), [], False, begun)
     if not isinstance(prompt, str):
         raise ValueError("prompts: got chat messages, expected text: the denoiser's tokenizer has no chat template")
     start = first_id(tokenizer.cls_token_id, tokenizer.bos_token_id)
@@ -67,34 +93,148 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat: bool
     return Encoded(as_list[0], plain_ids(tokenizer, prompt), as_list[1], is_text=True)
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str | None = None) -> str:
-    """The prompt through the chat template: open for an answer, or followed by it as the assistant's turn.
+def with_spelled_masks(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, mask_token_id: int) -> Encoded:
+    """``encoded`` with the mask tokens of its body, which merely speaks of them, spelled as other text is.
+
+    Itself where there are none, or where the tokenizer has no other ids for them.
+    """
+    spelled = spelled_ids(tokenizer, mask_token_id) if mask_token_id in encoded.body else None
+    if spelled is None:
+        return encoded
+    body, begun = (
+        [each for token_id in ids for each in (spelled if token_id == mask_token_id else [token_id])]
+        for ids in (encoded.body, encoded.begun)
+    )
+    return replace(encoded, body=body, begun=begun)
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, turn: str | None = None, options: Options | None = None
+) -> str:
+    """The prompt through the chat template, open for the assistant to answer or to go on, or with its turn closed.
+
+    Args:
+        turn: the assistant's whole turn, in place of the one that the prompt's last message may have begun.
 
     Raises:
-        ValueError: for a prompt that is neither text nor messages, or that the template refuses.
+        ValueError: for a prompt that is neither text nor messages, that the template refuses, or whose begun turn it
+            does not show.
     """
-    check_prompt(prompt)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
+    prompt = as_prompt(prompt)
+    messages, begun = as_messages(prompt), begun_turn(prompt)
+    if turn is None and begun is None:
+        return _render(tokenizer, prompt, messages, True, options)
+    earlier = messages if begun is None else messages[:-1]
+    last = {"role": ASSISTANT} if begun is None else messages[-1]
+    if turn is not None:
+        return _render(tokenizer, prompt, [*earlier, {**last, "content": turn}], False, options)
+    return split_chat(tokenizer, prompt, options)[0]
+
+
+def split_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    options: Options | None = None,
+    label: str = "denoiser: its chat template",
+) -> tuple[str, str]:
+    """What the chat template puts before an answer (a begun turn included) and behind it.
+
+    Args:
+        label: what an error calls the template.
+
+    Raises:
+        ValueError: as :func:`render_chat`, and for a template that does not show the assistant's turn exactly once.
+    """
+    # The place is found by a marker that no prompt can hold, not by a fixed placeholder.
+    marker = uuid4().hex
+    head, found, tail = render_chat(tokenizer, prompt, (begun_turn(prompt) or "") + marker, options).rpartition(marker)
+    if not found or marker in head:
+        raise ValueError(f"{label} does not show the assistant's turn exactly once")
+    return head, tail
+
+
+def check_all_shown(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Options | None = None) -> None:
+    """Raise ValueError where the chat template leaves out a message or its tool calls, which would be lost unseen."""
+    messages = as_messages(prompt)
+    markers = [uuid4().hex if message["content"] else "" for message in messages]
+    marked = [{**message, "content": marker} for message, marker in zip(messages, markers, strict=True)]
+    opens = messages[-1]["role"] != ASSISTANT
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        shown = _render(tokenizer, prompt, marked, opens, options)
+    except ValueError:  # it reads what the contents say, and the real ones are rendered next
+        return
+    for i, (message, marker) in enumerate(zip(messages, markers, strict=True)):
+        names = [_function_name(call) for call in message.get("tool_calls") or ()]
+        lost = (
+            "it"
+            if marker not in shown
+            else next((f"its tool call {name!r}" for name in names if name not in shown), "")
+        )
+        if lost:
+            raise ValueError(
+                f"prompts: message {i} has the role {message['role']!r:.40}: the chat template leaves out {lost}"
+            )
+
+
+def check_template_options(
+    label: str, tokenizer: PreTrainedTokenizerBase, options: Options | None
+) -> dict[str, object] | None:
+    """Arguments of a chat template, checked: those of ``apply_chat_template`` and names that the template reads.
+
+    ``chat_template`` is the name of one of several, or a template itself; ``enable_thinking``, ``date_string`` and
+    the like are the template's own.
+
+    Args:
+        label: the beginning of an error.
+
+    Raises:
+        ValueError: for a name that the template does not read, or that is settled here; for the name of a template
+            that is not there.
+    """
+    if options is None:
+        return None
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ValueError(f"{label}: chat_template_kwargs is {options!r:.80}, expected a dict by name")
+    for name in options:
+        if name in _SETTLED:
+            raise ValueError(f"{label}: chat_template_kwargs has {name!r}, which is not the caller's to choose")
+    given = options.get("chat_template")
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {} if own is None else {"default": own}
+    if given is not None and (not isinstance(given, str) or (given not in named and "{" not in given)):
+        raise ValueError(
+            f"{label}: chat_template is {given!r:.60}, expected a template or the name of one: "
+            f"{', '.join(named) or 'the tokenizer has none'}"
+        )
+    template = named.get(given or "default", given) or ""
+    for name in options:
+        if name not in _NOT_READ_BY_NAME and not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ValueError(f"{label}: chat_template_kwargs has {name!r}, which the chat template does not read")
+    options = dict(options)
+    if isinstance(own, str) and given == "default":
+        del options["chat_template"]
+    return options
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    messages: list[Message],
+    opens: bool,
+    options: Options | None,
+) -> str:
+    """``messages``, made of ``prompt``, through the chat template, with the beginning of an answer if it ``opens``."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens, **(options or {}))
     except TemplateError as error:
         raise ValueError(f"prompts: the chat template refuses {prompt!r:.80}: {error}") from error
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"prompts: the chat template cannot render {prompt!r:.80}: {error}") from error
 
 
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of ``text`` without added special tokens; special tokens spelled out in it are recognised."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def check_prompt(prompt: object) -> None:
-    """Raise ValueError unless ``prompt`` is text or a non-empty list of chat messages."""
-    if isinstance(prompt, str):
-        return
-    is_list = isinstance(prompt, list) and len(prompt) > 0
-    if not is_list or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
-        raise ValueError(f"prompts: expected text or messages with 'role' and 'content', got {prompt!r:.80}")
+def _function_name(call: object) -> str:
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    return str(function.get("name", "")) if isinstance(function, dict) else ""
 
 
 def first_id(*ids: int | None) -> int | None:

@@ -14,12 +14,12 @@ from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.guidance import GuidanceTrace, optimize_logits
 from entrgi.matmul import fast_products
+from entrgi.messages import Prompt
 from entrgi.outputs import HistoryBuilder, Output, StepState
-from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
-from entrgi.sequences import Sequences
+from entrgi.sequences import Sequences, holds_any
 from entrgi.streaming import Stream, Streamer
 from entrgi.task import Task, check_models, prepare
 from entrgi.timing import span
@@ -31,7 +31,7 @@ from entrgi_ext import ops
 def generate(
     prompts: Prompt | Sequence[Prompt],
     denoiser: Denoiser,
-    reward: Reward,
+    reward: Reward | None = None,
     config: SamplerConfig | str | None = None,
     *,
     seed: int | None = None,
@@ -39,6 +39,7 @@ def generate(
     trajectory_seeds: Tensor | None = None,
     forbidden_ids: Sequence[int] = (),
     mask_id: int | None = None,
+    reward_prompts: Prompt | Sequence[Prompt] | None = None,
     callback_on_step_end: Callable[[StepState], object] | None = None,
     streamer: Streamer | None = None,
     output_history: bool = False,
@@ -48,9 +49,11 @@ def generate(
     """Sample K responses to each of B prompts, steered by the reward's gradient (arXiv 2602.05000).
 
     Args:
-        prompts: one text, one chat (a list of messages), or a list of either.
+        prompts: one text, one chat (a list of messages), or a list of either. Where a chat's last message is the
+            assistant's, the response continues it.
         denoiser: see :mod:`entrgi.denoisers`.
-        reward: see :mod:`entrgi.rewards`; its model must be on the denoiser's device.
+        reward: see :mod:`entrgi.rewards`; its model must be on the denoiser's device. None only with
+            ``guidance="none"``: nobody judges the texts then, and rewards are NaN.
         config: a :class:`SamplerConfig` or a preset's name; None is the ``paper`` preset.
         seed: an integer from which all trajectory seeds derive; None draws one.
         generator: draws that integer instead.
@@ -58,9 +61,10 @@ def generate(
             on its seed and nothing else, so a batch equals its single runs.
         forbidden_ids: never drawn, besides the mask token and ids without a token.
         mask_id: None, or the denoiser's mask token: whoever passes another is told.
+        reward_prompts: what the reward reads in place of ``prompts``, one for each.
         callback_on_step_end: called with a :class:`StepState`; an exception from it ends the generation.
         streamer: gets the ids of the only trajectory as soon as nothing before them is masked, up to the first
-            end-of-sequence token; such as transformers' ``TextStreamer``. Its ``end`` is called once, whatever
+            token that ends it; such as transformers' ``TextStreamer``. Its ``end`` is called once, whatever
             happens.
         output_history: keep every step's :class:`StepState` in ``Output.steps``.
         return_dict_in_generate: False returns the ids alone, int64 [B * K, S].
@@ -101,6 +105,7 @@ def generate(
                 trajectory_seeds=trajectory_seeds,
                 forbidden_ids=forbidden_ids,
                 mask_id=mask_id,
+                reward_prompts=reward_prompts,
             )
             output = _run(task, stream, callback_on_step_end, output_history, started)
     return output if return_dict_in_generate else output.sequences.flatten(0, 1)
@@ -143,7 +148,7 @@ def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
             raise RuntimeError(task.describe(step.index, error)) from error
     sequences, config = task.sequences, task.config
     if config.early_exit:
-        end_finished_(sequences.tokens, sequences.window, task.denoiser.mask_token_id, task.denoiser.eos_token_id)
+        end_finished_(sequences.tokens, sequences.window, task.denoiser.mask_token_id, task.ends)
     return record.state(step.index, config.steps, sequences.tokens, time.perf_counter() - started)
 
 
@@ -239,8 +244,8 @@ def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows
             steps=config.guidance_steps,
             lr=config.guidance_lr,
             optimizer=config.optimizer,
-            temperature=config.temperature,
-            top_p=config.top_p,
+            temperature=config.tau,
+            top_p=0.0 if config.is_greedy else config.top_p,  # nothing but the first: the most probable
             top_k=config.top_k,
             forbidden=forbidden,
             gumbel_temperature=config.gumbel_temperature,
@@ -268,25 +273,23 @@ def commit(
     Returns:
         entropy of the denoiser's own logits, [N], and bool [N], the rows that were committed.
     """
-    config, eos = task.config, task.denoiser.eos_token_id
-    draw = rows.keys_of(COMMIT_DRAW)
-    error_flag = task.error_flags[step.index : step.index + 1]
+    config, ends = task.config, task.ranked_ends
     with span("sample_tokens"):
-        sample = ops.sample_tokens(
-            logits, draw, config.temperature, config.top_p, config.top_k, task.forbidden, error_flag
-        )
+        sample = draw(task, step, rows, logits)
     entropy = sample.tempered_entropy if trace is None else trace.initial_entropy
     with span("commit"):
         counts = batch.counts
         if batch.chosen is not None:  # origin: what commits is settled, whatever was drawn there
-            score, eos = torch.zeros_like(entropy), None
+            score, ends = torch.zeros_like(entropy), ()
             score[: batch.rows] = batch.chosen.to(score.dtype)
         else:
-            eos = eos if config.deprioritize_eos else None
+            ends = ends if config.deprioritize_eos else ()
             score = confidence(config.alg, sample, logits, entropy, config.entropy_source)
             score = score.masked_fill(~competing(batch, rows), -torch.inf)
         if config.threshold is not None:
-            counts = counts.maximum(count_confident(score, sample.token, batch, rows, config.threshold, eos))
+            counts = counts.maximum(count_confident(score, sample.token, batch, rows, config.threshold, ends))
+        if len(ends) > 1:  # the operator knows one
+            score = score.masked_fill(holds_any(sample.token, ends[1:]), -torch.inf)
         committed = torch.zeros_like(rows.real)
         ops.commit_(
             sequences.tokens,
@@ -296,11 +299,26 @@ def commit(
             rows.columns,
             batch.splits,
             counts,
-            keys=rows.keys_of(POSITION_DRAW) if config.alg_temp > 0 else None,
-            eos_token_id=eos,
-            alg_temp=config.alg_temp,
+            keys=rows.keys_of(POSITION_DRAW) if config.position_temperature > 0 else None,
+            eos_token_id=next(iter(ends), None),
+            alg_temp=config.position_temperature,
         )
     return entropy, committed
+
+
+def draw(task: Task, step: Step, rows: Rows, logits: Tensor) -> ops.Sample:
+    """What a position would commit, drawn from the optimised logits z [N, V], with its confidences."""
+    config, keys = task.config, rows.keys_of(COMMIT_DRAW)
+    error_flag = task.error_flags[step.index : step.index + 1]
+    shared = (task.forbidden, error_flag)
+    sample = ops.sample_tokens(logits, keys, config.tau, config.top_p, config.top_k, *shared)
+    if not config.is_greedy:
+        return sample
+    # The first of a row's largest logits, whose probability under the filter follows from the drawn one's.
+    best = ops.sample_tokens(logits, keys, config.tau, 0.0, None, *shared).token
+    drawn, largest = (logits.gather(1, ids.clamp(min=0)[:, None])[:, 0] for ids in (sample.token, best))
+    ratio = (largest.to(sample.probability.dtype) - drawn.to(sample.probability.dtype)).exp()
+    return sample._replace(token=best, probability=sample.probability * ratio)
 
 
 def competing(batch: Batch, rows: Rows) -> Tensor:
@@ -310,27 +328,27 @@ def competing(batch: Batch, rows: Rows) -> Tensor:
 
 
 def count_confident(
-    score: Tensor, candidates: Tensor, batch: Batch, rows: Rows, threshold: float, eos_token_id: int | None
+    score: Tensor, candidates: Tensor, batch: Batch, rows: Rows, threshold: float, ends: Sequence[int]
 ) -> Tensor:
     """int64 [A]: how many rows of each trajectory have a confidence of at least ``threshold``.
 
     ``score`` [N] is -inf in rows that do not compete, so they never count.
     """
     confident = score >= threshold
-    if eos_token_id is not None:  # de-prioritised: its confidence is -inf
-        confident &= candidates != eos_token_id
+    if ends:  # de-prioritised: their confidence is -inf
+        confident &= ~holds_any(candidates, ends)
     return torch.zeros_like(batch.counts).index_add_(0, rows.trajectories, confident.long())
 
 
-def end_finished_(tokens: Tensor, window: Tensor, mask_token_id: int, eos_token_id: int) -> None:
-    """Fill what is masked behind the first end of sequence with that token, where nothing before it is masked.
+def end_finished_(tokens: Tensor, window: Tensor, mask_token_id: int, ends: Sequence[int]) -> None:
+    """Fill what is masked behind the first end of a response with ``ends[0]``, where nothing before it is masked.
 
     ``tokens`` int64 [P, S], in place; ``window`` bool [P, S], the response.
     """
     masked = window & (tokens == mask_token_id)
-    behind = (window & (tokens == eos_token_id)).cumsum(dim=1) > 0
+    behind = (window & holds_any(tokens, ends)).cumsum(dim=1) > 0
     finished = behind.any(dim=1) & ~(masked & ~behind).any(dim=1)
-    tokens.masked_fill_(masked & finished[:, None], eos_token_id)
+    tokens.masked_fill_(masked & finished[:, None], ends[0])
 
 
 class _StepRecord:

@@ -263,7 +263,7 @@ def confidence(alg: str, sample: Sample, logits: Tensor, initial_entropy: Tensor
     """Confidence [N] of committing ``sample.token`` at each of N positions; higher commits earlier.
 
     Args:
-        alg: see :class:`entrgi.config.SamplerConfig`; ``origin`` has none.
+        alg: see :class:`entrgi.config.SamplerConfig`; ``random`` has the same everywhere, ``origin`` none.
         sample: the commit draw from the optimised logits.
         logits: [N, V], the optimised logits.
         initial_entropy: [N], entropy in nats of the denoiser's own logits at tau, unfiltered.
@@ -276,6 +276,8 @@ def confidence(alg: str, sample: Sample, logits: Tensor, initial_entropy: Tensor
         return -initial_entropy
     if alg == "entropy" and entropy_source == "filtered":
         return -sample.filtered_entropy
+    if alg == "random":
+        return torch.zeros_like(initial_entropy)
     if alg == "maskgit_plus":
         return sample.probability
     if alg == "topk_margin":

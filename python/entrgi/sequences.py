@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,12 +22,14 @@ class Layout:
 
     Attributes:
         prompt: text or messages, as the user gave it.
-        before: the denoiser's ids of the plain text before the window; empty for a rendered chat.
+        before: the denoiser's ids of what the window continues: the plain text before it, or the turn that the last
+            message of a chat has begun; empty where it answers a chat.
         text_start: first column of the body.
         start: first column of the response window: the first response position, or the first mask to infill.
         stop: end of the window, which is the end of the text.
         length: end of the sequence, suffix included.
         is_text: see :class:`entrgi.prompts.Encoded`.
+        end_ids: the denoiser's ids behind which guidance hides a response; None: its ``eos_token_id``.
     """
 
     prompt: Prompt
@@ -36,6 +39,7 @@ class Layout:
     stop: int
     length: int
     is_text: bool
+    end_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Sequences:
         return Sequences(self.tokens[active], mask, self.window[active], self.seeds[active])
 
 
+def holds_any(tokens: Tensor, ids: Sequence[int]) -> Tensor:
+    """bool [...]: where ``tokens`` is one of ``ids``, of which there is at least one. Never waits for the device."""
+    return reduce(torch.logical_or, (tokens == token_id for token_id in ids))
+
+
 def build_sequences(
     prompts: Sequence[Prompt],
     encoded: Sequence[Encoded],
@@ -70,9 +79,10 @@ def build_sequences(
     max_new_tokens: int,
     mask_token_id: int,
     pad_token_id: int | None,
-    infill: bool,
+    infill: bool | None,
     max_length: int | None,
     device: torch.device,
+    end_ids: tuple[int, ...] | None = None,
 ) -> tuple[Sequences, list[Layout], list[list[int]]]:
     """Lay out every prompt with its response masked, K trajectories per prompt.
 
@@ -81,6 +91,7 @@ def build_sequences(
         seeds: int64 [B, K], trajectory seeds.
         max_new_tokens: masked positions appended to each prompt.
         infill: whether a prompt may hold ``mask_token_id``.
+        end_ids: see :class:`Layout`.
         max_length: context of the denoiser in tokens, or None.
 
     Returns:
@@ -96,10 +107,12 @@ def build_sequences(
     for index, (given, prompt) in enumerate(zip(prompts, encoded, strict=True)):
         holes = prompt.body.count(mask_token_id)
         if holes and not infill:
-            raise ValueError(
-                f"prompts[{index}] holds the mask token (id {mask_token_id}) {holes} times; "
-                "pass infill=True to have it filled"
+            ways = (
+                "pass infill=True to have it filled, or infill=False to have it read as the text that it spells"
+                if infill is None
+                else "the tokenizer can write it in no other way, expected a prompt without it"
             )
+            raise ValueError(f"prompts[{index}] holds the mask token (id {mask_token_id}) {holes} times; {ways}")
         if not holes and not max_new_tokens:
             raise ValueError(
                 f"prompts[{index}] holds no mask token (id {mask_token_id}) and max_new_tokens is 0: "
@@ -115,8 +128,8 @@ def build_sequences(
         rows.append(row)
         text_start, stop = len(prompt.prefix), len(row) - len(prompt.suffix)
         start = row.index(mask_token_id, text_start) if holes else stop - max_new_tokens
-        before = row[text_start:start] if prompt.is_text else []
-        layouts.append(Layout(given, before, text_start, start, stop, len(row), prompt.is_text))
+        before = row[text_start:start] if prompt.is_text else prompt.begun
+        layouts.append(Layout(given, before, text_start, start, stop, len(row), prompt.is_text, end_ids))
         masked += [[i for i in range(start, stop) if row[i] == mask_token_id]] * copies
 
     width = max(map(len, rows))

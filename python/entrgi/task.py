@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -12,12 +12,16 @@ from torch import Tensor
 from entrgi import memory
 from entrgi.config import SamplerConfig
 from entrgi.denoisers import Denoiser
+from entrgi.denoisers.ends import end_ids
 from entrgi.graphs import GuidanceGraphs
 from entrgi.guidance import REWARD_NOT_FINITE
-from entrgi.prompts import Completion, Prompt
+from entrgi.messages import Prompt, as_prompt, begun_turn
+from entrgi.prompts import Completion, with_spelled_masks
 from entrgi.rewards import BoundReward, Reward
+from entrgi.rewards.none import NoReward
 from entrgi.schedule import Step, plan
 from entrgi.sequences import Layout, Sequences, build_sequences
+from entrgi.tokenizing import plain_ids
 from entrgi.vocabulary import undecodable
 
 
@@ -29,7 +33,8 @@ class Task:
         layouts: B prompts and where their responses lie.
         seeds: int64 [B, N], N trajectories per prompt.
         sequences: P = B * N trajectories, prompt by prompt.
-        target: the reward bound to these trajectories, for guidance.
+        target: the reward bound to these trajectories, for guidance; None without a reward.
+        ends: ids that end a response.
         forbidden: ids that are never drawn, as :func:`entrgi_ext.sample_tokens` takes them.
         steps: the steps that commit something, in order; each is carried out before the next is taken.
         error_flags: int32 [T], one per denoising step, so that reading them once at the end names the step.
@@ -42,20 +47,26 @@ class Task:
     layouts: list[Layout]
     seeds: Tensor
     sequences: Sequences
-    target: BoundReward
+    target: BoundReward | None
+    ends: tuple[int, ...]
     forbidden: Tensor
     steps: Iterable[Step]
     error_flags: Tensor
     graphs: GuidanceGraphs | None
 
     def window_ids(self, prompt: int, row: list[int]) -> list[int]:
-        """The response in a trajectory's ids, up to its first end-of-sequence token."""
-        layout, eos = self.layouts[prompt], self.denoiser.eos_token_id
+        """The response in a trajectory's ids, up to the first token that ends it."""
+        layout = self.layouts[prompt]
         window = row[layout.start : layout.stop]
-        return window[: window.index(eos)] if eos in window else window
+        return window[: next((i for i, token_id in enumerate(window) if token_id in self.ends), None)]
+
+    @property
+    def ranked_ends(self) -> tuple[int, ...]:
+        """The ends that guidance hides what follows from, and that rank last: one as published, or all."""
+        return self.ends if self.config.end_tokens == "all" else self.ends[:1]
 
     def decode(self) -> list[list[Completion]]:
-        """What was written, [B][N], up to the first end-of-sequence token."""
+        """What was written, [B][N], up to the first token that ends it."""
 
         def decode(ids: list[int]) -> str:
             return self.denoiser.tokenizer.decode(ids, skip_special_tokens=True)
@@ -100,7 +111,7 @@ def _reasons(flag: int) -> list[str]:
 def prepare(
     prompts: Prompt | Sequence[Prompt],
     denoiser: Denoiser,
-    reward: Reward,
+    reward: Reward | None,
     config: SamplerConfig,
     *,
     seed: int | None,
@@ -108,6 +119,7 @@ def prepare(
     trajectory_seeds: Tensor | None,
     forbidden_ids: Sequence[int],
     mask_id: int | None = None,
+    reward_prompts: Prompt | Sequence[Prompt] | None = None,
 ) -> Task:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
@@ -119,31 +131,19 @@ def prepare(
         seeds = _check_seeds(trajectory_seeds, len(prompts), copies)
     else:
         raise ValueError("trajectory_seeds: pass one of seed, generator and trajectory_seeds")
-    _check_denoiser(denoiser, config, mask_id)
+    ends = end_ids(denoiser)
+    _check_denoiser(denoiser, config, mask_id, ends)
+    reward = _check_reward(reward, config)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
-    ends = (denoiser.eos_token_id,) if config.infill and denoiser.eos_token_id is not None else ()
-    forbidden = for_draws(_forbidden(denoiser, [*forbidden_ids, *ends]), denoiser.device).to(denoiser.device)
+    never = [*forbidden_ids, *(ends if config.infill else ())]
+    forbidden = for_draws(_forbidden(denoiser, never), denoiser.device).to(denoiser.device)
 
-    encoded = [denoiser.encode(prompt) for prompt in prompts]
-    sequences, layouts, masked = build_sequences(
-        prompts,
-        encoded,
-        seeds,
-        max_new_tokens=config.max_new_tokens,
-        mask_token_id=denoiser.mask_token_id,
-        pad_token_id=denoiser.pad_token_id,
-        infill=config.infill,
-        max_length=denoiser.max_length,
-        device=denoiser.device,
-    )
-    for index, ids in enumerate(encoded):
-        if denoiser.mask_token_id in ids.body and not (ids.is_text and reward.reads_prompt):
-            raise ValueError(
-                f"prompts[{index}] is to be infilled, which needs a plain-text prompt and a reward that "
-                "reads the whole text (no chat template, include_prompt=True)"
-            )
+    sequences, layouts, masked = _lay_out(prompts, denoiser, reward, config, seeds, ends)
+    if reward_prompts is not None:
+        layouts = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config)
     target = reward.bind(denoiser, layouts, copies)
-    _check_target(denoiser, target.embedding, config)
+    if target is not None:
+        _check_target(denoiser, target.embedding, config)
 
     def count_masked() -> list[int]:
         return (sequences.window & (sequences.tokens == denoiser.mask_token_id)).sum(dim=1).tolist()
@@ -159,6 +159,7 @@ def prepare(
         seeds=seeds,
         sequences=sequences,
         target=target,
+        ends=ends,
         forbidden=forbidden,
         # Where the schedule alone decides, everything is on the device before the first step.
         steps=list(steps) if foreseen else steps,
@@ -167,9 +168,59 @@ def prepare(
     )
 
 
-def check_models(denoiser: Denoiser, reward: Reward) -> None:
+def _lay_out(
+    prompts: list[Prompt],
+    denoiser: Denoiser,
+    reward: Reward,
+    config: SamplerConfig,
+    seeds: Tensor,
+    ends: tuple[int, ...],
+) -> tuple[Sequences, list[Layout], list[list[int]]]:
+    encoded = [denoiser.encode(prompt) for prompt in prompts]
+    for index, ids in enumerate(encoded):
+        if denoiser.mask_token_id not in ids.body:
+            continue
+        if not config.infill and (config.infill is not None or not ids.is_text):
+            encoded[index] = with_spelled_masks(ids, denoiser.tokenizer, denoiser.mask_token_id)
+        elif config.infill and not (ids.is_text and reward.reads_prompt):
+            raise ValueError(
+                f"prompts[{index}] is to be infilled, which needs a plain-text prompt and a reward that "
+                "reads the whole text (no chat template, include_prompt=True)"
+            )
+    return build_sequences(
+        prompts,
+        encoded,
+        seeds,
+        max_new_tokens=config.max_new_tokens,
+        mask_token_id=denoiser.mask_token_id,
+        pad_token_id=denoiser.pad_token_id,
+        infill=config.infill,
+        end_ids=ends if config.end_tokens == "all" else ends[:1],
+        max_length=denoiser.max_length,
+        device=denoiser.device,
+    )
+
+
+def _read_otherwise(
+    layouts: list[Layout], prompts: list[Prompt], denoiser: Denoiser, config: SamplerConfig
+) -> list[Layout]:
+    """The layouts with the prompts that the reward is to read instead."""
+    if config.infill:
+        raise ValueError("reward_prompts: expected None with infill, where the reward reads the text around the holes")
+    if len(prompts) != len(layouts):
+        raise ValueError(f"reward_prompts: expected one for each of {len(layouts)} prompts, got {len(prompts)}")
+    result = []
+    for layout, prompt in zip(layouts, prompts, strict=True):
+        continued = prompt if isinstance(prompt, str) else begun_turn(prompt) or ""
+        result.append(replace(layout, prompt=prompt, before=plain_ids(denoiser.tokenizer, continued, "reward_prompts")))
+    return result
+
+
+def check_models(denoiser: Denoiser, reward: Reward | None) -> None:
     """Raise ValueError for what is no model at all."""
     for name, model, method in (("denoiser", denoiser, "logits"), ("reward", reward, "bind")):
+        if name == "reward" and model is None:
+            continue
         if not hasattr(model, method):
             expected = f"expected one of entrgi.{name}s or an object with their methods"
             raise ValueError(f"{name}: {expected}, got {model!r:.80}")
@@ -209,27 +260,40 @@ def _check_seeds(seeds: Tensor, prompts: int, copies: int) -> Tensor:
     return seeds.cpu()
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Prompt | Sequence[Prompt], label: str = "prompts") -> list[Prompt]:
     if isinstance(prompts, str):
-        return [prompts]
+        return [as_prompt(prompts, label)]
     if not isinstance(prompts, list | tuple):
-        raise ValueError(f"prompts: expected text, a list of messages, or a list of either, got {prompts!r:.80}")
-    prompts = list(prompts)
+        raise ValueError(f"{label}: expected text, a list of messages, or a list of either, got {prompts!r:.80}")
     if not prompts:
-        raise ValueError("prompts must hold at least one prompt, got none")
-    return [prompts] if all(isinstance(item, dict) for item in prompts) else prompts
+        raise ValueError(f"{label} must hold at least one prompt, got none")
+    prompts = [prompts] if all(isinstance(item, dict) for item in prompts) else prompts
+    return [as_prompt(prompt, f"{label}[{index}]") for index, prompt in enumerate(prompts)]
 
 
-def _check_denoiser(denoiser: Denoiser, config: SamplerConfig, mask_id: int | None) -> None:
+def _check_denoiser(denoiser: Denoiser, config: SamplerConfig, mask_id: int | None, ends: tuple[int, ...]) -> None:
     if mask_id is not None and mask_id != denoiser.mask_token_id:
         raise ValueError(
             f"mask_id must be the denoiser's mask token {denoiser.mask_token_id}, got {mask_id!r}; "
             "CallableDenoiser takes another as mask_token_id"
         )
-    if config.early_exit and denoiser.eos_token_id is None:
+    if config.early_exit and not ends:
         raise ValueError("early_exit: the denoiser has no end-of-sequence token to stop at")
     if config.cuda_graphs and denoiser.device.type != "cuda":
         raise ValueError(f"cuda_graphs needs models on a CUDA device, got {denoiser.device}")
+
+
+def _check_reward(reward: Reward | None, config: SamplerConfig) -> Reward:
+    """``reward``, or what stands for none. Raises ValueError where one is needed."""
+    if reward is not None:
+        return reward
+    for name, value, off in (("guidance", config.guidance, "none"), ("best_of", config.best_of, None)):
+        if value != off:
+            raise ValueError(
+                f"reward: expected one of entrgi.rewards or an object with their methods, got None with {name} "
+                f"{value!r}: only without any ({name}={off!r}) can texts be written without a reward"
+            )
+    return NoReward()
 
 
 def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) -> None:

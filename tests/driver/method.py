@@ -33,9 +33,19 @@ class Options:
     gumbel_temperature: float = 1.0
     reward_scale: float = 1.0
     deprioritize_eos: bool = True
+    end_tokens: str = "eos"
     mask: int = 4
     eos: int | None = 3
+    ends: tuple[int, ...] = (3,)  # all of them, eos included
     pad: int | None = 0
+
+    @property
+    def tau(self):
+        return 1.0 if self.temperature == 0 else self.temperature
+
+    @property
+    def ranked_last(self):
+        return self.ends if self.end_tokens == "all" else (self.eos,)
 
 
 @dataclass
@@ -57,7 +67,7 @@ def entropy(p):
 def filtered(z, options, forbidden):
     """softmax(filter(z / tau)) of one position, as a dense vector."""
     z = z.masked_fill(forbidden, -math.inf) + 0.0
-    p = (z / options.temperature).softmax(0)
+    p = (z / options.tau).softmax(0)
     values, masses = z.tolist(), p.tolist()
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     keep, ahead = [], 0.0
@@ -74,7 +84,9 @@ def filtered(z, options, forbidden):
 
 
 def draws(z, options, forbidden, keys):
-    """A keyed draw of each position of z [N, V]; a key is (seed, step, iteration, position)."""
+    """A keyed draw of each position of z [N, V]; a key is (seed, step, iteration, position). Greedy: the first best."""
+    if options.temperature == 0:
+        return [int(row.masked_fill(forbidden, -math.inf).argmax()) for row in z]
     noise = gumbel(torch.tensor(keys), torch.arange(z.shape[1]))
     p = [filtered(row, options, forbidden) for row in z]
     return [int((row.double().log() + own).argmax()) for row, own in zip(p, noise, strict=True)]
@@ -95,10 +107,10 @@ def optimize(z, E, options, reward, hard_tokens, noise=None, trace=None):
         p = z.detach().softmax(-1)
         w = -torch.special.xlogy(p, p).sum(-1) / math.log(z.shape[-1])
         if options.guidance == "gumbel":
-            q = ((z / options.temperature + noise(m)) / options.gumbel_temperature).softmax(-1)
+            q = ((z / options.tau + noise(m)) / options.gumbel_temperature).softmax(-1)
             e = q @ E
         else:
-            e = soft = (z / options.temperature).softmax(-1) @ E
+            e = soft = (z / options.tau).softmax(-1) @ E
             if options.guidance != "expectation":
                 hard = E[hard_tokens(m, z.detach())]
                 part = {"entrgi": w, "aps": torch.ones_like(w)}[options.guidance]
@@ -114,11 +126,11 @@ def optimize(z, E, options, reward, hard_tokens, noise=None, trace=None):
 
 def visible(tokens, first, stop, options):
     """What the reward model attends to in a sequence whose response is tokens[first:stop]."""
-    seen_eos, mask = False, []
+    seen_end, mask = False, []
     for i, token in enumerate(tokens):
         inside = first <= i < stop
-        mask.append(not (inside and (seen_eos or token == options.pad)))
-        seen_eos = seen_eos or (inside and token == options.eos)
+        mask.append(not (inside and (seen_end or token == options.pad)))
+        seen_end = seen_end or (inside and token in options.ranked_last)
     return mask
 
 
@@ -233,7 +245,7 @@ def generate(tokens, seed, window, options, logits_of, E, prefix, suffix, reward
             drawn = draws(z, options, forbidden, [key(-1, position) for position in positions])
             proposals, spread = [], {}
             for row, position in enumerate(positions):
-                initial = (z0[row] / options.temperature).softmax(0)
+                initial = (z0[row] / options.tau).softmax(0)
                 spread[position] = entropy(initial)
                 if position not in left:
                     continue
@@ -245,13 +257,14 @@ def generate(tokens, seed, window, options, logits_of, E, prefix, suffix, reward
                     "maskgit_plus": float(p[token]),
                     "topk_margin": float(top[0] - top[1]),
                     "anchor": float(z[row, token]),
+                    "random": 0.0,
                     "origin": 0.0,
                 }[options.alg]
-                if options.deprioritize_eos and token == options.eos and options.alg != "origin":
+                if options.deprioritize_eos and token in options.ranked_last and options.alg != "origin":
                     score = -math.inf
-                if options.alg_temp > 0:
+                if options.alg_temp > 0 or options.alg == "random":
                     gumbels = gumbel(torch.tensor([key(-2, position)]), torch.zeros(1, dtype=torch.long))
-                    score = score / options.alg_temp + float(gumbels)
+                    score = score / (options.alg_temp or 1.0) + float(gumbels)
                 proposals.append((score, position, token))
             if options.threshold is not None:
                 n = max(n, sum(score >= options.threshold for score, _, _ in proposals))
@@ -263,8 +276,8 @@ def generate(tokens, seed, window, options, logits_of, E, prefix, suffix, reward
                 tokens[position] = token
 
             response = tokens[first:stop]
-            ended = options.early_exit and options.eos in response
-            ended = ended and options.mask not in response[: response.index(options.eos)]
+            end = next((i for i, token in enumerate(response) if token in options.ends), None)
+            ended = options.early_exit and end is not None and options.mask not in response[:end]
             if ended:
                 tokens = [options.eos if token == options.mask else token for token in tokens]
             if record is not None:

@@ -154,6 +154,8 @@ OPTIONS = [
     (["--early-exit"], {"early_exit": True}),
     (["--best-of", "5"], {"best_of": 5}),
     (["--alg", "origin"], {"alg": "origin"}),
+    (["--alg", "random", "--temperature", "0"], {"alg": "random", "temperature": 0}),
+    (["--end-tokens", "all"], {"end_tokens": "all"}),
     (["--alg", "topk_margin", "--alg-temp", "0.3"], {"alg": "topk_margin", "alg_temp": 0.3}),
     (["--entropy-rule", "filtered"], {"entropy_rule": "filtered"}),
     (["--top-p", "0.6", "--top-k", "7"], {"top_p": 0.6, "top_k": 7}),
@@ -180,7 +182,7 @@ def test_options_are_those_of_generate(folders, arguments: list[str], change: di
     config = preset(name, **given)
 
     named = ["-k", "2", *([] if "-l" in arguments else ["-l", "5"]), "--seed", str(SEED)]
-    prompts = ["the [MASK] was [MASK]"] if "-p" in arguments else ["the movie", "w1 w2 w3"]
+    prompts = [arguments[arguments.index("-p") + 1]] if "-p" in arguments else ["the movie", "w1 w2 w3"]
     named += [] if "-p" in arguments else [x for prompt in prompts for x in ("-p", prompt)]
     result = run_json("sample", "--model", folders["denoiser"], "--reward", folders["reward"], *named, *arguments)
     (made,) = result["runs"].values()
@@ -221,7 +223,7 @@ def test_help_shows_all_options_without_torch() -> None:
     for option in (*PROMPTS, *MODELS, *SAMPLER):
         assert f"--{option.name.replace('_', '-')} " in text
     assert "[default: 0.7, rgrl: 0.9]" in text
-    assert "One of entropy, maskgit_plus, topk_margin, anchor, origin." in text
+    assert "One of entropy, maskgit_plus, topk_margin, anchor, random, origin." in text
 
 
 @pytest.mark.parametrize("command", ["sample", "doctor", "view", "profile", "plan", "vocabulary"])
@@ -372,7 +374,7 @@ def test_trace_and_plot_are_written(folders, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--temperature", "-0.7"], "temperature must be > 0 and finite, got -0.7"),
+        (["--temperature", "-0.7"], "temperature must be 0 or in [1e-6, 1e6], got -0.7"),
         (["--alg", "best"], "alg must be one of"),
         (["--guidance", "magic"], "guidance must be one of"),
         (["--top-p", "1.5"], "top_p must be in [0, 1], got 1.5"),
@@ -422,8 +424,9 @@ def test_bad_input_is_one_clear_line(arguments: list[str], message: str) -> None
     [
         ("[]", "expected a list of messages"),
         ('{"role": "user", "content": "a"}', "expected a list of messages"),
-        ('[{"role": "user"}]', "expected a list of messages"),
-        ('[[{"role": "user", "content": 1}]]', "expected a list of messages"),
+        ('[{"role": "user"}]', "chat 0: expected text or messages with 'role' and 'content'"),
+        ('[[{"role": "user", "content": 1}]]', "chat 0: message 0 (role 'user') has the content 1, expected text"),
+        ('[[{"role": "user", "content": [{"type": "image"}]}]]', "has the part {'type': 'image'}, expected"),
         ('[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]', "has a system message already: 'a'"),
     ],
 )

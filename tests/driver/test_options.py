@@ -23,6 +23,7 @@ from transcribe import (
 from entrgi import generate
 
 EIGHT = {"max_new_tokens": 8, "steps": 8}
+ENDS = (EOS, *range(20, 60, 3))  # enough for some of them to be drawn
 ENDING = {"eos_bias": 5.0, "deprioritize_eos": False, **EIGHT}
 INFILL = {"prompts": ["the [MASK] was [MASK] [MASK] w3 [MASK]"], "infill": True, "max_new_tokens": 1}
 
@@ -67,6 +68,21 @@ ALONE = [
         {"guidance": "expectation", "gumbel_temperature": 1.0},
     ),
     ({"deprioritize_eos": False, "eos_bias": 4.0, "max_new_tokens": 6}, {"deprioritize_eos": True}),
+    ({"temperature": 0, **EIGHT}, {"temperature": 1}),
+    ({"temperature": 0, "guidance": "none", **EIGHT}, {"temperature": 1}),
+    ({"temperature": 0, "alg": "maskgit_plus", "top_p": 0.8, **EIGHT}, {"alg": "entropy"}),
+    ({"temperature": 0, "alg": "maskgit_plus", "schedule": "uniform", "guidance": "none", **EIGHT}, {"temperature": 1}),
+    ({"temperature": 0, "alg": "topk_margin", "top_k": 3, **EIGHT}, {"alg": "entropy"}),
+    ({"temperature": 0, "guidance": "expectation", **EIGHT}, {"guidance": "entrgi"}),
+    ({"alg": "random", **EIGHT}, {"alg": "entropy"}),
+    ({"alg": "random", "guidance": "none", "temperature": 0, "schedule": "uniform", **EIGHT}, {"alg": "maskgit_plus"}),
+    ({"alg": "random", "max_new_tokens": 9, "schedule": "uniform", "steps": 3}, {"alg": "origin"}),
+    ({"alg": "random", "eos_bias": 4.0, **EIGHT}, {"deprioritize_eos": False}),
+    ({"ends": ENDS, "end_tokens": "all", **EIGHT}, {"end_tokens": "eos"}),
+    ({"ends": ENDS, "end_tokens": "all", "guidance": "none", **EIGHT, "copies": 4}, {"end_tokens": "eos"}),
+    ({"ends": ENDS, "end_tokens": "all", "deprioritize_eos": False, **EIGHT, "copies": 4}, {"end_tokens": "eos"}),
+    ({"ends": ENDS, "early_exit": True, **EIGHT, "copies": 4}, {"ends": (EOS,)}),
+    ({"ends": ENDS, **ENDING, "early_exit": True, "end_tokens": "all", "copies": 4}, {"early_exit": False}),
 ]
 
 TOGETHER = [
@@ -101,6 +117,12 @@ TOGETHER = [
         {"guidance": "gumbel", "block_length": 2, "threshold": -2.2, "max_new_tokens": 6, "steps": 6},
         {"threshold": None},
     ),
+    ({"temperature": 0, "block_length": 3, "alg": "random", **EIGHT}, {"block_length": None}),
+    ({"temperature": 0, "threshold": 0.5, "alg": "maskgit_plus", **EIGHT}, {"threshold": None}),
+    ({"temperature": 0, "alg_temp": 0.5, "alg": "maskgit_plus", **EIGHT}, {"alg_temp": 0}),
+    ({"ends": ENDS, "end_tokens": "all", "threshold": -3.2, **EIGHT, "copies": 4}, {"end_tokens": "eos"}),
+    ({"ends": ENDS, "end_tokens": "all", "alg_temp": 1.0, **EIGHT}, {"end_tokens": "eos"}),
+    ({"ends": ENDS, "end_tokens": "all", "alg": "origin", **EIGHT, "copies": 4}, {"alg": "entropy"}),
     ({"optimizer": "sgd", "guidance_lr": 20.0, "reward_scale": -0.5, "alg": "anchor"}, {"reward_scale": 1.0}),
     ({"guidance": "none", "block_length": 2, "threshold": -1.5, **EIGHT}, {"threshold": None}),
     ({"guidance": "none", "block_length": 3, "alg": "topk_margin", "max_new_tokens": 8}, {"block_length": None}),

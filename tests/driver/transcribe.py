@@ -114,11 +114,13 @@ def tiny_models(dtype, tok=None, eos_bias=0.0, reward="bert", logit_scale=1.0):
 SMALL = {"max_new_tokens": 5, "steps": 4}
 
 
-def sample(models=None, prompts=PROMPTS[:1], copies=2, preset="paper", eos_bias=0.0, **options):
+def sample(models=None, prompts=PROMPTS[:1], copies=2, preset="paper", eos_bias=0.0, ends=(EOS,), **options):
     """The driver's generation alone."""
+    models = models or tiny_models(torch.float64, eos_bias=eos_bias)
+    models[0].end_token_ids = ends
     return generate(
         prompts,
-        *(models or tiny_models(torch.float64, eos_bias=eos_bias)),
+        *models,
         preset,
         trajectory_seeds=SEEDS[: len(prompts), :copies],
         num_return_sequences=copies,
@@ -154,7 +156,7 @@ def check(
         seeds,
         method_options(preset, models[0].tokenizer.pad_token_id, **options),
         options["max_new_tokens"],
-        options.get("infill", False),
+        bool(options.get("infill")),
         walk,
     )
     got = output.sequences.flatten(0, 1).tolist()

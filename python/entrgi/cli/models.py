@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrgi.cli.options import Option, dtype
+from entrgi.cli.prompts import parse_json
 from entrgi.config import DTYPES
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
     from entrgi.rewards import Reward
 
-EMBEDDED = "demo"
+EMBEDDED, NO_REWARD = "demo", "none"
 KINDS = ("classifier", "likelihood")
 PANEL = "Models"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -26,7 +27,9 @@ MODELS = (
     Option(
         "model", str, "Denoiser: a checkpoint folder, a hub id, or the embedded pair's.", default=EMBEDDED, panel=PANEL
     ),
-    Option("reward", list[str], "Reward model, likewise; repeat for a weighted sum.", panel=PANEL),
+    Option(
+        "reward", list[str], "Reward model, likewise; repeat for a weighted sum. none: unguided texts.", panel=PANEL
+    ),
     Option("reward_weight", list[float], "Weight of each reward, in their order. Default: 1.", panel=PANEL),
     Option("reward_kind", list[str], "Once, or for each reward. Default: what it is.", panel=PANEL, choices=KINDS),
     Option(
@@ -44,6 +47,13 @@ MODELS = (
         panel=PANEL,
         negatable=True,
     ),
+    Option(
+        "chat_template_kwargs",
+        str,
+        'Arguments of the denoiser\'s chat template, a JSON object: {"enable_thinking": false}.',
+        panel=PANEL,
+    ),
+    Option("reward_chat_template_kwargs", str, "Likewise of the rewards' templates.", panel=PANEL),
     Option("device", str, "auto, cpu, cuda, cuda:1 ...", default="auto", panel=PANEL),
     Option("dtype", str, "Of all models. Default: the checkpoint's.", panel=PANEL, choices=DTYPES),
     Option("compile", bool, "Compile the models' transformer blocks.", default=False, panel=PANEL),
@@ -70,6 +80,8 @@ class Models:
     mask_token_id: int | None
     missing: str
     include_prompt: bool | None
+    chat_template_kwargs: dict[str, object] | None
+    reward_chat_template_kwargs: dict[str, object] | None
     device: str
     dtype: str | None
     compile: bool
@@ -94,8 +106,12 @@ class Models:
         adapters = [None if adapter == "none" else adapter for adapter in adapters]
         choices = zip(names, weights, kinds, adapters, strict=True)
         rewards = tuple(RewardChoice(*choice) for choice in choices)
-        own = [field.name for field in fields(cls) if field.name != "rewards"]
-        models = cls(rewards=rewards, **{name: options[name] for name in own})
+        own = {field.name: options[field.name] for field in fields(cls) if field.name != "rewards"}
+        for name in ("chat_template_kwargs", "reward_chat_template_kwargs"):
+            own[name] = _json_object(f"--{name.replace('_', '-')}", own[name])
+        if names == [NO_REWARD]:
+            rewards = ()
+        models = cls(rewards=rewards, **own)
         models.check()
         return models
 
@@ -127,18 +143,30 @@ class Models:
     def settings(self) -> dict[str, object]:
         """All that texts follow from; plain data."""
         own = ("model_adapter", "mask_token_id", "missing", "include_prompt", "dtype")
+        own += ("chat_template_kwargs", "reward_chat_template_kwargs")
         return {**self.describe(), **{name: getattr(self, name) for name in own}}
 
-    def load(self) -> tuple[Denoiser, Reward]:
-        """Both on the device. Raises ValueError where something named cannot be had."""
+    def load(self) -> tuple[Denoiser, Reward | None]:
+        """Both on the device, no reward where ``none`` was asked for.
+
+        Raises ValueError where something named cannot be had.
+        """
         import entrgi
 
         device = usable_device(self.device)
         shared = {"dtype": None if self.dtype is None else dtype(self.dtype), "device": device, "compile": self.compile}
         denoiser = entrgi.load_denoiser(
-            self.model, adapter=self.model_adapter, mask_token_id=self.mask_token_id, **shared
+            self.model,
+            adapter=self.model_adapter,
+            mask_token_id=self.mask_token_id,
+            chat_template_kwargs=self.chat_template_kwargs,
+            **shared,
         )
+        if not self.rewards:
+            return denoiser, None
         shared["missing"] = self.missing
+        if self.reward_chat_template_kwargs is not None:
+            shared["chat_template_kwargs"] = self.reward_chat_template_kwargs
         if self.include_prompt is not None:
             shared["include_prompt"] = self.include_prompt
         rewards = [
@@ -162,6 +190,16 @@ def check_name(option: str, name: str, file: str = "config.json") -> None:
         raise ValueError(f"{option}: folder {name!r} has no {file}")
     if not is_folder and (exists or not _HUB_ID.fullmatch(name) or name.startswith(".")):
         raise ValueError(f"{option}: no folder {name!r}, expected a checkpoint folder or a hub id")
+
+
+def _json_object(option: str, text: str | None) -> dict[str, object] | None:
+    """The object that ``text`` is. Raises ValueError for anything else."""
+    if text is None:
+        return None
+    value = parse_json(option, f"{text!r:.60}", text, "an object by name")
+    if not isinstance(value, dict):
+        raise ValueError(f"{option}: expected a JSON object, got {text!r:.60}")
+    return value
 
 
 def usable_device(name: str) -> torch.device:

@@ -159,16 +159,17 @@ _WRITING = (
     Option("block_length", int, "Fill from left to right in blocks of so many tokens."),
     Option("threshold", float, "Commit every token with at least this confidence."),
     Option("early_exit", bool, "Stop a text where its end is written and nothing before is masked."),
-    Option("infill", bool, "Fill mask tokens inside the prompts, too."),
+    Option("infill", bool, "Fill mask tokens inside the prompts, or read them as text.", negatable=True),
 )
 _RANKING = (
-    Option("temperature", float, "Of draws and relaxed embeddings."),
+    Option("temperature", float, "Of draws and relaxed embeddings; 0 is greedy."),
     Option("top_p", float, "Nucleus of the draws; 1 is off."),
-    Option("top_k", int, "Largest logits that may be drawn."),
-    Option("alg", str, "Confidence that ranks positions; origin: at random."),
+    Option("top_k", int, "Largest logits that may be drawn; 0 is off."),
+    Option("alg", str, "Confidence that ranks positions; random, origin: at random."),
     Option("alg_temp", float, "> 0 draws positions instead of taking the best."),
     Option("entropy_rule", str, "Distribution of the entropy confidence."),
     Option("deprioritize_eos", bool, "Rank a drawn end of sequence last.", negatable=True),
+    Option("end_tokens", str, "Which ends rank last and hide what follows from guidance."),
 )
 _GUIDANCE = (
     Option("guidance", str, "Estimator of the reward's gradient; none: unguided."),

@@ -54,6 +54,8 @@ def profile(
     """
     with reported_errors():
         models = Models.of(options)
+        if not models.rewards:
+            raise ValueError("--reward: expected a reward to profile, got none")
         config = sampler_config(preset, options, models.is_embedded)
         memory.check(config, 1)
         files = Files(json=as_json, plot=plot)

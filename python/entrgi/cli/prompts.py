@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrgi.cli.options import Option
+from entrgi.messages import as_messages, as_prompt
 
 if TYPE_CHECKING:
-    from entrgi.prompts import Prompt
+    from entrgi.messages import Message, Prompt
 
 EMBEDDED_PROMPT = "The movie was"
 PANEL = "Prompts"
@@ -24,7 +25,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-CHATS = "a list of messages with the texts 'role' and 'content', or a list of such lists"
+CHATS = "a list of messages with 'role' and 'content', or a list of such lists"
 
 PROMPTS = (
     Option("prompt", list[str], "Text to continue, or to answer in a chat; repeat for several.", "-p", panel=PANEL),
@@ -82,19 +83,19 @@ def read_lines(file: Path) -> list[Prompt]:
     result = []
     for number, line in lines:
         place = f"{str(file)!r}, line {number}"
-        prompt = _parse(option, place, line)
+        prompt = parse_json(option, place, line)
         if isinstance(prompt, dict):
             prompt = next((prompt[key] for key in ("prompt", "messages") if key in prompt), None)
-        if not (isinstance(prompt, str) or _is_chat(prompt)):
+        if not isinstance(prompt, str | list):
             raise ValueError(
                 f"{option}: {place}: expected a text, a list of messages, or an object with either as 'prompt' or "
                 f"'messages', got {line!r:.80}"
             )
-        result.append(prompt)
+        result.append(as_prompt(prompt, f"{option}: {place}"))
     return result
 
 
-def read_chats(file: Path) -> list[list[dict[str, str]]]:
+def read_chats(file: Path) -> list[list[Message]]:
     """The chats of a JSON file: ``[{"role": ..., "content": ...}, ...]``, a list of such lists, or such a list a line.
 
     An object with the list as ``messages`` stands for it.
@@ -102,22 +103,22 @@ def read_chats(file: Path) -> list[list[dict[str, str]]]:
     option, text = "--messages", _read("--messages", file)
     lines = [line for line in text.split("\n") if line.strip()]
     if file.suffix.lower() in JSON_LINES or (len(lines) > 1 and _is_json(lines[0])):
-        data: object = [_parse(option, f"{str(file)!r}, line {i}", line) for i, line in enumerate(lines, 1)]
+        data: object = [parse_json(option, f"{str(file)!r}, line {i}", line) for i, line in enumerate(lines, 1)]
     else:
-        data = _parse(option, repr(str(file)), text)
+        data = parse_json(option, repr(str(file)), text)
     if isinstance(data, dict) and "messages" in data:
         data = [data]
     if isinstance(data, list):
         data = [item["messages"] if isinstance(item, dict) and "messages" in item else item for item in data]
     chats = [data] if isinstance(data, list) and all(isinstance(item, dict) for item in data) else data
-    if not isinstance(chats, list) or not chats or not all(_is_chat(chat) for chat in chats):
+    if not isinstance(chats, list) or not chats or not all(isinstance(chat, list) and chat for chat in chats):
         raise ValueError(f"{option}: expected {CHATS}, in {str(file)!r}")
-    return chats
+    return [as_prompt(chat, f"{option}: {str(file)!r}, chat {i}") for i, chat in enumerate(chats)]
 
 
-def with_system(prompt: Prompt, system: str) -> list[dict[str, str]]:
+def with_system(prompt: Prompt, system: str) -> list[Message]:
     """The prompt as a chat that begins with a system message. Raises ValueError where it has one."""
-    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    chat = as_messages(prompt)
     if chat[0]["role"] == "system":
         raise ValueError(f"--system: a chat of --messages has a system message already: {chat[0]['content']!r:.80}")
     return [{"role": "system", "content": system}, *chat]
@@ -128,18 +129,12 @@ def as_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
 
 
-def _is_chat(chat: object) -> bool:
-    def is_message(item: object) -> bool:
-        return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
-
-    return isinstance(chat, list) and len(chat) > 0 and all(is_message(item) for item in chat)
-
-
-def _parse(option: str, place: str, text: str) -> object:
+def parse_json(option: str, place: str, text: str, expected: str = CHATS) -> object:
+    """What ``text``, found at ``place``, says. Raises ValueError where it is not JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError(f"{option}: {place} is JSON nested too deep, expected {CHATS}") from error
+        raise ValueError(f"{option}: {place} is JSON nested too deep, expected {expected}") from error
     except ValueError as error:  # an integer of thousands of digits is no JSONDecodeError
         raise ValueError(f"{option}: {place} is not JSON: {error}") from error
 

@@ -76,6 +76,7 @@ def sample(
         models = Models.of(options)
         config = sampler_config(preset, options, models.is_embedded)
         runs = configs(config, compare)
+        check_judged(models, runs)
         for each in runs.values():
             memory.check(each, 1)
         files = Files(json_file, trace, plot, output, resume)
@@ -94,6 +95,13 @@ def configs(config: SamplerConfig, compare: bool) -> dict[str, SamplerConfig]:
     # Unguided in everything but the guidance: the same confidence rule, the same draws.
     unguided = replace(config, guidance="none", entropy_rule=config.entropy_source, gumbel_temperature=1.0)
     return {"unguided": unguided, config.guidance: config}
+
+
+def check_judged(models: Models, runs: dict[str, SamplerConfig]) -> None:
+    """Raise ValueError where there is no reward and one is needed."""
+    for config in () if models.rewards else runs.values():
+        if config.guidance != "none" or config.best_of is not None:
+            raise ValueError("--reward: none goes with --guidance none and without --best-of, which ask for one")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ def vocabulary(
             help="How many tokens without a counterpart to name.", **checked("--top", int, least=0, most=2**63 - 1)
         ),
     ] = 10,
+    mask_token_id: Annotated[
+        int | None,
+        typer.Option(help="Mask token of a model that does not declare one.", **checked("--mask-token-id", int)),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", **checked("--device"))] = "auto",
     as_json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
@@ -69,7 +73,7 @@ def vocabulary(
         import entrgi
         from entrgi.vocabulary import align, coverage
 
-        denoiser = entrgi.load_denoiser(model, device=usable_device(device))
+        denoiser = entrgi.load_denoiser(model, device=usable_device(device), mask_token_id=mask_token_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few counterparts: the report says so
             alignment = align(denoiser.tokenizer, denoiser.vocab_size, load_reward_tokenizer(reward))

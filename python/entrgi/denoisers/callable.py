@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
-from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
 class CallableDenoiser:
@@ -27,9 +29,13 @@ class CallableDenoiser:
         tokenizer: encodes prompts (through its chat template where it has one) and decodes responses.
         vocab_size: V, width of the logits; None takes a module's ``config.vocab_size``.
         mask_token_id: None takes the tokenizer's.
-        eos_token_id, pad_token_id: None takes the tokenizer's.
+        pad_token_id: None takes the tokenizer's.
+        eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
+            generation_config.json and chat template say. The first one fills what early_exit leaves.
         shift: the model predicts the *next* position (Dream): the logits of position l come from l - 1.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         max_length: context in tokens, or None.
         device, dtype: where tokens go and what the logits' dtype is; None takes a module's own, and the CPU
             and float32 for anything else.
@@ -45,10 +51,11 @@ class CallableDenoiser:
         vocab_size: int | None = None,
         *,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         shift: bool = False,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         max_length: int | None = None,
         device: str | int | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
@@ -63,8 +70,11 @@ class CallableDenoiser:
             function.eval().requires_grad_(False)
         self.function, self.tokenizer, self.vocab_size = function, tokenizer, vocab_size
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, vocab_size)
-        end = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.eos_token_id = choose_id("eos_token_id", eos_token_id, end, vocab_size)
+        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
+        self.end_token_ids = choose_end_ids(
+            eos_token_id, tokenizer, vocab_size, self.mask_token_id, declared_end_ids(function), self.template_options
+        )
+        self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
         self.shift, self.chat, self.max_length = shift, chat, max_length
         weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
@@ -74,7 +84,9 @@ class CallableDenoiser:
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        return check_ids(encode_prompt(self.tokenizer, prompt, self.chat), self.vocab_size, self.tokenizer)
+        return check_ids(
+            encode_prompt(self.tokenizer, prompt, self.chat, self.template_options), self.vocab_size, self.tokenizer
+        )
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:

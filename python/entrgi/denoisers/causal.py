@@ -5,7 +5,7 @@ The way of the data: tokens -> hidden states -> those at the chosen positions ->
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from numbers import Integral
@@ -19,14 +19,16 @@ from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenize
 
 from entrgi.checkpoints import context_length, freeze, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
+from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import loading, refuse_unknown
 from entrgi.models.fields import architectures_of, check_layers, read_fields, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
+from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
-from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
 
 _ATTENTION = "entrgi_bidirectional"
 
@@ -41,8 +43,12 @@ class BidirectionalLM:
         model: the model, with ``model.model`` (the body) and ``model.lm_head``. It is put into evaluation
             mode, its parameters are frozen, and its attention is set to a bidirectional one.
         tokenizer: encodes prompts and decodes responses.
-        mask_token_id, eos_token_id, pad_token_id: None takes the tokenizer's.
+        mask_token_id, pad_token_id: None takes the tokenizer's.
+        eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
+            generation_config.json and chat template say. The first one fills what early_exit leaves.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         max_length: context in tokens; None takes what model and tokenizer declare.
         compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
 
@@ -64,16 +70,21 @@ class BidirectionalLM:
         tokenizer: PreTrainedTokenizerBase,
         *,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         max_length: int | None = None,
         compile: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
         self.vocab_size = model.lm_head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
-        self.eos_token_id = choose_id("eos_token_id", eos_token_id, tokenizer.eos_token_id, self.vocab_size)
+        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
+        self.end_token_ids = choose_end_ids(
+            eos_token_id, tokenizer, self.vocab_size, self.mask_token_id, declared_end_ids(model), self.template_options
+        )
+        self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
@@ -95,9 +106,10 @@ class BidirectionalLM:
         device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         max_length: int | None = None,
         compile: bool = False,
         **hub_options: object,
@@ -112,8 +124,9 @@ class BidirectionalLM:
             device: None is the CPU.
             adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
             mask_token_id: None takes config.json's, or the tokenizer's.
-            eos_token_id, pad_token_id: None takes the tokenizer's, or config.json's.
-            chat, max_length, compile: see the class.
+            eos_token_id: see the class.
+            pad_token_id: None takes the tokenizer's, or config.json's.
+            chat, chat_template_kwargs, max_length, compile: see the class.
             hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
 
         Raises:
@@ -138,15 +151,17 @@ class BidirectionalLM:
                 warn_of_unread(name, fields, cls.fields_read)
                 modules = cls._modules(model)
                 load_weights(model, folder, weights, modules, dtype, place)
+                keep_end_ids("denoiser", model, folder, fields)
                 if adapter is not None:
                     model = _with_adapter(model, modules, adapter, hub(hub_options))
             return cls(
                 model,
                 tokenizer,
                 mask_token_id=first_id(mask_token_id, _one_id(fields, "mask_token_id")),
-                eos_token_id=first_id(eos_token_id, tokenizer.eos_token_id, _one_id(fields, "eos_token_id")),
+                eos_token_id=eos_token_id,
                 pad_token_id=first_id(pad_token_id, tokenizer.pad_token_id, _one_id(fields, "pad_token_id")),
                 chat=chat,
+                chat_template_kwargs=chat_template_kwargs,
                 max_length=max_length,
                 compile=compile,
             )
@@ -178,7 +193,7 @@ class BidirectionalLM:
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        encoded = encode_prompt(self.tokenizer, prompt, self.chat)
+        encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
         if encoded.is_text:
             bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
             encoded = replace(encoded, prefix=[] if bos is None else [bos], suffix=[])

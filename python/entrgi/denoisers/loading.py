@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,10 @@ def load_denoiser(
     device: str | int | torch.device | None = None,
     adapter: str | Path | None = None,
     mask_token_id: int | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
     chat: bool | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
     max_length: int | None = None,
     compile: bool = False,
     **options: object,
@@ -48,8 +49,10 @@ def load_denoiser(
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU.
         adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
-        mask_token_id, eos_token_id, pad_token_id: for a checkpoint that does not say them, or says others.
+        mask_token_id, eos_token_id, pad_token_id: for a checkpoint that does not say them, or says others; several
+            ids may end a response.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``.
         max_length: context in tokens; None takes what model and tokenizer declare.
         compile: compile the transformer blocks with ``torch.compile``, on their first call.
         options: for the hub, such as ``revision``, ``cache_dir``, ``token`` and ``local_files_only``.
@@ -65,6 +68,7 @@ def load_denoiser(
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "chat": chat,
+        "chat_template_kwargs": chat_template_kwargs,
         "max_length": max_length,
         "compile": compile,
         **options,

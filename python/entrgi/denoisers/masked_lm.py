@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from entrgi.checkpoints import context_length, freeze, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
+from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
-from entrgi.prompts import Encoded, Prompt, encode_prompt, first_id
+from entrgi.models.generation import declared_end_ids
+from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 _SDPA_ON_DEVICE = "entrgi_sdpa"
 
@@ -42,9 +45,13 @@ class MaskedLM:
     Args:
         model: the model; it is put into evaluation mode and its parameters are frozen.
         tokenizer: its tokenizer, with a mask token.
-        mask_token_id, eos_token_id, pad_token_id: None takes the tokenizer's.
+        mask_token_id, pad_token_id: None takes the tokenizer's.
+        eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
+            generation_config.json and chat template say. The first one fills what early_exit leaves.
         max_length: context in tokens; None takes what model and tokenizer declare.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
 
     Raises:
@@ -57,10 +64,11 @@ class MaskedLM:
         tokenizer: PreTrainedTokenizerBase,
         *,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         max_length: int | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
         _check_bidirectional(model)
@@ -70,8 +78,11 @@ class MaskedLM:
             raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
         self.vocab_size = head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
-        end = first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.eos_token_id = choose_id("eos_token_id", eos_token_id, end, self.vocab_size)
+        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
+        self.end_token_ids = choose_end_ids(
+            eos_token_id, tokenizer, self.vocab_size, self.mask_token_id, declared_end_ids(model), self.template_options
+        )
+        self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
@@ -88,10 +99,11 @@ class MaskedLM:
         device: str | int | torch.device | None = None,
         adapter: str | Path | None = None,
         mask_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         max_length: int | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
         **options: object,
     ) -> MaskedLM:
@@ -114,12 +126,13 @@ class MaskedLM:
             pad_token_id=pad_token_id,
             max_length=max_length,
             chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
             compile=compile,
         )
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        encoded = encode_prompt(self.tokenizer, prompt, self.chat)
+        encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
         return check_ids(encoded, self.model.get_input_embeddings().weight.shape[0], self.tokenizer)
 
     @torch.no_grad()

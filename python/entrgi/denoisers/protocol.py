@@ -18,6 +18,7 @@ class Denoiser(Protocol):
     Attributes:
         vocab_size: V, width of the logits.
         mask_token_id, eos_token_id, pad_token_id: ids; the last two may be None.
+        end_token_ids: optional; all ids that end a response, where ``eos_token_id`` is not the only one.
         max_length: context in tokens, or None.
         device, dtype: of the model's weights and logits.
         tokenizer: decodes the response.

@@ -60,13 +60,13 @@ class BoundEmbeddingReward:
     Attributes:
         embedding: [V, d], by the denoiser's ids.
         sequences: the trajectories as the reward reads them.
-        eos_token_id, pad_token_id: the denoiser's; they end and hide positions of a response.
+        end_ids, pad_token_id: the denoiser's; they end and hide positions of a response.
         read: (inputs_embeds [A, S, d], visible bool [A, S], sequences) -> rewards [A].
     """
 
     embedding: Tensor
     sequences: RewardSequences
-    eos_token_id: int | None
+    end_ids: tuple[int, ...]
     pad_token_id: int | None
     read: Callable[[Tensor, Tensor, RewardSequences], Tensor]
 
@@ -82,7 +82,7 @@ class BoundEmbeddingReward:
 
     def __call__(self, inputs_embeds: Tensor, ids: Tensor) -> Tensor:
         s = self.sequences
-        visible = attention_mask(ids, s.valid, s.response, self.eos_token_id, self.pad_token_id)
+        visible = attention_mask(ids, s.valid, s.response, self.end_ids, self.pad_token_id)
         return self.read(inputs_embeds, s.keep_first(visible), s)
 
 
@@ -169,7 +169,7 @@ class EmbeddingReward:
         return BoundEmbeddingReward(
             embedding=parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),
             sequences=build_reward_sequences(frames, layouts, copies, self.embed, self.device),
-            eos_token_id=denoiser.eos_token_id,
+            end_ids=_hiding(denoiser, layouts),
             pad_token_id=denoiser.pad_token_id,
             read=read,
         )
@@ -247,6 +247,14 @@ class EmbeddingReward:
         if not self.reads_prompt or alignment.identical:
             return layout.before
         return plain_ids(self.tokenizer, denoiser.tokenizer.decode(layout.before, skip_special_tokens=True))
+
+
+def _hiding(denoiser: Denoiser, layouts: Sequence[Layout]) -> tuple[int, ...]:
+    """The ids behind which a response is hidden."""
+    chosen = next((layout.end_ids for layout in layouts), None)
+    if chosen is None:
+        return () if denoiser.eos_token_id is None else (denoiser.eos_token_id,)
+    return chosen
 
 
 def check_readable(model: PreTrainedModel) -> None:

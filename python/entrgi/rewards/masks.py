@@ -8,12 +8,16 @@ in it gets its two-dimensional mask, correct and slower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from entrgi.sequences import holds_any
 
 # Causal models by model_type. One mask for all layers:
 CAUSAL = (
@@ -43,12 +47,16 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def attention_mask(
-    tokens: Tensor, valid: Tensor, response: Tensor, eos_token_id: int | None, pad_token_id: int | None
+    tokens: Tensor,
+    valid: Tensor,
+    response: Tensor,
+    eos_token_id: int | Sequence[int] | None,
+    pad_token_id: int | None,
 ) -> Tensor:
     """What the reward model attends to, bool [P, S]: real positions but the response's end.
 
-    Masked are response positions after the first end-of-sequence token, and those that hold the padding
-    token. Where the two are one id (Dream), the first one is masked too, as published.
+    Masked are response positions after the first end-of-sequence token (one id, or the first of several), and those
+    that hold the padding token. Where the two are one id (Dream), the first one is masked too, as published.
 
     Args:
         tokens: int64 [P, S], committed ids, argmax z at masked positions.
@@ -56,8 +64,9 @@ def attention_mask(
         response: bool [P, S], positions of the response.
     """
     hidden = torch.zeros_like(valid)
-    if eos_token_id is not None:
-        is_eos = (response & (tokens == eos_token_id)).long()
+    ends = (eos_token_id,) if isinstance(eos_token_id, Integral) else eos_token_id
+    if ends:
+        is_eos = (response & holds_any(tokens, ends)).long()
         hidden = is_eos.cumsum(dim=1) > is_eos  # an earlier one exists
     if pad_token_id is not None:
         hidden = hidden | (tokens == pad_token_id)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
-from entrgi.prompts import Completion, Prompt, check_prompt, first_id, plain_ids, render_chat
+from entrgi.messages import Prompt, as_prompt, begun_turn
+from entrgi.prompts import Completion, Options, check_all_shown, first_id, render_chat, split_chat
+from entrgi.tokenizing import frame_ids, plain_ids
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,17 @@ class TextFormat:
         tokenizer: its tokenizer. With a chat template the response is the assistant's turn after the prompt's
             messages; without one the text stands between the tokenizer's special tokens.
         include_prompt: without a chat template, whether the text begins with the prompt.
+        options: of the chat template, see :func:`entrgi.prompts.check_template_options`.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     include_prompt: bool
+    options: Options | None = None
 
     @property
     def is_chat(self) -> bool:
-        return self.tokenizer.chat_template is not None
+        return self.tokenizer.chat_template is not None or "chat_template" in (self.options or {})
 
     @property
     def reads_prompt(self) -> bool:
@@ -39,7 +43,7 @@ class TextFormat:
         if self.is_chat:
             return [], []
         start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        if start is None and self.tokenizer("")["input_ids"] == [self.tokenizer.bos_token_id]:
+        if start is None and frame_ids(self.tokenizer) == [self.tokenizer.bos_token_id]:
             start = self.tokenizer.bos_token_id  # Llama-type tokenizers that begin every text with it
         return [] if start is None else [start], [] if end is None else [end]
 
@@ -58,16 +62,12 @@ class TextFormat:
         Raises:
             ValueError: for messages that cannot be rendered, or a template that hides the assistant's turn.
         """
+        prompt = as_prompt(prompt)
         if self.is_chat:
-            # The response's place is found by a marker that no prompt can hold, not by a fixed placeholder.
-            marker = uuid4().hex
-            head, found, tail = render_chat(self.tokenizer, prompt, marker).rpartition(marker)
-            if not found or marker in head:
-                raise ValueError(
-                    f"reward: the chat template of {self.name} does not show the assistant's turn exactly once"
-                )
+            check_all_shown(self.tokenizer, prompt, self.options)
+            label = f"reward: the chat template of {self.name}"
+            head, tail = split_chat(self.tokenizer, prompt, self.options, label)
             return plain_ids(self.tokenizer, head), plain_ids(self.tokenizer, tail)
-        check_prompt(prompt)
         if self.reads_prompt and not isinstance(prompt, str):
             raise ValueError(
                 f"reward: got chat messages, and the tokenizer of {self.name} has no chat template to render them; "
@@ -83,7 +83,7 @@ class TextFormat:
             ValueError: for an empty text where the tokenizer has no token to stand for it.
         """
         if self.is_chat:
-            return plain_ids(self.tokenizer, render_chat(self.tokenizer, completion.prompt, completion.response)), 0
+            return plain_ids(self.tokenizer, self._rendered(completion)), 0
         start, end = self.special_ids
         ids = [*start, *plain_ids(self.tokenizer, self.plain(completion)), *end]
         return ids or [self.for_empty()], len(end)
@@ -97,18 +97,25 @@ class TextFormat:
 
         A token that straddles the two counts to the response.
         """
-        if self.is_chat:
+        if self.is_chat and begun_turn(completion.prompt) is None:
             before, response = self.frame(completion.prompt, [])[0], plain_ids(self.tokenizer, completion.response)
+        elif self.is_chat:
+            before, response = _parted(self._ids_of_turn(completion), self.frame(completion.prompt, [])[0])
         elif self.reads_prompt:
             ids = plain_ids(self.tokenizer, completion.text)
-            prompt = plain_ids(self.tokenizer, completion.text[: _boundary(completion)])
-            same = next(
-                (i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt))
-            )
-            before, response = [*self.special_ids[0], *ids[:same]], ids[same:]
+            before, response = _parted(ids, plain_ids(self.tokenizer, completion.text[: _boundary(completion)]))
+            before = [*self.special_ids[0], *before]
         else:
             before, response = self.special_ids[0], plain_ids(self.tokenizer, completion.response)
         return before, response or [self.for_empty()]
+
+    def _rendered(self, completion: Completion) -> str:
+        return render_chat(self.tokenizer, completion.prompt, completion.turn, self.options)
+
+    def _ids_of_turn(self, completion: Completion) -> list[int]:
+        """Ids up to the end of the assistant's turn, what closes it left out."""
+        marked = replace(completion, text=completion.turn + (marker := uuid4().hex))
+        return plain_ids(self.tokenizer, self._rendered(marked).rpartition(marker)[0])
 
     def for_empty(self) -> int:
         if self.empty_id is None:
@@ -117,6 +124,13 @@ class TextFormat:
                 "and no padding token to stand for it"
             )
         return self.empty_id
+
+
+def _parted(ids: list[int], before: list[int]) -> tuple[list[int], list[int]]:
+    """``ids`` up to where they differ from ``before``, and from there on."""
+    pairs = enumerate(zip(ids, before, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(before)))
+    return ids[:same], ids[same:]
 
 
 def _boundary(completion: Completion) -> int:

@@ -1,0 +1,81 @@
+"""Prompts as people write them, in one form: text, or chat messages whose contents are texts."""
+
+from __future__ import annotations
+
+Message = dict[str, object]
+Prompt = str | list[Message]
+
+ASSISTANT = "assistant"
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content")
+
+
+def as_prompt(value: object, label: str = "prompts") -> Prompt:
+    """``value`` as text or as messages with texts for contents.
+
+    The parts of a content (``[{"type": "text", "text": ...}]``) are joined; a content of None is empty where the
+    message has something else to say (``tool_calls``). What else a message holds is left to the chat template.
+
+    Args:
+        label: the beginning of an error.
+
+    Raises:
+        ValueError: for anything else: no messages, no role, contents that are no text, halves of a surrogate pair.
+    """
+    if isinstance(value, str):
+        return check_text(value, label)
+    is_chat = isinstance(value, list | tuple) and len(value) > 0
+    if not is_chat or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+        raise ValueError(f"{label}: expected text or messages with 'role' and 'content', got {value!r:.80}")
+    return [_plain(message, f"{label}: message {i}") for i, message in enumerate(value)]
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """The messages of a prompt; a text is what the user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def begun_turn(prompt: Prompt) -> str | None:
+    """What the assistant has said already, to be continued; None where its turn is yet to come."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != ASSISTANT:
+        return None
+    return prompt[-1]["content"]
+
+
+def check_text(text: str, label: str) -> str:
+    """``text``; ValueError where it holds half a surrogate pair, which no encoding can write."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{label}: character {error.start} of {text!r:.60} is {text[error.start]!r}, half of a surrogate pair, "
+            "expected text that UTF-8 can write"
+        ) from None
+    return text
+
+
+def _plain(message: Message, label: str) -> Message:
+    role = message["role"]
+    if not isinstance(role, str):
+        raise ValueError(f"{label} has the role {role!r:.60}, expected text such as 'user'")
+    return {**message, "content": _content(message, f"{label} (role {role!r:.40})")}
+
+
+def _content(message: Message, label: str) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return check_text(content, label)
+    if content is None:
+        if any(message.get(name) for name in _BESIDE_CONTENT):
+            return ""
+        raise ValueError(f"{label} has the content None, expected text")
+    if not isinstance(content, list | tuple):
+        raise ValueError(f"{label} has the content {content!r:.60}, expected text or a list of text parts")
+    return "".join(_part(part, label) for part in content)
+
+
+def _part(part: object, label: str) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else part
+    if not isinstance(text, str):
+        raise ValueError(f"{label} has the part {part!r:.60}, expected {{'type': 'text', 'text': ...}}")
+    return check_text(text, label)
