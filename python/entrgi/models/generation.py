@@ -38,7 +38,9 @@ def declared_end_ids(model: object) -> list[int]:
     if not isinstance(model, PreTrainedModel):
         return []
     # A class's own default says nothing about the checkpoint: Llama's is 2, whatever the vocabulary.
-    values = [model.config.to_diff_dict().get("eos_token_id")]
+    own, kind = getattr(model.config, "eos_token_id", None), type(model.config)
+    default = None if getattr(kind, "has_no_defaults_at_init", False) else getattr(kind(), "eos_token_id", None)
+    values = [None if own == default else own]
     generation = getattr(model, "generation_config", None)
     if generation is not None and not getattr(generation, "_from_model_config", False):
         values.append(generation.eos_token_id)
