@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from entrgi.guidance import GuidanceTrace
+    from entrgi.positions import MaskedPositions
+    from entrgi.schedule import Batch
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,38 @@ class StepState:
     def _map(self, function: Callable[[Tensor], Tensor]) -> StepState:
         values = [getattr(self, field.name) for field in fields(self)]
         return StepState(*[function(value) if isinstance(value, Tensor) else value for value in values])
+
+
+class StepRecord:
+    """Collects what a step's batches did into tensors over all trajectories, for its :class:`StepState`."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.shape = tokens.shape
+        # One slot more than there are positions takes what padding rows write.
+        nan = torch.full((tokens.numel() + 1,), torch.nan, dtype=torch.float32, device=tokens.device)
+        self.entropy, self.weight = nan, nan.clone()
+        self.committed = torch.zeros_like(nan, dtype=torch.bool)
+        self.reward = nan[: self.shape[0]].clone()
+
+    def add(
+        self,
+        batch: Batch,
+        rows: MaskedPositions,
+        entropy: Tensor,
+        committed: Tensor,
+        trace: GuidanceTrace | None,
+    ) -> None:
+        places = batch.active[rows.trajectories] * self.shape[1] + rows.columns
+        places = torch.where(rows.real, places, self.entropy.shape[0] - 1)
+        self.entropy[places] = entropy.float()
+        self.committed[places] = committed
+        if trace is not None:
+            self.weight[places] = trace.weights[-1].float()
+            self.reward[batch.active] = trace.rewards[-1].float()
+
+    def state(self, index: int, steps: int, tokens: Tensor, seconds: float) -> StepState:
+        entropy, weight, committed = (x[:-1].view(self.shape) for x in (self.entropy, self.weight, self.committed))
+        return StepState(index, steps, tokens.clone(), committed, entropy, weight, self.reward, seconds)
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from entrgi.commit import commit, end_finished_
 from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.guidance import GuidanceTrace, optimize_logits
 from entrgi.matmul import fast_products
 from entrgi.messages import Prompt
-from entrgi.outputs import HistoryBuilder, Output, StepState
+from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
+from entrgi.positions import MaskedPositions, masked_positions
 from entrgi.rewards import Reward
 from entrgi.rows import with_aligned_rows
-from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
-from entrgi.sequences import Sequences, holds_any
+from entrgi.schedule import Batch, Step
+from entrgi.sequences import Sequences
 from entrgi.streaming import Stream, Streamer
 from entrgi.task import Task, check_models, prepare
 from entrgi.timing import span
-from entrgi_ext import ops
 
 
 @torch.inference_mode(False)  # guidance differentiates, whatever mode the caller is in
@@ -138,7 +138,7 @@ def _run(
 def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
     """One denoising step of the trajectories that commit in it; ``timings`` grow by its seconds."""
     started = time.perf_counter()
-    record = _StepRecord(task.sequences.tokens)
+    record = StepRecord(task.sequences.tokens)
     for batch in step.batches:
         try:
             advance_batch(task, step, batch, record, timings)
@@ -152,12 +152,12 @@ def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
     return record.state(step.index, config.steps, sequences.tokens, time.perf_counter() - started)
 
 
-def advance_batch(task: Task, step: Step, batch: Batch, record: _StepRecord, timings: dict[str, float]) -> None:
+def advance_batch(task: Task, step: Step, batch: Batch, record: StepRecord, timings: dict[str, float]) -> None:
     """:func:`advance` for the trajectories of ``batch``: denoise, guide, commit."""
     clock = [time.perf_counter()]
     sequences = task.sequences.select(batch.active)
     size = task.config.padded(batch.rows)
-    rows = masked_rows(sequences, step, batch, task.denoiser.mask_token_id, size)
+    rows = masked_positions(sequences, step, batch, task.denoiser.mask_token_id, size)
     logits = denoise(task, sequences, rows)
     clock.append(time.perf_counter())
     trace = guide(task, step, batch, sequences, rows, logits) if step.guided else None
@@ -171,49 +171,7 @@ def advance_batch(task: Task, step: Step, batch: Batch, record: _StepRecord, tim
         timings[name] += clock[i + 1] - clock[i]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The N masked positions that a batch works on, padded to a multiple of the row bucket.
-
-    Padding repeats the first row: a denoiser may give anything, NaN included, where nothing is masked.
-
-    Attributes:
-        trajectories, columns: int64 [N], of the batch's tokens [A, S].
-        keys: int64 [N, 4], (seed, denoising step, 0, column).
-        real: bool [N], false in padding rows.
-    """
-
-    trajectories: Tensor
-    columns: Tensor
-    keys: Tensor
-    real: Tensor
-
-    def keys_of(self, draw: int) -> Tensor:
-        """``keys`` of another draw, int64 [N, 4]."""
-        keys = self.keys.clone()
-        keys[:, 2].fill_(draw)
-        return keys
-
-
-def masked_rows(sequences: Sequences, step: Step, batch: Batch, mask_token_id: int, size: int) -> Rows:
-    """Masked positions of a batch, row-major by trajectory, padded to ``size`` rows.
-
-    Their number is known from the schedule, so the device is not asked for it.
-    """
-    masked = sequences.tokens == mask_token_id
-    if sequences.attention_mask is not None:
-        masked &= sequences.attention_mask.bool()
-    if not step.guided:  # nobody reads the logits of what does not compete
-        masked &= masked.cumsum(dim=1) <= batch.competing[:, None]
-    real = torch.arange(size, device=masked.device) < batch.rows
-    positions = torch.nonzero_static(masked, size=size, fill_value=0)
-    trajectories, columns = torch.where(real[:, None], positions, positions[:1]).unbind(dim=1)
-    zero = torch.zeros_like(columns)
-    keys = torch.stack([sequences.seeds[trajectories], zero + step.index, zero, columns], dim=1)
-    return Rows(trajectories, columns, keys, real)
-
-
-def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
+def denoise(task: Task, sequences: Sequences, rows: MaskedPositions) -> Tensor:
     """The denoiser's logits z [N, V] at ``rows``, in ``logits_dtype`` and aligned rows."""
     positions = rows.trajectories * sequences.tokens.shape[1] + rows.columns
     with span("denoiser"):
@@ -221,7 +179,9 @@ def denoise(task: Task, sequences: Sequences, rows: Rows) -> Tensor:
     return with_aligned_rows(logits, task.config.logits_dtype or logits.dtype)
 
 
-def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows, logits: Tensor) -> GuidanceTrace:
+def guide(
+    task: Task, step: Step, batch: Batch, sequences: Sequences, rows: MaskedPositions, logits: Tensor
+) -> GuidanceTrace:
     """Optimise ``logits`` [N, V] in place for the reward."""
     # A graph keeps `optimize` and so must not be kept by it: no `task` inside.
     config, forbidden, reward = task.config, task.forbidden, task.target.select(batch.active)
@@ -257,123 +217,6 @@ def guide(task: Task, step: Step, batch: Batch, sequences: Sequences, rows: Rows
     if task.graphs is None:
         return optimize(*tensors)
     return task.graphs(optimize, tensors, batch.trajectories)
-
-
-def commit(
-    task: Task,
-    step: Step,
-    batch: Batch,
-    sequences: Sequences,
-    rows: Rows,
-    logits: Tensor,
-    trace: GuidanceTrace | None,
-) -> tuple[Tensor, Tensor]:
-    """Draw a token at every masked position and write the most confident into ``sequences.tokens``.
-
-    Returns:
-        entropy of the denoiser's own logits, [N], and bool [N], the rows that were committed.
-    """
-    config, ends = task.config, task.ranked_ends
-    with span("sample_tokens"):
-        sample = draw(task, step, rows, logits)
-    entropy = sample.tempered_entropy if trace is None else trace.initial_entropy
-    with span("commit"):
-        counts = batch.counts
-        if batch.chosen is not None:  # origin: what commits is settled, whatever was drawn there
-            score, ends = torch.zeros_like(entropy), ()
-            score[: batch.rows] = batch.chosen.to(score.dtype)
-        else:
-            ends = ends if config.deprioritize_eos else ()
-            score = confidence(config.alg, sample, logits, entropy, config.entropy_source)
-            score = score.masked_fill(~competing(batch, rows), -torch.inf)
-        if config.threshold is not None:
-            counts = counts.maximum(count_confident(score, sample.token, batch, rows, config.threshold, ends))
-        if len(ends) > 1:  # the operator knows one
-            score = score.masked_fill(holds_any(sample.token, ends[1:]), -torch.inf)
-        committed = torch.zeros_like(rows.real)
-        ops.commit_(
-            sequences.tokens,
-            committed,
-            sample.token,
-            score,
-            rows.columns,
-            batch.splits,
-            counts,
-            keys=rows.keys_of(POSITION_DRAW) if config.position_temperature > 0 else None,
-            eos_token_id=next(iter(ends), None),
-            alg_temp=config.position_temperature,
-        )
-    return entropy, committed
-
-
-def draw(task: Task, step: Step, rows: Rows, logits: Tensor) -> ops.Sample:
-    """What a position would commit, drawn from the optimised logits z [N, V], with its confidences."""
-    config, keys = task.config, rows.keys_of(COMMIT_DRAW)
-    error_flag = task.error_flags[step.index : step.index + 1]
-    shared = (task.forbidden, error_flag)
-    sample = ops.sample_tokens(logits, keys, config.tau, config.top_p, config.top_k, *shared)
-    if not config.is_greedy:
-        return sample
-    # The first of a row's largest logits, whose probability under the filter follows from the drawn one's.
-    best = ops.sample_tokens(logits, keys, config.tau, 0.0, None, *shared).token
-    drawn, largest = (logits.gather(1, ids.clamp(min=0)[:, None])[:, 0] for ids in (sample.token, best))
-    ratio = (largest.to(sample.probability.dtype) - drawn.to(sample.probability.dtype)).exp()
-    return sample._replace(token=best, probability=sample.probability * ratio)
-
-
-def competing(batch: Batch, rows: Rows) -> Tensor:
-    """bool [N]: the rows that may be committed, the leading ones of each trajectory."""
-    place = torch.arange(rows.real.shape[0], device=rows.real.device) - batch.splits[rows.trajectories]
-    return rows.real & (place < batch.competing[rows.trajectories])
-
-
-def count_confident(
-    score: Tensor, candidates: Tensor, batch: Batch, rows: Rows, threshold: float, ends: Sequence[int]
-) -> Tensor:
-    """int64 [A]: how many rows of each trajectory have a confidence of at least ``threshold``.
-
-    ``score`` [N] is -inf in rows that do not compete, so they never count.
-    """
-    confident = score >= threshold
-    if ends:  # de-prioritised: their confidence is -inf
-        confident &= ~holds_any(candidates, ends)
-    return torch.zeros_like(batch.counts).index_add_(0, rows.trajectories, confident.long())
-
-
-def end_finished_(tokens: Tensor, window: Tensor, mask_token_id: int, ends: Sequence[int]) -> None:
-    """Fill what is masked behind the first end of a response with ``ends[0]``, where nothing before it is masked.
-
-    ``tokens`` int64 [P, S], in place; ``window`` bool [P, S], the response.
-    """
-    masked = window & (tokens == mask_token_id)
-    behind = (window & holds_any(tokens, ends)).cumsum(dim=1) > 0
-    finished = behind.any(dim=1) & ~(masked & ~behind).any(dim=1)
-    tokens.masked_fill_(masked & finished[:, None], ends[0])
-
-
-class _StepRecord:
-    """Collects what a step's batches did into tensors over all trajectories."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.shape = tokens.shape
-        # One slot more than there are positions takes what padding rows write.
-        nan = torch.full((tokens.numel() + 1,), torch.nan, dtype=torch.float32, device=tokens.device)
-        self.entropy, self.weight = nan, nan.clone()
-        self.committed = torch.zeros_like(nan, dtype=torch.bool)
-        self.reward = nan[: self.shape[0]].clone()
-
-    def add(self, batch: Batch, rows: Rows, entropy: Tensor, committed: Tensor, trace: GuidanceTrace | None) -> None:
-        places = batch.active[rows.trajectories] * self.shape[1] + rows.columns
-        places = torch.where(rows.real, places, self.entropy.shape[0] - 1)
-        self.entropy[places] = entropy.float()
-        self.committed[places] = committed
-        if trace is not None:
-            self.weight[places] = trace.weights[-1].float()
-            self.reward[batch.active] = trace.rewards[-1].float()
-
-    def state(self, index: int, steps: int, tokens: Tensor, seconds: float) -> StepState:
-        entropy, weight, committed = (x[:-1].view(self.shape) for x in (self.entropy, self.weight, self.committed))
-        return StepState(index, steps, tokens.clone(), committed, entropy, weight, self.reward, seconds)
 
 
 def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:

@@ -1,4 +1,4 @@
-"""How many positions each denoising step commits, which ones compete, and the confidence that ranks them."""
+"""How many positions each denoising step commits, and which ones compete."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from entrgi.config import SamplerConfig
 from entrgi_ext.reference import gumbel
-
-if TYPE_CHECKING:
-    from entrgi_ext.ops import Sample
 
 # The third word of a random key: optimiser steps count from 0, these two draws come after them.
 COMMIT_DRAW, POSITION_DRAW = -1, -2
@@ -257,32 +253,3 @@ def _batch(turns: list[_Turn], device: torch.device) -> Batch:
         rows=splits[-1],
         chosen=None if turns[0].chosen is None else to_device(chosen, torch.bool),
     )
-
-
-def confidence(alg: str, sample: Sample, logits: Tensor, initial_entropy: Tensor, entropy_source: str) -> Tensor:
-    """Confidence [N] of committing ``sample.token`` at each of N positions; higher commits earlier.
-
-    Args:
-        alg: see :class:`entrgi.config.SamplerConfig`; ``random`` has the same everywhere, ``origin`` none.
-        sample: the commit draw from the optimised logits.
-        logits: [N, V], the optimised logits.
-        initial_entropy: [N], entropy in nats of the denoiser's own logits at tau, unfiltered.
-        entropy_source: ``initial`` or ``filtered``, for ``alg="entropy"``.
-
-    Raises:
-        ValueError: for an unknown ``alg`` or ``entropy_source``.
-    """
-    if alg == "entropy" and entropy_source == "initial":
-        return -initial_entropy
-    if alg == "entropy" and entropy_source == "filtered":
-        return -sample.filtered_entropy
-    if alg == "random":
-        return torch.zeros_like(initial_entropy)
-    if alg == "maskgit_plus":
-        return sample.probability
-    if alg == "topk_margin":
-        return sample.margin
-    if alg == "anchor":
-        drawn = logits.gather(1, sample.token.clamp(min=0)[:, None])[:, 0]
-        return drawn.to(sample.probability.dtype)
-    raise ValueError(f"alg {alg!r} with entropy_source {entropy_source!r} is not a confidence rule")

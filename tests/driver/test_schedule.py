@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from entrgi import CallableDenoiser, SamplerConfig, SequenceClassifierReward, generate
-from entrgi.schedule import commit_count, confidence, plan
+from entrgi.commit import confidence
+from entrgi.schedule import commit_count, plan
 from entrgi_ext.reference import Sample, gumbel
 
 SCHEDULES = ["paper", "rgrl", "uniform"]
