@@ -53,7 +53,12 @@ class CMakeBuild(build_ext):
 setup(
     packages=["entrgi_ext", "entrgi", *(f"entrgi.{name}" for name in find_packages(str(ROOT / "python" / "entrgi")))],
     package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
-    package_data={"entrgi": ["viewer/*"], "entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"]},
+    package_data={
+        "entrgi": ["py.typed"],
+        "entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"],
+        "entrgi.trace": ["viewer/*"],
+        "entrgi_ext": ["py.typed"],
+    },
     ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

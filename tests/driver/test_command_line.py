@@ -16,8 +16,9 @@ import traces
 from typer.testing import CliRunner
 
 import entrgi
-import entrgi.plot
-from entrgi import cli, display, memory, trace
+import entrgi.trace.plot
+from entrgi import cli, memory, trace
+from entrgi.cli import display
 from entrgi.cli import models as models_of_commands
 from entrgi.cli.console import signals_interrupt
 from entrgi.cli.options import SAMPLER
@@ -234,7 +235,9 @@ def test_one_file_that_fails_leaves_the_others(quick, tmp_path, monkeypatch, bro
     def fail(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"trace": (trace, "write"), "plot": (entrgi.plot, "write"), "json": (cli.sample, "write_json")}[broken]
+    target = {"trace": (trace, "write"), "plot": (entrgi.trace.plot, "write"), "json": (cli.sample, "write_json")}[
+        broken
+    ]
     monkeypatch.setattr(*target, fail)
     names = {"trace": "t.jsonl", "plot": "p.png", "json": "j.json"}
     files = [part for option, name in names.items() for part in (f"--{option}", tmp_path / name)]

@@ -8,7 +8,7 @@ import pytest
 import traces
 from PIL import Image
 
-from entrgi import plot
+from entrgi.trace import plot
 
 TRACE = traces.trace(["a", "b", "c", "d"], copies=2)
 

@@ -409,7 +409,7 @@ def test_written_files_follow_links_and_the_umask(tmp_path):
 def test_reading_needs_no_torch(tmp_path):
     write(tmp_path / "t.jsonl", traces.trace())
     code = (
-        "import sys; from pathlib import Path; from entrgi import trace, view;"
+        "import sys; from pathlib import Path; from entrgi import trace; from entrgi.trace import view;"
         f"view.page(trace.read(Path({str(tmp_path / 't.jsonl')!r}))); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,9 +11,8 @@ import pytest
 import traces
 from typer.testing import CliRunner
 
-from entrgi import view
 from entrgi.cli import app
-from entrgi.trace import lines, write
+from entrgi.trace import lines, view, write
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ import pytest
 import traces
 from browser import browse, document, needs_browser, screenshot
 
-from entrgi import view
+from entrgi.trace import view
 
 pytestmark = needs_browser
 

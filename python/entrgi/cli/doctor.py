@@ -19,7 +19,7 @@ def doctor(as_json: Annotated[Path | None, JSON_FILE] = None) -> None:
         if as_json is not None and str(as_json) != "-":
             check_target("--json", as_json)
 
-        from entrgi.display import doctor_table
+        from entrgi.cli.display import doctor_table
         from entrgi.doctor import examine
 
         report = examine()

@@ -174,7 +174,7 @@ class Files:
 
     def check(self, inputs: list[Path | None]) -> None:
         """Raise, before anything is generated, where a file cannot be written or is another option's, too."""
-        from entrgi import plot
+        from entrgi.trace import plot
 
         if self.resume and self.output is None:
             raise ValueError("--resume: expected the file to go on with as --output")
@@ -186,7 +186,7 @@ class Files:
         for option, path in read.items():
             check_distinct({option: None if path is None or str(path) == STDIN else path, **written})
         if self.plot is not None:
-            plot.check(self.plot)
+            plot.check(self.plot, "--plot")
 
 
 @dataclass
@@ -208,7 +208,7 @@ def run_sample(
     prompts: list[Prompt], runs: dict[str, SamplerConfig], models: Models, seeds: Seeds, files: Files
 ) -> None:
     """Generate, write files, and print; an error or an interrupt keeps what is done, and its exit code."""
-    from entrgi import display
+    from entrgi.cli import display
 
     results = None if files.output is None else Results(files.output, files.resume)
     if seeds.base is None and seeds.given is None:
@@ -259,7 +259,7 @@ class Lines:
     settings: list[Settings]
 
     def add(self, prompts: list[Prompt], batch: Batch) -> None:
-        from entrgi import display
+        from entrgi.cli import display
 
         if self.results is None or batch.error is not None:
             return
@@ -333,8 +333,8 @@ def report(done: Done, work: Work, source: dict[str, object], files: Files) -> N
 
 def write_files(done: Done, data: dict[str, object], files: Files) -> Iterator[Exception]:
     """Every file as a whole; an error that kept one from being written is no reason to leave out the others."""
-    from entrgi import plot
     from entrgi import trace as traces
+    from entrgi.trace import plot
 
     trace = traces.concatenate(done.traces) if done.traces else None
     for name, path, write, content in (
@@ -356,7 +356,7 @@ def as_json(
     prompts: list[Prompt], runs: dict[str, tuple[SamplerConfig, Output]], source: dict[str, object]
 ) -> dict[str, object]:
     """One object. NaN and infinities are null in it, and ``not_finite`` names their places."""
-    from entrgi import display
+    from entrgi.cli import display
 
     described = {name: display.as_dict(prompts, config, output) for name, (config, output) in runs.items()}
     data, lost = display.finite({**source, "runs": described})
@@ -371,7 +371,7 @@ def show(
     files: Files,
 ) -> None:
     """The JSON object where it is for standard output, otherwise the texts."""
-    from entrgi import display
+    from entrgi.cli import display
 
     if files.json_is_shown:
         write_json(files.json, data)

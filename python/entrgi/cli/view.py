@@ -25,8 +25,8 @@ def view(
     ] = None,
 ) -> None:
     """Make one HTML page, which needs no network, that plays the denoising of a trace."""
-    from entrgi import view as viewer
     from entrgi.trace import read
+    from entrgi.trace import view as viewer
 
     with reported_errors():
         target = page_of(trace) if output is None else output

@@ -14,7 +14,7 @@ SCRIPTS = ("model.js", "colour.js", "text.js", "charts.js", "player.js")
 
 def page(trace: Trace) -> str:
     """The page. Its address may name a place: ``#step=12&prompt=1&trajectory=3&colour=entropy&theme=dark``."""
-    folder = files("entrgi") / "viewer"
+    folder = files("entrgi.trace") / "viewer"
     style = (folder / "style.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     before, after_style = (folder / "page.html").read_text(encoding="utf-8").split("/*STYLE*/")

@@ -25,17 +25,20 @@ THIN_LINES = 32  # more trajectories than these are shown by their mean alone
 Curve = list[tuple[int, float]]
 
 
-def check(path: Path) -> None:
+def check(path: Path, label: str = "plot") -> None:
     """Raise before anything is computed.
+
+    Args:
+        label: the beginning of an error.
 
     Raises:
         ValueError: for a file whose ending names no format.
         ImportError: without matplotlib, with the command that installs it.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"--plot: expected a file name ending in {', '.join(FORMATS)}, got {str(path)!r}")
+        raise ValueError(f"{label}: expected a file name ending in {', '.join(FORMATS)}, got {str(path)!r}")
     if find_spec("matplotlib") is None:
-        raise ImportError("--plot needs matplotlib: pip install 'entrgi[plot]'")
+        raise ImportError(f"{label} needs matplotlib: pip install 'entrgi[plot]'")
 
 
 def write(path: Path, trace: Trace) -> None:
