@@ -301,7 +301,10 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The longest sequence, in tokens, that model and tokenizer declare; None where neither does."""
     limits = []
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    try:
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    except NotImplementedError:  # XLNet's has no end, and says so that way
+        positions = None
     if positions:
         table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
         # RoBERTa counts positions from padding_idx + 1.

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.prompts import Completion, Prompt, check_prompt, first_id, plain_ids, render_chat
+
+
+def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str) -> list[Completion]:
+    """What is to be scored, as :class:`Completion`.
+
+    Args:
+        texts: any of a :class:`Completion`; a text, which is a response to an empty prompt; a pair of a prompt (text or
+            messages) and a response. Where both are read as one plain text, they are joined as they stand. A single
+            text or completion is one of them.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(texts, str | Completion):
+        texts = [texts]
+    completions = []
+    for index, item in enumerate(texts):
+        if isinstance(item, str):
+            item = "", item
+        if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], str):
+            prompt, response = item
+            check_prompt(prompt)
+            item = Completion(prompt, prompt + response if isinstance(prompt, str) else response, response)
+        if not isinstance(item, Completion):
+            raise ValueError(
+                f"completions[{index}]: expected a text, a pair (prompt, response) or a Completion, got {item!r:.80}"
+            )
+        completions.append(item)
+    return completions
 
 
 @dataclass(frozen=True)
