@@ -161,7 +161,9 @@ class SequenceClassifierReward(EmbeddingReward):
         """See :meth:`EmbeddingReward.known`. Raises ValueError for a token by whose share the model scales, too."""
         if scales_by_share(self.model) and self.model.config.mask_token_id in ids:
             token = self.tokenizer.convert_ids_to_tokens(self.model.config.mask_token_id)
-            raise ValueError(f"reward: {self.name} scales all embeddings by the share of {token!r}, expected none of it")
+            raise ValueError(
+                f"reward: {self.name} scales all embeddings by the share of {token!r}, expected none of it"
+            )
         return super().known(ids)
 
     def _frame(self, prefix: list[int], suffix: list[int]) -> Frame:
