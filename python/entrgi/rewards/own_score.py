@@ -34,7 +34,7 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
 
     Each text is scored over ids alone and without padding, which is what its score is; over embeddings alone and in
     one batch, the shorter padded. What is tolerated is measured: ``_MARGIN`` times what changes of the embedding of
-    the size of its dtype's rounding do to the score. Global random state stays as it is.
+    the size of its dtype's rounding do to the score, and the rounding of the score itself. Global random state stays as it is.
 
     Args:
         rows: ids and number of ids before what is judged, of texts of different lengths.
@@ -52,8 +52,8 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
         raise
     except Exception as error:
         raise ValueError(f"reward: {reward.name} cannot be read over embeddings: {reason_of(error)}") from error
-    scale = moved.double().square().mean().sqrt() + rounding * expected.double().abs().max()
-    allowed = _MARGIN * float(scale)
+    noise, largest = moved.double().square().mean().sqrt(), expected.double().abs().max()
+    allowed = float(_MARGIN * noise + 2 * rounding * largest)
     longest = max(len(ids) for ids, _ in rows)
     for scores, padding in ((alone, "alone"), (padded, f"in a batch padded to {longest}")):
         for (ids, _), got, wanted in zip(rows, scores.tolist(), expected.tolist(), strict=True):
