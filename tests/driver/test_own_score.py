@@ -214,7 +214,7 @@ class ScaledLM(LlamaForCausalLM):
         return super().forward(inputs_embeds=embeds, **options)
 
     def factor(self, ids):
-        return 1 + (ids >= 30).double().mean()  # none of the first ids, which the check of the logits reads
+        return 1 + 8 * (ids >= 30).double().mean()  # none of the first ids, which the check of the logits reads
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

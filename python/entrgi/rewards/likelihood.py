@@ -127,7 +127,7 @@ class LogLikelihoodReward(EmbeddingReward):
     def _frame(self, prefix: list[int], suffix: list[int]) -> Frame:
         """The response's frame. What follows a response has no part in its likelihood."""
         self.format.for_empty()
-        return Frame(self._begun(prefix), [], keeps_first=True)
+        return Frame(self.known(self._begun(prefix)), [], keeps_first=True)
 
     def _begun(self, prefix: list[int]) -> list[int]:
         """``prefix``, never empty: the first response token needs something that predicts it."""

@@ -34,7 +34,8 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
 
     Each text is scored over ids alone and without padding, which is what its score is; over embeddings alone and in
     one batch, the shorter padded. What is tolerated is measured: ``_MARGIN`` times what changes of the embedding of
-    the size of its dtype's rounding do to the score, and the rounding of the score itself. Global random state stays as it is.
+    the size of its dtype's rounding do to the score, and the rounding of the score itself. Global random state stays
+    as it is.
 
     Args:
         rows: ids and number of ids before what is judged, of texts of different lengths.
