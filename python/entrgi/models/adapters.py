@@ -89,17 +89,17 @@ def _apply_one(
     fields = read_json(argument, folder / _CONFIG)
     names = [name for name, _ in model.named_modules()]
     _check_fields(argument, adapter, fields, names)
-    if not (folder / _WEIGHTS).is_file():
-        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        found = f"; {pickle} is a pickle, which can run code and is never read" if pickle else ""
-        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{found}")
+    _check_weights(argument, adapter, folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
-            weights = load_file(folder / _WEIGHTS)
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            if fields.get("task_type") == "CAUSAL_LM":
+                config.task_type = None  # all it would add is generation, which a classifier under it has not
+            weights = _without_twins(load_file(folder / _WEIGHTS))
             layers = _vocabulary_layers(model)
             _resize_vocabulary(model, layers, weights)
-            wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+            wrapped = peft.PeftModel.from_pretrained(model, str(folder), config=config)
             # Nothing is to be asked of the base model that the adapter names.
             for config in wrapped.peft_config.values():
                 config.base_model_name_or_path = None
@@ -126,12 +126,29 @@ def _apply_one(
     return merged, {name.removeprefix(_PREFIX) for name in weights if "lora_" not in name}
 
 
+def _check_weights(argument: str, adapter: str | Path, folder: Path) -> None:
+    if not (folder / _WEIGHTS).is_file():
+        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        found = f"; {pickle} is a pickle, which can run code and is never read" if pickle else ""
+        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{found}")
+
+
+def _without_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` without what peft writes twice: an embedding that is saved as a module and as an embedding."""
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if ".modules_to_save." not in name or name.replace(".modules_to_save.", ".") not in weights
+    }
+
+
 def _resize_vocabulary(
     model: nn.Module, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
 ) -> None:
     """Make room for an embedding or output layer of another number of rows that an adapter brings whole."""
     for key, tensor in weights.items():
-        name = key.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+        name = key.removeprefix(_PREFIX).removesuffix(".weight")
+        name = name.removesuffix(".base_layer").removesuffix(".original_module")
         layer = layers.get(name) if key.startswith(_PREFIX) and key.endswith(".weight") else None
         if layer is None or tensor.dim() != 2 or tensor.shape[1] != layer.weight.shape[1]:
             continue
@@ -191,7 +208,7 @@ def _whole(wrapped: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
     return {
         f"{_PREFIX}{name}.{part}"
         for name in layers
-        for part in ("weight", "bias", "base_layer.weight")
+        for part in ("weight", "bias", "base_layer.weight", "original_module.weight", "original_module.bias")
         if f"{_PREFIX}{name}.{part}" in held
     }
 
