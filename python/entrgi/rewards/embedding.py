@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entrgi.models.errors import reason_of
 from entrgi.prompts import Completion, Prompt, plain_ids
 from entrgi.rewards.masks import attention_mask
 from entrgi.rewards.sequences import Frame, RewardSequences, build_reward_sequences
@@ -217,6 +218,14 @@ class EmbeddingReward:
         Raises:
             ValueError: where what stands around every text has a token that the model has no embedding of.
         """
+        try:
+            return self._probes()
+        except ValueError:
+            raise
+        except Exception as error:  # a chat template may be anything
+            raise ValueError(f"reward: the tokenizer of {self.name} cannot read a text: {reason_of(error)}") from error
+
+    def _probes(self) -> list[tuple[list[int], int]]:
         special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
         words = [i for i in range(min(self.rows, len(self.tokenizer))) if i not in special] or [0]
         # Spread over the vocabulary, and not to be found in whole by a tokenizer that knows the plainest text only.
