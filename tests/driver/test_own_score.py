@@ -203,7 +203,11 @@ class RoundsBatches(Member):
 
 
 def test_what_is_tolerated_depends_on_the_dtype():
+    """The one of the least precise weights."""
     SequenceClassifierReward(member(RoundsBatches, torch.bfloat16), tiny.tokenizer())
+    mixed = member(RoundsBatches)
+    mixed.register_parameter("other", torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)))
+    SequenceClassifierReward(mixed, tiny.tokenizer())
     with pytest.raises(ValueError, match="RoundsBatches gives a text of"):
         SequenceClassifierReward(member(RoundsBatches), tiny.tokenizer())
 

@@ -371,6 +371,13 @@ def test_what_cannot_be_scored(item):
         tiny.bert_reward().score(["w1", item])
 
 
+@pytest.mark.parametrize("given", [None, 3, {"w1": "w2"}], ids=str)
+def test_what_holds_no_texts(given):
+    for reward in (tiny.bert_reward(), short("weighted")(extended())):
+        with pytest.raises(ValueError, match="completions: expected texts, pairs"):
+            reward.score(given)
+
+
 def test_messages_without_a_template():
     layouts = binding.layouts([[{"role": "user", "content": "w1"}]], [3])
     with pytest.raises(ValueError, match="got chat messages, and the tokenizer of BertForSequence"):

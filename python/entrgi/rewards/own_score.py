@@ -26,7 +26,7 @@ _ROUNDING_OF_OTHERS = 2**-12
 _ROUNDING_QUANTISED = 2**-5
 # What rounding the embedding alone moves, times this, is what rounding all layers may move.
 _MARGIN = 16
-_PERTURBED = 4
+_PERTURBED = 2
 
 
 def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[[Row], Tensor]) -> None:
@@ -67,9 +67,11 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
 
 
 def _rounding(reward: EmbeddingReward) -> float:
-    if getattr(reward.model, "is_quantized", False):
+    """Of the least precise weights."""
+    dtypes = {parameter.dtype for parameter in reward.model.parameters()}
+    if getattr(reward.model, "is_quantized", False) or any(dtype.itemsize == 1 for dtype in dtypes):
         return _ROUNDING_QUANTISED
-    return _ROUNDING.get(reward.tables[0].weight.dtype, _ROUNDING_OF_OTHERS)
+    return max(_ROUNDING.get(dtype, _ROUNDING_OF_OTHERS) for dtype in dtypes)
 
 
 def _perturbed(reward: EmbeddingReward, rows: Sequence[Row], size: float) -> Tensor:

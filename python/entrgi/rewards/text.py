@@ -24,6 +24,8 @@ def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str)
     """
     if isinstance(texts, str | Completion):
         texts = [texts]
+    if not isinstance(texts, Sequence):
+        raise ValueError(f"completions: expected texts, pairs (prompt, response) or Completions, got {texts!r:.80}")
     completions = []
     for index, item in enumerate(texts):
         if isinstance(item, str):
