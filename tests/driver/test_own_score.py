@@ -3,6 +3,7 @@
 import random
 
 import architectures
+import binding
 import numpy as np
 import pytest
 import tiny
@@ -91,6 +92,26 @@ def test_a_template_that_ends_in_the_padding_id(kind):
     prefix, suffix = reward.format.frame("w5", [])
     assert suffix == [3]
     assert reward._frame(prefix, suffix).suffix == []
+
+
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "fills its window"])
+@pytest.mark.parametrize("chat", [None, tiny.CHAT], ids=["plain", "chat"])
+def test_a_response_whose_end_is_the_padding_id(chat, ends, reuse_prefix):
+    """Guided as it is scored: the last id that is read is that of the text."""
+    tok = tiny.tokenizer(chat=chat)
+    if chat is None:
+        tok.cls_token = tok.sep_token = None
+    reward = SequenceClassifierReward(build("llama", pad_token_id=binding.EOS), tok, reuse_prefix=reuse_prefix)
+    places = binding.layouts(["the movie"], [4])
+    ids = binding.tokens(places, 2)
+    length = 2 if ends else 4
+    ids[:, places[0].start + length : places[0].stop] = binding.EOS
+    words = [[tiny.WORDS[i] for i in row[places[0].start :][:length]] for row in ids.tolist()]
+    completions = [Completion("the movie", f"the movie {' '.join(w)}", " ".join(w)) for w in words]
+    value, _ = binding.value_and_gradient(reward.bind(binding.denoiser(), places, 2), ids)
+    torch.testing.assert_close(value.float(), reward.score(completions), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(value.float(), own_scores(reward, completions), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -7,6 +7,7 @@ from functools import partial
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, CAUSAL_WITH_HEAD, prepa
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.prefix import Prefix
 from entrgi.rewards.sequences import Frame, RewardSequences
+from entrgi.vocabulary import Alignment
+
+if TYPE_CHECKING:
+    from entrgi.denoisers import Denoiser
 
 
 class SequenceClassifierReward(EmbeddingReward):
@@ -168,6 +173,13 @@ class SequenceClassifierReward(EmbeddingReward):
 
     def _frame(self, prefix: list[int], suffix: list[int]) -> Frame:
         return super()._frame(prefix, self._unpadded(suffix))
+
+    def _unread(self, denoiser: Denoiser, alignment: Alignment) -> int | None:
+        """The end of a response, where the model takes it for padding: a decoded text is scored without it, too."""
+        end = denoiser.eos_token_id
+        if end is None or self.pooled_before is None or int(alignment.ids[end]) != self.pooled_before:
+            return None
+        return end
 
     def _encoded(self, completion: Completion) -> tuple[list[int], int, int]:
         ids, begin, end = super()._encoded(completion)

@@ -72,6 +72,7 @@ class BoundEmbeddingReward:
         sequences: the trajectories as the reward reads them.
         eos_token_id, pad_token_id: the denoiser's; they end and hide positions of a response.
         read: (inputs_embeds [A, S, d], visible bool [A, S], sequences) -> rewards [A].
+        unread: an id of the denoiser that is hidden in the response, or None.
     """
 
     embedding: Tensor
@@ -79,6 +80,7 @@ class BoundEmbeddingReward:
     eos_token_id: int | None
     pad_token_id: int | None
     read: Callable[[Tensor, Tensor, RewardSequences], Tensor]
+    unread: int | None = None
 
     def select(self, active: Tensor) -> BoundEmbeddingReward:
         sequences = self.sequences.select(active)
@@ -93,6 +95,8 @@ class BoundEmbeddingReward:
     def __call__(self, inputs_embeds: Tensor, ids: Tensor) -> Tensor:
         s = self.sequences
         visible = attention_mask(ids, s.valid, s.response, self.eos_token_id, self.pad_token_id)
+        if self.unread is not None:
+            visible = visible & ~(s.response & (ids == self.unread))
         return self.read(inputs_embeds, s.keep_first(visible), s)
 
 
@@ -176,6 +180,7 @@ class EmbeddingReward:
                 )
             frames.append(frame)
         parts = [align_embedding(table.full(), alignment, self.missing, self.tokenizer) for table in self.tables]
+        unread = None if any(frame.suffix for frame in frames) else self._unread(denoiser, alignment)
         frames, read = self._reader(frames)
         return BoundEmbeddingReward(
             embedding=parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),
@@ -183,6 +188,7 @@ class EmbeddingReward:
             eos_token_id=denoiser.eos_token_id,
             pad_token_id=denoiser.pad_token_id,
             read=read,
+            unread=unread,
         )
 
     @torch.inference_mode(False)
@@ -264,6 +270,10 @@ class EmbeddingReward:
             return Frame(prefix, suffix)
         self.format.for_empty()  # raises where there is no such token: better now than when the texts are scored
         return Frame(prefix, suffix, keeps_first=True)
+
+    def _unread(self, denoiser: Denoiser, alignment: Alignment) -> int | None:
+        """The denoiser's id that the model does not read at a text's end, if any."""
+        return None
 
     def _reader(self, frames: list[Frame]) -> tuple[list[Frame], Callable[[Tensor, Tensor, RewardSequences], Tensor]]:
         """The frames as the buffer holds them, and how the buffer is read."""
