@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
@@ -39,7 +39,7 @@ def load_pretrained(
     dtype: torch.dtype | str | None,
     device: str | int | torch.device | None,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     known: Iterable[str] = (),
     **options: object,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,8 +51,8 @@ def load_pretrained(
         auto_class: such as ``AutoModelForMaskedLM``.
         dtype: of the weights; None keeps the checkpoint's.
         device: None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts the model.
-        adapter: folder or hub id of a LoRA adapter, see :func:`entrgi.models.adapters.apply_adapter`. Weights that
-            it brings whole (a classifier's head) may be missing in the checkpoint.
+        adapter: folder or hub id of a LoRA adapter, or several, see :func:`entrgi.models.adapters.apply_adapter`.
+            Weights that it brings whole (a classifier's head) may be missing in the checkpoint.
         known: options of the caller, to be named where one is misspelled.
         options: passed to ``from_pretrained``; ``revision``, ``cache_dir``, ``token`` and ``local_files_only`` hold
             for the tokenizer, too.
@@ -304,7 +304,7 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """The longest sequence, in tokens, that model and tokenizer declare; None where neither does."""
     limits = []
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions:
+    if positions and positions > 0:  # XLNet's -1: without an end
         table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
         # RoBERTa counts positions from padding_idx + 1.
         counts_from = table.padding_idx if isinstance(table, nn.Embedding) else None

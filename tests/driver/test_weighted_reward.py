@@ -102,6 +102,21 @@ def test_score():
     torch.testing.assert_close(got, expected)
 
 
+def test_parts():
+    """Every reward's own score, unweighted, and their names; sums of sums have the inner sum as a part."""
+    completions = [Completion("the", f"the {text}", text) for text in ("movie was good", "bad")]
+    reward = WeightedReward(rewards(), WEIGHTS)
+    parts = reward.score_parts(completions)
+    assert torch.equal(parts, torch.stack([part.score(completions) for part in rewards()], dim=1))
+    assert torch.equal(reward.weigh(parts), reward.score(completions))
+    assert reward.part_names == ("GPT2ForSequenceClassification", "OPTForCausalLM", "<lambda>")
+    outer = WeightedReward([reward, rewards()[0]], [2, 1])
+    assert torch.equal(outer.score_parts(completions)[:, 0], reward.score(completions))
+    assert outer.part_names == ("WeightedReward", "GPT2ForSequenceClassification")
+    assert reward.score_parts("w1").shape == (1, 3)
+    assert reward.score([]).shape == (0,)
+
+
 def test_reads_the_prompt_where_all_of_them_do():
     chat, *plain = rewards()
     assert WeightedReward(plain, [1, 1]).reads_prompt

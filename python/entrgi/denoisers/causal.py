@@ -104,7 +104,7 @@ class BidirectionalLM:
         *,
         dtype: torch.dtype | str | None = None,
         device: str | int | torch.device | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         mask_token_id: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
@@ -122,7 +122,7 @@ class BidirectionalLM:
             name: a folder, or a hub id.
             dtype: of the weights; None keeps the checkpoint's.
             device: None is the CPU.
-            adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+            adapter: a LoRA adapter (folder or hub id), or several: merged into the weights, in turn; needs ``peft``.
             mask_token_id: None takes config.json's, or the tokenizer's.
             eos_token_id: see the class.
             pad_token_id: None takes the tokenizer's, or config.json's.
@@ -267,7 +267,10 @@ class OfficialNames(nn.Module):
 
 
 def _with_adapter(
-    model: PreTrainedModel, modules: Mapping[str, str], adapter: str | Path, hub_options: Mapping[str, object]
+    model: PreTrainedModel,
+    modules: Mapping[str, str],
+    adapter: str | Path | Sequence[str | Path],
+    hub_options: Mapping[str, object],
 ) -> PreTrainedModel:
     """``model`` with a LoRA adapter merged in that was trained on the official names."""
     if not modules:

@@ -97,7 +97,7 @@ class MaskedLM:
         *,
         dtype: torch.dtype | str | None = None,
         device: str | int | torch.device | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         mask_token_id: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,8 @@ class CallableReward(EmbeddingReward):
             the prompt through a chat template of its own, the response is read alone all the same.
         max_length: context in tokens, or None.
         score_batch_size: texts per call of :meth:`score`.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         name: what errors call it; None takes the callable's own.
 
     Raises:
@@ -43,6 +45,7 @@ class CallableReward(EmbeddingReward):
         include_prompt: bool = True,
         max_length: int | None = None,
         score_batch_size: int = 16,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         name: str | None = None,
     ) -> None:
         if not callable(function):
@@ -58,6 +61,7 @@ class CallableReward(EmbeddingReward):
             include_prompt=include_prompt,
             max_length=max_length,
             score_batch_size=score_batch_size,
+            chat_template_kwargs=chat_template_kwargs,
         )
         self.function = function
 

@@ -130,8 +130,12 @@ def align_embedding(
     if missing not in MISSING_ROWS:
         raise ValueError(f"missing must be one of {', '.join(MISSING_ROWS)}, got {missing!r}")
     ids, rows = alignment.ids, weight.shape[0]
-    if int(ids.max()) >= rows:
-        raise ValueError(f"reward: its embedding has {rows} rows, its tokenizer ids up to {int(ids.max())}")
+    last = int(ids.max())
+    if last >= rows:
+        token = reward_tokenizer.convert_ids_to_tokens(last)
+        raise ValueError(
+            f"reward: its embedding has {rows} rows, its tokenizer ids up to {last}, which stands for {token!r}"
+        )
     if torch.equal(ids, torch.arange(len(ids))):
         return weight[: len(ids)]
     aligned = weight.index_select(0, ids.clamp(min=0).to(weight.device))
