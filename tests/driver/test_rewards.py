@@ -366,7 +366,7 @@ def test_a_pair_with_messages():
 )
 def test_what_cannot_be_scored(item):
     with pytest.raises(
-        ValueError, match=r"completions\[1\]: expected a text, a pair|prompts: expected text or messages"
+        ValueError, match=r"completions\[1\]: expected a text, a pair|: expected text or messages"
     ):
         tiny.bert_reward().score(["w1", item])
 

@@ -39,7 +39,8 @@ def load_reward(
         adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft); several are merged in turn.
         compile: run the transformer through ``torch.compile``.
         options: of the class (``label`` for a classifier with several, ``missing``, ``include_prompt``,
-            ``max_length``, ``reuse_prefix``, ``score_batch_size``, ``chat_template_kwargs``, ``normalize``), others go to ``from_pretrained``.
+            ``max_length``, ``reuse_prefix``, ``score_batch_size``, ``chat_template_kwargs``, ``normalize``), others go
+            to ``from_pretrained``.
 
     Raises:
         ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.
