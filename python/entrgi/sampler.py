@@ -16,6 +16,7 @@ from entrgi.guidance import GuidanceTrace, optimize_logits
 from entrgi.matmul import fast_products
 from entrgi.messages import Prompt
 from entrgi.outputs import HistoryBuilder, Output, StepState
+from entrgi.prompts import Completion
 from entrgi.rewards import Reward
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step, confidence
@@ -379,10 +380,11 @@ class _StepRecord:
 def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
     """Decode, score what is complete, and choose what is returned."""
     completions = task.decode()
-    candidates = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32)
+    candidates, parts = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32), None
     if complete:
         scoring = time.perf_counter()
-        candidates = task.reward.score([c for row in completions for c in row]).view(task.seeds.shape)
+        candidates, parts = _score(task.reward, [c for row in completions for c in row])
+        candidates = candidates.view(task.seeds.shape)
         timings["score"] = time.perf_counter() - scoring
     kept = task.choose(candidates)
     chosen = [[row[k] for k in ks] for row, ks in zip(completions, kept.tolist(), strict=True)]
@@ -393,6 +395,7 @@ def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], star
         responses=[[c.response for c in row] for row in chosen],
         rewards=candidates.gather(1, kept),
         candidate_rewards=candidates,
+        reward_parts=None if parts is None else parts[trajectories].view(*kept.shape, -1),
         seeds=task.seeds.gather(1, kept),
         windows=[(layout.start, layout.stop) for layout in task.layouts],
         history=history.history(),
@@ -400,3 +403,11 @@ def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], star
         timings={**timings, "total": time.perf_counter() - started},
         complete=complete,
     )
+
+
+def _score(reward: Reward, completions: list[Completion]) -> tuple[Tensor, Tensor | None]:
+    """Rewards [n] of finished texts, and of a weighted sum its parts [n, number of rewards]."""
+    if not hasattr(reward, "score_parts"):
+        return reward.score(completions), None
+    parts = reward.score_parts(completions)
+    return reward.weigh(parts), parts

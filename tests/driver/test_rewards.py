@@ -365,9 +365,7 @@ def test_a_pair_with_messages():
     "item", [None, 3, b"w1", ["the", "w1"], ("the", None), ("the", "w1", "w2"), (None, "w1")], ids=str
 )
 def test_what_cannot_be_scored(item):
-    with pytest.raises(
-        ValueError, match=r"completions\[1\]: expected a text, a pair|: expected text or messages"
-    ):
+    with pytest.raises(ValueError, match=r"completions\[1\]: expected a text, a pair|: expected text or messages"):
         tiny.bert_reward().score(["w1", item])
 
 
