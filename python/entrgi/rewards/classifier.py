@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, freeze, load_pretrained
+from entrgi.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.rewards.backbone import CausalBackbone
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, check_readable
+from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, twin_of
 from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, prepared_masks
 from entrgi.rewards.prefix import Prefix
 from entrgi.rewards.sequences import Frame, RewardSequences
@@ -27,7 +27,9 @@ class SequenceClassifierReward(EmbeddingReward):
     prompt's messages; without one the model reads ``[CLS] prompt response [SEP]``.
 
     Args:
-        model: the model; it is put into evaluation mode and its parameters are frozen.
+        model: the model, also inside ``PeftModel``, ``torch.compile`` or ``DistributedDataParallel``. It runs in
+            evaluation mode and without gradients of its weights through a twin that shares them, and is not changed
+            itself.
         tokenizer: its tokenizer.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
         include_prompt: without a chat template, whether the text to score begins with the prompt; where the denoiser
@@ -62,16 +64,17 @@ class SequenceClassifierReward(EmbeddingReward):
         score_batch_size: int = 16,
         compile: bool = False,
     ) -> None:
-        check_readable(model)
+        self.twin = twin_of(model)
+        model = self.twin.module
         name = type(model).__name__
         if model.config.num_labels != 1:
             raise ValueError(f"reward: {name} has num_labels {model.config.num_labels}, expected 1")
-        self.model = exact_attention(freeze(model))
+        self.model = exact_attention(model)
         table = model.get_input_embeddings()
         super().__init__(
             name,
             tokenizer,
-            [EmbeddingTable(table.weight, table)],
+            [EmbeddingTable(table, table)],
             missing=missing,
             include_prompt=include_prompt,
             max_length=context_length(model, tokenizer) if max_length is None else max_length,

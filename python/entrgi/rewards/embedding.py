@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entrgi.models.wrapping import Twin, refuse_inference_weights, unwrap
 from entrgi.prompts import Completion, plain_ids
 from entrgi.rewards.masks import attention_mask
 from entrgi.rewards.sequences import Frame, RewardSequences, build_reward_sequences
@@ -31,16 +32,21 @@ class EmbeddingTable:
     what the model is to be fed is the layer's output.
 
     Args:
-        weight: [V, d].
-        layer: the layer that owns ``weight``; None: the rows are used as they are.
+        rows: [V, d], or the module that has them as its ``weight``, which is asked for it every time.
+        layer: the layer that looks them up; None: the rows are used as they are.
     """
 
-    def __init__(self, weight: Tensor, layer: nn.Module | None = None) -> None:
-        self.weight, self.layer = weight, layer
-        if layer is not None:
-            probe = torch.arange(min(8, weight.shape[0]), device=weight.device)
-            if torch.equal(layer(probe), weight[probe]):
+    def __init__(self, rows: Tensor | nn.Module, layer: nn.Module | None = None) -> None:
+        self.rows, self.layer = rows, layer
+        if isinstance(layer, nn.Embedding):  # an adapter's layer is none of these
+            probe = torch.arange(min(8, self.weight.shape[0]), device=self.weight.device)
+            if torch.equal(layer(probe), self.weight[probe]):
                 self.layer = None
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, d]."""
+        return self.rows if isinstance(self.rows, Tensor) else self.rows.weight
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings [..., d] of ``ids`` int64 [...]."""
@@ -86,6 +92,20 @@ class BoundEmbeddingReward:
         return self.read(inputs_embeds, s.keep_first(visible), s)
 
 
+def twin_of(model: PreTrainedModel) -> Twin:
+    """The twin through which a reward reads ``model``.
+
+    Raises:
+        ValueError: for a model that cannot be fed input embeddings, or through which no gradient passes.
+    """
+    model = unwrap("reward", model)
+    name = type(model).__name__
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
+        raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
+    refuse_inference_weights("reward", model)
+    return Twin(model)
+
+
 class EmbeddingReward:
     """Base of the rewards that read embeddings. Subclasses say how (``_read``) and what stands around a response.
 
@@ -102,7 +122,10 @@ class EmbeddingReward:
     Attributes:
         reads_prompt: it scores prompt and response as one plain text (no chat template).
         device: where its model is.
+        twin: of the user's model, or None where there is none.
     """
+
+    twin: Twin | None = None
 
     def __init__(
         self,
@@ -142,6 +165,11 @@ class EmbeddingReward:
         rows = [table(ids) for table in self.tables]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
+    def refresh(self) -> None:
+        """Follow what has changed in the user's model since the last use, see :class:`entrgi.models.wrapping.Twin`."""
+        if self.twin is not None:
+            self.twin.refresh()
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundEmbeddingReward:
@@ -151,6 +179,7 @@ class EmbeddingReward:
             ValueError: for models on different devices, vocabularies that share nothing, a prompt that cannot be
                 rendered or does not fit the context.
         """
+        self.refresh()
         check_device(self.name, self.device, denoiser)
         alignment = align(denoiser.tokenizer, denoiser.vocab_size, self.tokenizer)
         frames = []
@@ -186,6 +215,7 @@ class EmbeddingReward:
             ValueError: for an empty text where the tokenizer has no such token.
             RuntimeError: naming the text, where a reward is not finite.
         """
+        self.refresh()
         values = []
         for begin in range(0, len(completions), self.score_batch_size):
             chunk = completions[begin : begin + self.score_batch_size]
@@ -247,15 +277,6 @@ class EmbeddingReward:
         if not self.reads_prompt or alignment.identical:
             return layout.before
         return plain_ids(self.tokenizer, denoiser.tokenizer.decode(layout.before, skip_special_tokens=True))
-
-
-def check_readable(model: PreTrainedModel) -> None:
-    """Raise ValueError for a model that cannot be fed input embeddings, or whose parts are hidden by a wrapper."""
-    name = type(model).__name__
-    if hasattr(model, "merge_and_unload"):
-        raise ValueError(f"reward: {name} wraps its model, expected the merged one (model.merge_and_unload())")
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
-        raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
 
 
 def check_device(name: str, device: torch.device, denoiser: Denoiser) -> None:

@@ -1,0 +1,253 @@
+"""A user's model as it is run here: the same weights behind modules of our own.
+
+A denoiser or reward needs evaluation mode, sometimes another attention, a hook or compiled blocks, and no gradient to
+weights. None of this may show in the user's model: it may be in training, be wrapped a second time or be in use by
+another thread. So what runs is a twin: new module objects in the same tree with the same tensors. It costs no memory
+for weights, and an optimiser's step is seen at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+_PARALLEL = {"torch.DistributedDataParallel", "torch.DataParallel"}
+_SHARDED = {"torch.FullyShardedDataParallel", "torch.FSDPModule"}
+_PEFT = {"peft.PeftModel", "peft.PeftMixedModel"}
+# What the wrapper itself does in every call, and would be lost without it.
+_PEFT_AT_WORK = ("XLORA", "POLY")
+# Of these, a member that comes, goes or is replaced changes what a module does.
+_MEMBERS = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+_BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_DEPTH = 4  # of containers in attributes that are searched for modules
+
+
+def unwrap(argument: str, model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile``, (distributed) data parallelism and peft put around it.
+
+    Adapters stay where they are, in the layers, and are applied as the model's own forward pass does.
+
+    Raises:
+        ValueError: for a model whose weights are spread over processes, or an adapter that does more than change
+            layers.
+    """
+    while True:
+        kinds = _kinds(model)
+        if "torch.OptimizedModule" in kinds:
+            model = model._orig_mod
+        elif kinds & _PARALLEL:
+            model = model.module
+        elif kinds & _PEFT:
+            _check_adapters(argument, model)
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model
+        else:
+            break
+    for module in model.modules():
+        if _kinds(module) & _SHARDED:
+            raise ValueError(
+                f"{argument}: {type(model).__name__} is sharded by FSDP, expected a model whose weights are whole: "
+                "gather them first, or pass a function that calls the model"
+            )
+    return model
+
+
+def wrapped_layer(module: nn.Module | None) -> nn.Module | None:
+    """The layer inside what peft puts in its place; ``module`` itself where there is no such thing."""
+    while isinstance(module, nn.Module):
+        inner = module._modules.get("base_layer") or module._modules.get("original_module")
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def refuse_inference_weights(argument: str, model: nn.Module) -> None:
+    """Raise ValueError where weights were made under inference mode: no gradient can pass through them."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_inference():
+            raise ValueError(
+                f"{argument}: {name!r} of {type(model).__name__} was made under torch.inference_mode(), so no "
+                "gradient can pass through it; expected a model loaded outside of it"
+            )
+
+
+def callable_twin(argument: str, function: Callable[..., object]) -> tuple[Callable[..., object], Twin | None]:
+    """A callable as it is run here: the twin of a module, compiled where the module is; anything else as it is."""
+    if not isinstance(function, nn.Module):
+        return function, None
+    twin = Twin(unwrap(argument, function))
+    if "torch.OptimizedModule" in _kinds(function):
+        return type(function)(twin.module, function.dynamo_ctx), twin
+    return twin.module, twin
+
+
+class Twin:
+    """New module objects in evaluation mode over the tensors of ``source``, which is never changed.
+
+    Parameters that require a gradient are seen through a detached alias, so that no pass records anything for them.
+    Configs are copied, so that the twin may have an attention of its own. Hooks of the forward pass are kept, those of
+    the backward pass are not. Modules of TorchScript are copied by TorchScript itself.
+
+    Attributes:
+        source: the user's model.
+        module: its twin.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        self.source = source
+        self._pairs: list[_Pair] = []
+        self._twins: dict[int, nn.Module] = {}
+        self._kept: list[nn.Module] = []  # ids are unique only among what is alive
+        self._memo: dict[int, object] = {}
+        self._lock = Lock()
+        with torch.inference_mode(False), torch.no_grad():
+            self.module = self._twin(source)
+
+    def refresh(self) -> None:
+        """Follow what has changed in ``source``: tensors, modules, hooks and attributes that were replaced.
+
+        What is changed in place needs no refresh. Cheap where nothing has changed; to be called before each use.
+        """
+        changed = [pair for pair in self._pairs if pair.is_stale()]
+        if changed:
+            with self._lock, torch.inference_mode(False), torch.no_grad():
+                for pair in changed:
+                    self._follow(pair)
+
+    def _twin(self, module: nn.Module) -> nn.Module:
+        twin = self._twins.get(id(module))
+        if twin is not None:
+            return twin
+        self._kept.append(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            twin = self._twins[id(module)] = copy.copy(module).eval()
+            return twin
+        twin = self._twins[id(module)] = object.__new__(type(module))
+        pair = _Pair(module, twin)
+        self._follow(pair)
+        self._pairs.append(pair)
+        return twin
+
+    def _follow(self, pair: _Pair) -> None:
+        """Give the twin what is new in its source since the last time; what the twin alone has stays."""
+        source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
+        pair.attributes = dict(source)
+        for name in before.keys() - source.keys():
+            twin.pop(name, None)
+        for name, value in source.items():
+            if name == "training":
+                twin[name] = False
+            elif name in _BACKWARD:
+                twin[name] = OrderedDict()
+            elif name == "_compiled_call_impl":
+                twin.setdefault(name, None)
+            elif name in _MEMBERS:
+                self._follow_members(pair, name, value)
+            elif name in _OF_EVERY_MODULE and isinstance(value, dict | set):
+                twin.setdefault(name, type(value)()).update(value)
+            elif name not in before or before[name] is not value:
+                twin[name] = self._mapped(value)
+        pair.note_parameters()
+
+    def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
+        own = pair.twin.__dict__.setdefault(name, type(members)())
+        before = pair.members.get(name, {})
+        for key in before.keys() - members.keys():
+            own.pop(key, None)
+        for key, value in members.items():
+            if name == "_parameters":
+                own[key] = _without_gradient(value, own.get(key))
+            elif key not in before or before[key] is not value:
+                own[key] = self._mapped(value)
+        pair.members[name] = dict(members)
+
+    def _mapped(self, value: object, depth: int = 0) -> object:
+        """``value`` with twins in place of modules; itself where it holds none."""
+        if isinstance(value, nn.Module):
+            return self._twin(value)
+        if isinstance(value, PretrainedConfig):
+            return copy.deepcopy(value, self._memo)
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, self._twin(value.__self__))
+        if isinstance(value, functools.partial):
+            parts = self._mapped((value.func, value.args, value.keywords), depth)
+            new = functools.partial(parts[0], *parts[1], **parts[2])
+            new.__dict__.update(self._mapped(value.__dict__, depth))
+            return new
+        if depth == _DEPTH:
+            return value
+        if type(value) in (dict, OrderedDict):
+            new = {key: self._mapped(item, depth + 1) for key, item in value.items()}
+            return value if all(new[key] is item for key, item in value.items()) else type(value)(new)
+        if type(value) in (list, tuple, set):
+            items = [(self._mapped(item, depth + 1), item) for item in value]
+            return value if all(a is b for a, b in items) else type(value)(a for a, _ in items)
+        return value
+
+
+class _Pair:
+    """A module, its twin, and what the module was like when the twin last followed it."""
+
+    __slots__ = ("attributes", "members", "parameters", "source", "twin")
+
+    def __init__(self, source: nn.Module, twin: nn.Module) -> None:
+        self.source, self.twin = source, twin
+        self.attributes: dict[str, object] = {}
+        self.members: dict[str, dict[str, object]] = {}
+        self.parameters: list[tuple[Tensor, bool, int | None]] = []
+
+    def note_parameters(self) -> None:
+        """Remember which parameters are seen through an alias, and of which memory."""
+        own = self.twin.__dict__["_parameters"]
+        self.parameters = [
+            (parameter, parameter.requires_grad, None if own[name] is parameter else parameter.data_ptr())
+            for name, parameter in self.source.__dict__["_parameters"].items()
+            if parameter is not None
+        ]
+
+    def is_stale(self) -> bool:
+        attributes = self.source.__dict__
+        try:
+            if attributes != self.attributes:
+                return True
+            for name, members in self.members.items():
+                if attributes[name] != members:
+                    return True
+        except Exception:  # other tensors in place of the same ones, which have no truth value
+            return True
+        return any(
+            parameter.requires_grad != required or (memory is not None and parameter.data_ptr() != memory)
+            for parameter, required, memory in self.parameters
+        )
+
+
+def _without_gradient(parameter: nn.Parameter | None, known: object) -> object:
+    """The parameter, or where it requires a gradient one over the same memory that does not."""
+    if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
+        return parameter
+    if type(known) is nn.Parameter and known is not parameter and known.is_set_to(parameter):
+        return known
+    return nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
+
+
+def _check_adapters(argument: str, model: nn.Module) -> None:
+    for name, config in model.peft_config.items():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning or kind in _PEFT_AT_WORK or getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"{argument}: adapter {name!r} is of type {kind} and changes more than the model's layers, expected "
+                "LoRA or another that changes these alone"
+            )
