@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.wrapping import wrapped_layer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, twin_of
@@ -70,8 +71,13 @@ class LogLikelihoodReward(EmbeddingReward):
         model = self.twin.module
         name = type(model).__name__
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        if not isinstance(wrapped_layer(head), nn.Linear) or head.bias is not None:
             raise ValueError(f"reward: {name} has no language-model head without a bias, expected a causal LM")
+        if hasattr(head, "base_layer"):
+            raise ValueError(
+                f"reward: an adapter changes the output layer of {name}, expected one that leaves it or saves it whole "
+                "(modules_to_save): merge it first"
+            )
         self.model, self.normalize, self.head = exact_attention(model), normalize, head
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         layer = model.get_input_embeddings()
