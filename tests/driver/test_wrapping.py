@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+import gc
+import weakref
 
 import accelerate
-import architectures
 import peft
 import pytest
 import tiny
@@ -65,8 +66,8 @@ def test_the_model_stays_as_it_was(name):
     def failing(*_arguments):
         raise InterruptedError
 
-    last = [module for module in wrapped_model(wrapped).modules() if isinstance(module, nn.Linear)][0]
-    with last.register_forward_pre_hook(failing), pytest.raises(InterruptedError):
+    first = next(x for x in wrapped_model(wrapped).modules() if isinstance(x, nn.Linear | nn.LayerNorm))
+    with first.register_forward_pre_hook(failing), pytest.raises(InterruptedError):
         kind.generate(wrapped)
     assert appearance(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -155,7 +156,6 @@ AROUND = {
     "DistributedDataParallel": nn.parallel.DistributedDataParallel,
     "accelerate": lambda model: accelerate.Accelerator(cpu=True).prepare(model),
     "device_map": lambda model: accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True),
-    "offload": lambda model: accelerate.cpu_offload(model, execution_device=torch.device("cpu")),
     "all": lambda model: torch.compile(nn.parallel.DistributedDataParallel(lora(model)), backend="eager"),
 }
 
@@ -181,6 +181,7 @@ def test_seen_through(name, around):
 
 def test_mixed_precision_is_kept():
     """accelerate replaces ``forward`` of the model itself, bound to it."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     model = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(KINDS["MaskedLM"].model())
     tokens, positions = torch.tensor([[2, 5, 4, 4, 3]]), torch.tensor([2, 3])
     logits = MaskedLM(model, tiny.tokenizer()).logits(tokens, None, positions)
@@ -280,7 +281,7 @@ def test_an_adapter_of_the_output_layer_is_refused_for_a_likelihood():
     "config",
     [
         peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
-        peft.PrefixTuningConfig(num_virtual_tokens=2),
+        peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
     ],
     ids=["prompt", "prefix"],
 )
@@ -519,9 +520,13 @@ def test_a_model_for_denoising_and_reward_at_once():
     assert same_output(generate(PROMPTS, *pair, seed=1, **OPTIONS), expected)
 
 
-def test_gemma_keeps_its_attention():
-    model = architectures.classifier("gemma2")
-    model.set_attn_implementation("sdpa")
-    reward = SequenceClassifierReward(model, tiny.tokenizer(chat=tiny.CHAT))
-    assert reward.model.config._attn_implementation == "eager"
-    assert model.config._attn_implementation == "sdpa"
+def test_what_a_model_has_lost_is_freed():
+    """Replaced modules and parameters do not live on in the wrapper."""
+    kind = KINDS["classifier bert"]
+    model = kind.model()
+    reward = kind.make(model)
+    replaced = [weakref.ref(model.classifier), weakref.ref(model.classifier.weight)]
+    model.classifier = nn.Linear(32, 1)
+    reward.score(TEXTS)
+    gc.collect()
+    assert [ref() for ref in replaced] == [None, None]

@@ -99,7 +99,9 @@ def _callable_reward(model, tok):
 
 
 def _weighted(model, tok):
-    return WeightedReward([SequenceClassifierReward(model, tok), tiny.qwen3_reward()], [1.0, 0.5])
+    with torch.inference_mode(False):
+        other = tiny.qwen3_reward()
+    return WeightedReward([SequenceClassifierReward(model, tok), other], [1.0, 0.5])
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Kind:
 
     def pair(self, wrapped):
         """(denoiser, reward) with ``wrapped`` as one of them."""
-        return (wrapped, tiny.bert_reward()) if self.is_denoiser else (tiny.denoiser(), wrapped)
+        with torch.inference_mode(False):
+            return (wrapped, tiny.bert_reward()) if self.is_denoiser else (tiny.denoiser(), wrapped)
 
     def generate(self, wrapped, seed=1, prompts=PROMPTS, **options):
         return generate(prompts, *self.pair(wrapped), seed=seed, **{**OPTIONS, **options})

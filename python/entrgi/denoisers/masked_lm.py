@@ -150,6 +150,7 @@ def _pick(_module: nn.Module, _inputs: object, output: object) -> object:
     positions = _positions.get()
     if positions is None:
         return output
+    _positions.set(None)  # once: the model may be the twin of one that has the hook, too
     chosen = output[0].flatten(0, 1).index_select(0, positions)[None]
     if isinstance(output, tuple):
         return chosen, *output[1:]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Lock
 from types import MethodType
 
@@ -105,9 +105,9 @@ class Twin:
     def __init__(self, source: nn.Module) -> None:
         self.source = source
         self._pairs: list[_Pair] = []
-        self._twins: dict[int, nn.Module] = {}
-        self._kept: list[nn.Module] = []  # ids are unique only among what is alive
-        self._memo: dict[int, object] = {}
+        self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
+        self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
+        self._configs: dict[int, object] = {}
         self._lock = Lock()
         with torch.inference_mode(False), torch.no_grad():
             self.module = self._twin(source)
@@ -122,8 +122,10 @@ class Twin:
         if self._is_fresh():
             return
         with self._lock, torch.inference_mode(False), torch.no_grad():
+            self._aliases = {}
             for pair in list(self._pairs):
                 self._follow(pair)
+            self._drop_unreachable()
             self._take_stock()
 
     def _take_stock(self) -> None:
@@ -155,15 +157,24 @@ class Twin:
         twin = self._twins.get(id(module))
         if twin is not None:
             return twin
-        self._kept.append(module)
         if isinstance(module, torch.jit.ScriptModule):
-            twin = self._twins[id(module)] = copy.copy(module).eval()
-            return twin
+            return torch.jit._recursive.wrap_cpp_module(module._c._clone()).eval()
         twin = self._twins[id(module)] = object.__new__(type(module))
         pair = _Pair(module, twin)
         self._follow(pair)
         self._pairs.append(pair)
         return twin
+
+    def _drop_unreachable(self) -> None:
+        """Forget modules that ``source`` no longer holds, and their weights with them."""
+        reached, ahead = set(), [self.source]
+        while ahead:
+            module = ahead.pop()
+            if id(module) not in reached:
+                reached.add(id(module))
+                ahead += _modules_in(vars(module))
+        self._pairs = [pair for pair in self._pairs if id(pair.source) in reached]
+        self._twins = {key: twin for key, twin in self._twins.items() if key in reached}
 
     def _follow(self, pair: _Pair) -> None:
         """Give the twin what is new in its source since the last time; what the twin alone has stays."""
@@ -192,17 +203,27 @@ class Twin:
             own.pop(key, None)
         for key, value in members.items():
             if name == "_parameters":
-                own[key] = _without_gradient(value, own.get(key))
+                own[key] = self._without_gradient(value, own.get(key))
             elif key not in before or before[key] is not value:
                 own[key] = self._mapped(value)
         pair.members[name] = dict(members)
+
+    def _without_gradient(self, parameter: nn.Parameter | None, known: object) -> object:
+        """The parameter, or where it requires a gradient one over the same memory that does not."""
+        if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
+            return parameter
+        alias = self._aliases.get(id(parameter), known)
+        if alias is parameter or type(alias) is not nn.Parameter or not alias.is_set_to(parameter):
+            alias = nn.Parameter(parameter.detach(), requires_grad=False)
+        self._aliases[id(parameter)] = alias
+        return alias
 
     def _mapped(self, value: object, depth: int = 0) -> object:
         """``value`` with twins in place of modules; itself where it holds none."""
         if isinstance(value, nn.Module):
             return self._twin(value)
         if isinstance(value, PretrainedConfig):
-            return copy.deepcopy(value, self._memo)
+            return copy.deepcopy(value, self._configs)
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
             return MethodType(value.__func__, self._twin(value.__self__))
         if isinstance(value, functools.partial):
@@ -232,13 +253,17 @@ class _Pair:
         self.members: dict[str, dict[str, object]] = {}
 
 
-def _without_gradient(parameter: nn.Parameter | None, known: object) -> object:
-    """The parameter, or where it requires a gradient one over the same memory that does not."""
-    if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
-        return parameter
-    if type(known) is nn.Parameter and known is not parameter and known.is_set_to(parameter):
-        return known
-    return nn.Parameter(parameter.detach(), requires_grad=False)
+def _modules_in(value: object, depth: int = 0) -> Iterator[nn.Module]:
+    """The modules that :meth:`Twin._mapped` finds in ``value``."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, MethodType):
+        yield from _modules_in(value.__self__, depth)
+    elif isinstance(value, functools.partial):
+        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth)
+    elif type(value) in (dict, OrderedDict, list, tuple, set) and depth <= _DEPTH:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth + 1)
 
 
 def _kinds(model: nn.Module) -> set[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from entrgi.models.wrapping import callable_twin
+from entrgi.models.wrapping import callable_twin, refuse_inference_weights
 from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable
 
 
@@ -61,6 +61,8 @@ class CallableReward(EmbeddingReward):
             max_length=max_length,
             score_batch_size=score_batch_size,
         )
+        if isinstance(function, nn.Module):
+            refuse_inference_weights("reward", function)
         self.function, self.twin = callable_twin("reward", function)
 
     def relaxed(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
