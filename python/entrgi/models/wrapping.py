@@ -95,7 +95,7 @@ class Twin:
 
     Parameters that require a gradient are seen through a detached alias, so that no pass records anything for them.
     Configs are copied, so that the twin may have an attention of its own. Hooks of the forward pass are kept, those of
-    the backward pass are not. Modules of TorchScript are copied by TorchScript itself.
+    the backward pass are not. Modules of TorchScript are not followed once they have a twin.
 
     Attributes:
         source: the user's model.
@@ -158,11 +158,13 @@ class Twin:
         if twin is not None:
             return twin
         if isinstance(module, torch.jit.ScriptModule):
-            return torch.jit._recursive.wrap_cpp_module(module._c._clone()).eval()
+            return torch.jit._recursive.wrap_cpp_module(_script_twin(module._c))
         twin = self._twins[id(module)] = object.__new__(type(module))
         pair = _Pair(module, twin)
         self._follow(pair)
         self._pairs.append(pair)
+        if _changes_itself(module):
+            twin.forward = functools.partial(_in_turn, Lock(), twin.forward)
         return twin
 
     def _drop_unreachable(self) -> None:
@@ -205,7 +207,8 @@ class Twin:
             if name == "_parameters":
                 own[key] = self._without_gradient(value, own.get(key))
             elif key not in before or before[key] is not value:
-                own[key] = self._mapped(value)
+                written = name == "_buffers" and value is not None and _changes_itself(pair.source)
+                own[key] = value.clone() if written else self._mapped(value)
         pair.members[name] = dict(members)
 
     def _without_gradient(self, parameter: nn.Parameter | None, known: object) -> object:
@@ -251,6 +254,28 @@ class _Pair:
         self.source, self.twin = source, twin
         self.attributes: dict[str, object] = {}
         self.members: dict[str, dict[str, object]] = {}
+
+
+def _changes_itself(module: nn.Module) -> bool:
+    """Whether a pass leaves something in the module: rotary frequencies that depend on the sequence's length."""
+    kinds = getattr(module, "rope_type", None)
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
+
+
+def _in_turn(lock: Lock, forward: Callable[..., object], *arguments: object, **options: object) -> object:
+    with lock:
+        return forward(*arguments, **options)
+
+
+def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
+    """A TorchScript module with the same tensors in evaluation mode; a copy shares what is below it."""
+    twin = copy.copy(module)
+    for name, child in torch._C.ModuleDict(module).items():
+        twin.setattr(name, _script_twin(child))
+    if twin.hasattr("training"):
+        twin.setattr("training", False)
+    return twin
 
 
 def _modules_in(value: object, depth: int = 0) -> Iterator[nn.Module]:
