@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import accelerate
+import binding
 import peft
 import pytest
 import tiny
@@ -439,6 +440,43 @@ def test_in_any_mode(name, mode):
     if score is not None:
         assert torch.equal(score, wrapped.score(TEXTS))
     trained(model)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_bound_under_inference_mode(name):
+    """And differentiated outside of it."""
+    kind = KINDS[name]
+    places = binding.layouts(["the movie", "w1"], [4, 3])
+    ids, bound = binding.tokens(places, 2), []
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        model = kind.model()
+        with mode():
+            bound.append(kind.make(model).bind(binding.denoiser(), places, 2))
+    for got, expected in zip(*(binding.value_and_gradient(each, ids) for each in bound), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_made_under_inference_mode_with_frequencies_of_its_own():
+    """longrope writes into them in every pass."""
+    parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    parameters["original_max_position_embeddings"] = 10
+    model = wrappers._classifier("llama", rope_parameters=parameters)
+    with torch.inference_mode():
+        reward = KINDS["classifier qwen3"].make(model)
+    assert reward.score(TEXTS).isfinite().all()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_hooks_of_the_backward_pass_are_the_users(name):
+    """Of what trains the model, not of guidance through it."""
+    kind, calls = KINDS[name], []
+    model = kind.model()
+    for module in model.modules():
+        module.register_full_backward_hook(lambda *_arguments: calls.append(1))
+    kind.generate(kind.make(model))
+    assert not calls
+    trained(model)
+    assert calls
 
 
 @pytest.mark.parametrize("name", KINDS)
