@@ -452,6 +452,7 @@ def test_bound_under_inference_mode(name):
         model = kind.model()
         with mode():
             bound.append(kind.make(model).bind(binding.denoiser(), places, 2))
+        assert not bound[-1].embedding.is_inference()
     for got, expected in zip(*(binding.value_and_gradient(each, ids) for each in bound), strict=True):
         assert torch.equal(got, expected)
 
