@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import pickle
 import weakref
 
 import accelerate
@@ -459,9 +460,7 @@ def test_bound_under_inference_mode(name):
 
 def test_made_under_inference_mode_with_frequencies_of_its_own():
     """longrope writes into them in every pass."""
-    parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    parameters["original_max_position_embeddings"] = 10
-    model = wrappers._classifier("llama", rope_parameters=parameters)
+    model = longrope()
     with torch.inference_mode():
         reward = KINDS["classifier qwen3"].make(model)
     assert reward.score(TEXTS).isfinite().all()
@@ -557,6 +556,26 @@ def test_a_model_for_denoising_and_reward_at_once():
     )
     pair = MaskedLM(masked, tiny.tokenizer()), SequenceClassifierReward(classifier, tiny.tokenizer())
     assert same_output(generate(PROMPTS, *pair, seed=1, **OPTIONS), expected)
+
+
+def longrope():
+    parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    parameters["original_max_position_embeddings"] = 10
+    return wrappers._classifier("llama", rope_parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda wrapped: pickle.loads(pickle.dumps(wrapped))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("name", [*KINDS, "longrope"])
+def test_copies_stand_alone(name, way):
+    kind = KINDS.get(name, KINDS["classifier qwen3"])
+    model = longrope() if name == "longrope" else kind.model()
+    wrapped = kind.make(model)
+    expected, copied = kind.generate(wrapped), way(wrapped)
+    trained(model)
+    assert same_output(kind.generate(copied), expected)
+    assert not same_output(kind.generate(wrapped), expected)
 
 
 def test_what_a_model_has_lost_is_freed():

@@ -103,14 +103,26 @@ class Twin:
     """
 
     def __init__(self, source: nn.Module) -> None:
+        self._begin(source)
+        with torch.inference_mode(False), torch.no_grad():
+            self.module = self._twin(source)
+        self._take_stock()
+
+    def _begin(self, source: nn.Module) -> None:
         self.source = source
         self._pairs: list[_Pair] = []
         self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
         self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
         self._configs: dict[int, object] = {}
         self._lock = Lock()
-        with torch.inference_mode(False), torch.no_grad():
-            self.module = self._twin(source)
+
+    def __getstate__(self) -> nn.Module:
+        return self.module
+
+    def __setstate__(self, module: nn.Module) -> None:
+        """A copy, or what was pickled, stands alone: it has weights of its own and no model to follow."""
+        self._begin(module)
+        self.module = module
         self._take_stock()
 
     def refresh(self) -> None:
@@ -164,7 +176,7 @@ class Twin:
         self._follow(pair)
         self._pairs.append(pair)
         if _changes_itself(module):
-            twin.forward = functools.partial(_in_turn, Lock(), twin.forward)
+            twin.forward = _InTurn(twin.forward)
         return twin
 
     def _drop_unreachable(self) -> None:
@@ -263,9 +275,18 @@ def _changes_itself(module: nn.Module) -> bool:
     return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
 
 
-def _in_turn(lock: Lock, forward: Callable[..., object], *arguments: object, **options: object) -> object:
-    with lock:
-        return forward(*arguments, **options)
+class _InTurn:
+    """``forward``, by one thread at a time."""
+
+    def __init__(self, forward: Callable[..., object]) -> None:
+        self.forward, self.lock = forward, Lock()
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        with self.lock:
+            return self.forward(*arguments, **options)
+
+    def __reduce__(self) -> tuple[type, tuple[Callable[..., object]]]:
+        return _InTurn, (self.forward,)
 
 
 def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
