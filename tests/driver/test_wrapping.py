@@ -6,9 +6,7 @@ import gc
 import pickle
 import weakref
 
-import accelerate
 import binding
-import peft
 import pytest
 import tiny
 import torch
@@ -29,6 +27,7 @@ from entrgi.guidance import optimize_logits
 from entrgi.models.wrapping import Twin
 from entrgi.prompts import Completion
 
+accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
 TEXTS = [Completion("the movie", "the movie was good", "was good")]
 
 
@@ -357,6 +356,16 @@ def test_changes_that_are_not_in_place_are_followed(name, change):
     second = kind.generate(wrapped)
     assert same_output(second, kind.generate(kind.make(frozen(model))))
     assert not same_output(first, second)
+
+
+def test_a_parameter_of_one_number_that_equals_the_one_before():
+    layer = nn.Linear(1, 1, bias=False)
+    twin = Twin(layer)
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    twin.refresh()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert torch.equal(twin.module.weight, layer.weight)
 
 
 def test_attributes_lead_to_twins():

@@ -146,11 +146,11 @@ class Twin:
         for pair in self._pairs:
             now += [pair.source.__dict__, *(pair.source.__dict__[name] for name in _MEMBERS)]
             then += [pair.attributes, *(pair.members[name] for name in _MEMBERS)]
-            own = pair.twin.__dict__["_parameters"]
+            own, theirs = pair.twin.__dict__["_parameters"], pair.source.__dict__["_parameters"]
             for name, parameter in pair.members["_parameters"].items():
                 if parameter is not None:
                     memory = None if own[name] is parameter else parameter.data_ptr()
-                    parameters.append((parameter, parameter.requires_grad, memory))
+                    parameters.append((theirs, name, parameter, parameter.requires_grad, memory))
         self._stock = now, then, parameters
 
     def _is_fresh(self) -> bool:
@@ -160,8 +160,10 @@ class Twin:
                 return False
         except Exception:  # other tensors in place of the same ones, which have no truth value
             return False
-        for parameter, required, memory in parameters:
-            if parameter.requires_grad is not required or (memory is not None and parameter.data_ptr() != memory):
+        for owner, name, parameter, required, memory in parameters:
+            if owner[name] is not parameter or parameter.requires_grad is not required:  # one number may equal another
+                return False
+            if memory is not None and parameter.data_ptr() != memory:
                 return False
         return True
 
