@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from numbers import Real
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from entrgi.held import HeldSetting
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
 from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
@@ -273,15 +274,12 @@ def hub(options: Mapping[str, object]) -> dict[str, object]:
     return {name: options[name] for name in HUB_OPTIONS if name in options}
 
 
-@contextmanager
-def without_report() -> Iterator[None]:
+_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, logging.ERROR)
+
+
+def without_report() -> AbstractContextManager[None]:
     """Without transformers' table of missing and surplus weights: what is missing is raised, the rest is not read."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    return _silence
 
 
 def exact_attention(model: PreTrainedModel) -> PreTrainedModel:

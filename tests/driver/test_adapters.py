@@ -77,8 +77,9 @@ def test_language_model(base, tmp_path):
 
 def test_a_model_still_wrapped(tmp_path):
     wrapped = adapter(architectures.classifier("qwen3"), tmp_path, "SEQ_CLS")
-    with pytest.raises(ValueError, match="PeftModelForSequenceClassification wraps its model"):
-        SequenceClassifierReward(wrapped, tiny.tokenizer())
+    merged, _ = apply_adapter(architectures.classifier("qwen3"), tmp_path)
+    scores = [SequenceClassifierReward(m, tiny.tokenizer(chat=tiny.CHAT)).score(TEXTS) for m in (wrapped, merged)]
+    torch.testing.assert_close(*scores)
 
 
 def test_without_peft(base, tmp_path, monkeypatch):

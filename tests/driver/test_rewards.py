@@ -460,9 +460,9 @@ def test_compile(kind, monkeypatch):
     for compile in (False, True):
         model = architectures.classifier(kind, num_hidden_layers=1)
         tok = tiny.tokenizer(chat=tiny.CHAT if kind == "llama" else None)
-        bound = SequenceClassifierReward(model, tok, compile=compile).bind(binding.denoiser(), places, 2)
-        results.append(binding.value_and_gradient(bound, ids))
-    assert compiled == [model.base_model]
+        reward = SequenceClassifierReward(model, tok, compile=compile)
+        results.append(binding.value_and_gradient(reward.bind(binding.denoiser(), places, 2), ids))
+    assert compiled == [reward.model.base_model]
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, freeze, hub, load_tokenizer, refuse_remote_code
+from entrgi.checkpoints import context_length, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
@@ -28,6 +28,7 @@ from entrgi.models.fields import architectures_of, check_layers, read_fields, wa
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
+from entrgi.models.wrapping import Twin, unwrap
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
 
 _ATTENTION = "entrgi_bidirectional"
@@ -40,8 +41,9 @@ class BidirectionalLM:
     layer runs at the chosen positions only, and a CUDA device never waits for the host.
 
     Args:
-        model: the model, with ``model.model`` (the body) and ``model.lm_head``. It is put into evaluation
-            mode, its parameters are frozen, and its attention is set to a bidirectional one.
+        model: the model, with ``model.model`` (the body) and ``model.lm_head``, also inside ``PeftModel``,
+            ``torch.compile`` or ``DistributedDataParallel``. It runs in evaluation mode, without gradients and with
+            bidirectional attention through a twin that shares its weights, and is not changed itself.
         tokenizer: encodes prompts and decodes responses.
         mask_token_id, pad_token_id: None takes the tokenizer's.
         eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
@@ -77,7 +79,9 @@ class BidirectionalLM:
         max_length: int | None = None,
         compile: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
+        self._twin = Twin(unwrap("denoiser", model))
+        model = self._twin.module
+        self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.vocab_size = model.lm_head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
         self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
@@ -89,7 +93,8 @@ class BidirectionalLM:
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device)
+        with torch.inference_mode(False):
+            model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
         # A name without a mask function of its own: transformers hands prepared masks on as they are, and none
         # as none, whatever a version does for causal models.
         AttentionInterface.register(_ATTENTION, _bidirectional_attention)
@@ -202,6 +207,7 @@ class BidirectionalLM:
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
+        self._twin.refresh()
         mask = None if attention_mask is None else _additive_mask(attention_mask, self.dtype)
         hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         if self.shift:

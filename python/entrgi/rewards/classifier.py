@@ -7,24 +7,20 @@ from functools import partial
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, freeze, load_pretrained
+from entrgi.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, check_readable, input_layer, scales_by_share
+from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, input_layer, scales_by_share, twin_of
 from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, CAUSAL_WITH_HEAD, prepared_masks
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.prefix import Prefix
 from entrgi.rewards.sequences import Frame, RewardSequences
 from entrgi.vocabulary import Alignment
-
-if TYPE_CHECKING:
-    pass
 
 
 class SequenceClassifierReward(EmbeddingReward):
@@ -36,7 +32,9 @@ class SequenceClassifierReward(EmbeddingReward):
     prompt's messages; without one the model reads ``[CLS] prompt response [SEP]``.
 
     Args:
-        model: the model; it is put into evaluation mode and its parameters are frozen.
+        model: the model, also inside ``PeftModel``, ``torch.compile`` or ``DistributedDataParallel``. It runs in
+            evaluation mode and without gradients of its weights through a twin that shares them, and is not changed
+            itself.
         tokenizer: its tokenizer.
         label: which of several labels, by its name in ``id2label`` or its index. The reward is the label's raw logit,
             not its probability.
@@ -78,15 +76,16 @@ class SequenceClassifierReward(EmbeddingReward):
         chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
-        check_readable(model)
+        self.twin = twin_of(model)
+        model = self.twin.module
         name = type(model).__name__
         self.label = choose_label(model, label)
-        self.model = exact_attention(freeze(model))
+        self.model = exact_attention(model)
         table = model.get_input_embeddings()
         super().__init__(
             name,
             tokenizer,
-            [EmbeddingTable(table.weight, input_layer(model))],
+            [EmbeddingTable(table, input_layer(model))],
             missing=missing,
             include_prompt=include_prompt,
             max_length=context_length(model, tokenizer) if max_length is None else max_length,

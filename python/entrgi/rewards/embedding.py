@@ -10,10 +10,11 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.models.errors import reason_of
+from entrgi.models.wrapping import Twin, refuse_inference_weights, unwrap
 from entrgi.prompts import Completion, Prompt, check_template_options, plain_ids
 from entrgi.rewards.masks import attention_mask
 from entrgi.rewards.sequences import Frame, RewardSequences, build_reward_sequences
@@ -32,25 +33,31 @@ class EmbeddingTable:
     what the model is to be fed is the layer's output.
 
     Args:
-        weight: [V, d].
-        layer: the layer that owns ``weight``, or what else maps ids to what the model is fed; None: the rows are
-            used as they are.
+        rows: [V, d], or the module that has them as its ``weight``, which is asked for it every time.
+        layer: the layer that looks them up, or what else maps ids to what the model is fed; None: the rows are used as
+            they are.
 
     Raises:
         ValueError: for weights on the meta device, or a layer that returns more than embeddings.
     """
 
-    def __init__(self, weight: Tensor, layer: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.weight, self.layer = weight, layer
-        if weight.is_meta:
+    def __init__(self, rows: Tensor | nn.Module, layer: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.rows, self.layer = rows, layer
+        if self.weight.is_meta:
             raise ValueError("reward: its embedding is on the meta device, expected loaded weights")
         if layer is not None:
-            probe = torch.arange(min(8, weight.shape[0]), device=weight.device)
-            rows = layer(probe)
-            if not isinstance(rows, Tensor):
-                raise ValueError(f"reward: its embedding layer returns a {type(rows).__name__}, expected a tensor")
-            if torch.equal(rows, weight[probe]):
+            probe = torch.arange(min(8, self.weight.shape[0]), device=self.weight.device)
+            looked_up = layer(probe)
+            if not isinstance(looked_up, Tensor):
+                raise ValueError(f"reward: its embedding layer returns a {type(looked_up).__name__}, expected a tensor")
+            # An adapter's layer is no embedding, and does not stay what it is.
+            if isinstance(layer, nn.Embedding) and torch.equal(looked_up, self.weight[probe]):
                 self.layer = None
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, d]."""
+        return self.rows if isinstance(self.rows, Tensor) else self.rows.weight
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Embeddings [..., d] of ``ids`` int64 [...]."""
@@ -100,6 +107,24 @@ class BoundEmbeddingReward:
         return self.read(inputs_embeds, s.keep_first(visible), s)
 
 
+def twin_of(model: PreTrainedModel) -> Twin:
+    """The twin through which a reward reads ``model``.
+
+    Raises:
+        ValueError: for a model that cannot be fed input embeddings, or through which no gradient passes.
+    """
+    model = unwrap("reward", model)
+    name = type(model).__name__
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
+        raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(f"reward: {name} has no input embedding, so no gradient can reach its input") from error
+    refuse_inference_weights("reward", model)
+    return Twin(model)
+
+
 class EmbeddingReward:
     """Base of the rewards that read embeddings. Subclasses say how (``_read``) and what stands around a response.
 
@@ -117,7 +142,10 @@ class EmbeddingReward:
     Attributes:
         reads_prompt: it scores prompt and response as one plain text (no chat template).
         device: where its model is.
+        twin: of the user's model, or None where there is none.
     """
+
+    twin: Twin | None = None
 
     def __init__(
         self,
@@ -160,6 +188,11 @@ class EmbeddingReward:
         rows = [table(ids) for table in self.tables]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
+    def refresh(self) -> None:
+        """Follow what has changed in the user's model since the last use, see :class:`entrgi.models.wrapping.Twin`."""
+        if self.twin is not None:
+            self.twin.refresh()
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundEmbeddingReward:
@@ -169,6 +202,7 @@ class EmbeddingReward:
             ValueError: for models on different devices, vocabularies that share nothing, a prompt that cannot be
                 rendered or does not fit the context.
         """
+        self.refresh()
         check_device(self.name, self.device, denoiser)
         alignment = align(denoiser.tokenizer, denoiser.vocab_size, self.tokenizer)
         frames = []
@@ -212,6 +246,7 @@ class EmbeddingReward:
                 the model has no embedding of.
             RuntimeError: naming the text, where a reward is not finite.
         """
+        self.refresh()
         completions, values = as_completions(completions), []
         for begin in range(0, len(completions), self.score_batch_size):
             chunk = completions[begin : begin + self.score_batch_size]
@@ -345,19 +380,6 @@ def _hiding(denoiser: Denoiser, layouts: Sequence[Layout]) -> tuple[int, ...]:
     if chosen is None:
         return () if denoiser.eos_token_id is None else (denoiser.eos_token_id,)
     return chosen
-
-
-def check_readable(model: PreTrainedModel) -> None:
-    """Raise ValueError for a model that cannot be fed input embeddings, or whose parts are hidden by a wrapper."""
-    name = type(model).__name__
-    if hasattr(model, "merge_and_unload"):
-        raise ValueError(f"reward: {name} wraps its model, expected the merged one (model.merge_and_unload())")
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
-        raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
-    try:
-        model.get_input_embeddings()
-    except NotImplementedError as error:
-        raise ValueError(f"reward: {name} has no input embedding, so no gradient can reach its input") from error
 
 
 def input_layer(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

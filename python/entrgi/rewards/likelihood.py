@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, freeze, load_pretrained
+from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.wrapping import wrapped_layer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, check_readable
+from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, twin_of
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.prefix import Prefix
 from entrgi.rewards.sequences import Frame, RewardSequences
@@ -36,7 +37,9 @@ class LogLikelihoodReward(EmbeddingReward):
     continues the plain text. The response's end (its first end-of-sequence token) is judged where it is visible.
 
     Args:
-        model: the model; it is put into evaluation mode and its parameters are frozen.
+        model: the model, also inside ``PeftModel``, ``torch.compile`` or ``DistributedDataParallel``. It runs in
+            evaluation mode and without gradients of its weights through a twin that shares them, and is not changed
+            itself.
         tokenizer: its tokenizer.
         normalize: mean over the visible response tokens instead of the sum.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`; for both embeddings.
@@ -69,20 +72,26 @@ class LogLikelihoodReward(EmbeddingReward):
         chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
-        check_readable(model)
+        self.twin = twin_of(model)
+        model = self.twin.module
         name = type(model).__name__
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        if not isinstance(wrapped_layer(head), nn.Linear) or head.bias is not None:
             raise ValueError(f"reward: {name} has no language-model head without a bias, expected a causal LM")
-        self.model, self.normalize, self.output = exact_attention(freeze(model)), normalize, head.weight
+        if hasattr(head, "base_layer"):
+            raise ValueError(
+                f"reward: an adapter changes the output layer of {name}, expected one that leaves it or saves it whole "
+                "(modules_to_save): merge it first"
+            )
+        self.model, self.normalize, self.head = exact_attention(model), normalize, head
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         layer = model.get_input_embeddings()
-        table = EmbeddingTable(layer.weight, layer)
+        table = EmbeddingTable(layer, layer)
         self.tied = table.layer is None and layer.weight.data_ptr() == head.weight.data_ptr()
         super().__init__(
             name,
             tokenizer,
-            [table] if self.tied else [table, EmbeddingTable(head.weight)],
+            [table] if self.tied else [table, EmbeddingTable(head)],
             missing=missing,
             include_prompt=include_prompt,
             max_length=context_length(model, tokenizer) if max_length is None else max_length,
@@ -95,6 +104,11 @@ class LogLikelihoodReward(EmbeddingReward):
         if compile:
             self.backbone.model.compile()
         self.reuse_prefix = reuse_prefix and self.backbone.reuses_prefix
+
+    @property
+    def output(self) -> Tensor:
+        """O, [V, h]."""
+        return self.head.weight
 
     @classmethod
     def from_pretrained(

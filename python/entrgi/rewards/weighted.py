@@ -62,6 +62,7 @@ class WeightedReward:
     def device(self) -> torch.device:
         return self.rewards[0].device
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundWeightedReward:
         """See :class:`entrgi.rewards.Reward`; errors are those of the rewards.

@@ -76,9 +76,10 @@ def align(
     """
     state = (vocab_size, state_of(denoiser_tokenizer), state_of(reward_tokenizer))
     made = _MADE.setdefault(denoiser_tokenizer, WeakKeyDictionary())
-    if made.get(reward_tokenizer, (None,))[0] != state:
-        made[reward_tokenizer] = (state, *_align(denoiser_tokenizer, vocab_size, reward_tokenizer))
-    _, alignment, known = made[reward_tokenizer]
+    found = made.get(reward_tokenizer, (None,))
+    if found[0] != state:
+        found = made[reward_tokenizer] = (state, *_align(denoiser_tokenizer, vocab_size, reward_tokenizer))
+    _, alignment, known = found  # what is kept may be of another thread's denoiser by now
     share = int((alignment.ids >= 0).sum()) / known if known else 1.0
     if share < FEW:
         warnings.warn(
