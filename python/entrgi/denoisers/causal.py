@@ -132,20 +132,22 @@ class BidirectionalLM:
             eos_token_id: see the class.
             pad_token_id: None takes the tokenizer's, or config.json's.
             chat, chat_template_kwargs, max_length, compile: see the class.
-            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``; ``subfolder`` of a checkpoint
+                that lies in one.
 
         Raises:
             ValueError: for a checkpoint that cannot be had, is of another ``model_type``, asks for something
                 that is not supported, or does not hold just the weights that its config describes.
         """
-        check_checkpoint("denoiser", name)
+        subfolder = hub_options.pop("subfolder", None) or ""
+        check_checkpoint("denoiser", name, subfolder)
         refuse_remote_code("denoiser", hub_options)
         refuse_unknown("denoiser", hub_options, HUB_OPTIONS, near=signature(cls.from_pretrained).parameters)
         dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
         # Parameters made under inference mode cannot take part in a gradient later.
         with torch.inference_mode(False):
             with loading("denoiser", name):
-                folder = checkpoint_folder("denoiser", name, **hub_options)
+                folder = checkpoint_folder("denoiser", name, subfolder=subfolder, **hub_options)
                 fields = read_fields("denoiser", folder)
                 cls._check_kind(name, fields)
                 tokenizer = cls._load_tokenizer(folder)
