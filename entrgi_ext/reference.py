@@ -49,9 +49,10 @@ def accumulator_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _invalid_rows(logits: Tensor) -> Tensor:
+def _invalid_rows(logits: Tensor, temperature: float) -> Tensor:
+    """Rows with NaN or +inf, with nothing finite, or whose largest logit leaves the dtype when divided by tau."""
     bad = torch.isnan(logits) | (logits == math.inf)
-    return bad.any(dim=1) | ~torch.isfinite(logits).any(dim=1)
+    return bad.any(dim=1) | ~torch.isfinite(logits.amax(dim=1) / temperature)
 
 
 def _entropy(z: Tensor, temperature: float = 1.0) -> Tensor:
@@ -63,7 +64,7 @@ def _entropy(z: Tensor, temperature: float = 1.0) -> Tensor:
 def logit_statistics(logits: Tensor, temperature: float) -> Statistics:
     """logsumexp(z / tau), H(softmax z), H(softmax z / tau) in nats, and the first index of the maximum."""
     z = logits.to(accumulator_dtype(logits))
-    bad = _invalid_rows(z)
+    bad = _invalid_rows(z, temperature)
     return Statistics(
         logsumexp=(z / temperature).logsumexp(dim=1).masked_fill(bad, math.nan),
         entropy=_entropy(z).masked_fill(bad, math.nan),
@@ -249,7 +250,7 @@ def commit(
         score[candidates == eos_token_id] = -math.inf
     if alg_temp > 0:
         noise = gumbel(keys, torch.zeros(1, dtype=torch.long, device=keys.device))[:, 0]
-        score = score / alg_temp + noise.to(score.dtype)
+        score = score / max(alg_temp, 1e-30) + noise.to(score.dtype)
     tokens, committed = tokens.clone(), torch.zeros_like(candidates, dtype=torch.bool)
     for p in range(tokens.shape[0]):
         rows = torch.arange(int(splits[p]), int(splits[p + 1]), device=tokens.device)

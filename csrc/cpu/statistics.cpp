@@ -64,6 +64,12 @@ RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperatu
     tempered.add(chunk.max, chunk.tempered_s, chunk.tempered_t);
   }
   if (best_chunk < 0) return RowStatistics();  // nothing finite
+  if (!std::isfinite(tempered_max)) {          // e^(z / tau - logsumexp) would be NaN
+    RowStatistics refused;
+    refused.status = kTooLarge;
+    return refused;
+  }
+  result.status = 0;
   result.logsumexp = tempered_max + tempered.log_sum();
   result.entropy = unit.entropy();
   result.tempered_entropy = tempered.entropy();
@@ -80,6 +86,12 @@ void raise_bad_rows(const std::vector<uint8_t>& status) {
           "logits must not hold NaN or +inf and must have a finite value in every row, row " +
           std::to_string(row) + " does not");
     }
+    if (status[row] == kTooLarge) {
+      throw std::runtime_error(
+          "logits / temperature must stay finite in float32 (float64 for float64 logits), the largest of "
+          "row " +
+          std::to_string(row) + " does not");
+    }
     if (status[row] == kNothingAllowed) {
       throw std::runtime_error(
           "logits must have a finite value at an id that is not forbidden in every row, row " +
@@ -93,7 +105,7 @@ void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, do
   std::vector<uint8_t> status(rows, 0);
   for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
     const RowStatistics result = row_statistics(logits, row, temperature, loop);
-    if (result.argmax < 0) status[row] = kInvalidRow;
+    status[row] = result.status;
     result.write_to(out, row, accumulator_of(logits.dtype));
   });
   raise_bad_rows(status);

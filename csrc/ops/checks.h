@@ -462,6 +462,13 @@ inline void check_commit_(const Tensor& tokens, const Tensor& committed, const T
                                                                {"keys", keys}});
 }
 
+// Below, a confidence divided by it leaves fp32, and all of them rank alike; and Gumbel noise decides between
+// equal confidences alone, as it does at this.
+inline double committed_temperature(double alg_temp) {
+  constexpr double kLeast = 1e-30;
+  return alg_temp > 0 ? std::max(alg_temp, kLeast) : 0;
+}
+
 // ---- version counters -------------------------------------------------------------------------------------
 
 class NoGrad {

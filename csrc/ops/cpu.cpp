@@ -297,7 +297,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   c.counts = int64s(dense_inputs[4]);
   c.keys = pointer_to<int64_t>(keys);
   c.eos_token_id = eos_token_id ? &*eos_token_id : nullptr;
-  c.alg_temp = alg_temp;
+  c.alg_temp = committed_temperature(alg_temp);
   cpu::commit(c);
 }
 
