@@ -49,10 +49,9 @@ def accumulator_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _invalid_rows(logits: Tensor, temperature: float) -> Tensor:
-    """Rows with NaN or +inf, with nothing finite, or whose largest logit leaves the dtype when divided by tau."""
+def _invalid_rows(logits: Tensor) -> Tensor:
     bad = torch.isnan(logits) | (logits == math.inf)
-    return bad.any(dim=1) | ~torch.isfinite(logits.amax(dim=1) / temperature)
+    return bad.any(dim=1) | ~torch.isfinite(logits).any(dim=1)
 
 
 def _entropy(z: Tensor, temperature: float = 1.0) -> Tensor:
@@ -64,7 +63,7 @@ def _entropy(z: Tensor, temperature: float = 1.0) -> Tensor:
 def logit_statistics(logits: Tensor, temperature: float) -> Statistics:
     """logsumexp(z / tau), H(softmax z), H(softmax z / tau) in nats, and the first index of the maximum."""
     z = logits.to(accumulator_dtype(logits))
-    bad = _invalid_rows(z, temperature)
+    bad = _invalid_rows(z)
     return Statistics(
         logsumexp=(z / temperature).logsumexp(dim=1).masked_fill(bad, math.nan),
         entropy=_entropy(z).masked_fill(bad, math.nan),

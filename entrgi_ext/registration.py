@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import fakes
+from . import autograd, fakes
 
 MINIMUM_TORCH = (2, 10)
 _FOLDER = Path(__file__).parent
@@ -56,58 +56,5 @@ def _load_libraries() -> None:
 
 
 _load_libraries()
-_ops = torch.ops.entrgi
 fakes.register()
-
-
-# ---- autograd: in the logits only --------------------------------------------------------------------------
-
-
-def _save_statistics(ctx, inputs, output):
-    logits, ctx.temperature = inputs
-    ctx.save_for_backward(logits, *output[:3])
-    ctx.mark_non_differentiable(output[3])
-    ctx.set_materialize_grads(False)
-
-
-def _statistics_backward(ctx, grad_logsumexp, grad_entropy, grad_tempered_entropy, grad_argmax):
-    grads = (grad_logsumexp, grad_entropy, grad_tempered_entropy)
-    if all(grad is None for grad in grads):
-        return None, None
-    logits, logsumexp, entropy, tempered_entropy = ctx.saved_tensors
-    unit_logsumexp = logsumexp
-    if grad_entropy is not None and ctx.temperature != 1.0:
-        unit_logsumexp = _ops.logit_statistics(logits, 1.0)[0]
-    gradient = _ops.logit_statistics_backward(
-        *grads, logits, logsumexp, unit_logsumexp, entropy, tempered_entropy, ctx.temperature
-    )
-    return gradient, None
-
-
-def _save_embedding(ctx, inputs, output):
-    logits, logsumexp, embedding, _, _, ctx.temperature = inputs
-    ctx.save_for_backward(logits, logsumexp, embedding, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _embedding_backward(ctx, grad_output, grad_soft):
-    if grad_output is None:
-        return (None,) * 6
-    logits, logsumexp, embedding, soft = ctx.saved_tensors
-    # logsumexp is a function of the logits: its part is in softmax's own gradient, not in an argument's.
-    gradient = _ops.logit_gradient(grad_output.contiguous(), logits, logsumexp, embedding, soft, None, ctx.temperature)
-    return gradient.to(logits.dtype), None, None, None, None, None
-
-
-def _no_double_backward(name: str):
-    def backward(ctx, grad):
-        raise RuntimeError(f"entrgi::{name} has no derivative: double backward is not supported")
-
-    return backward
-
-
-torch.library.register_autograd("entrgi::logit_statistics", _statistics_backward, setup_context=_save_statistics)
-torch.library.register_autograd("entrgi::relaxed_embedding", _embedding_backward, setup_context=_save_embedding)
-for _name in ("logit_statistics_backward", "logit_gradient"):
-    torch.library.register_autograd(f"entrgi::{_name}", _no_double_backward(_name))
+autograd.register()

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -13,6 +14,17 @@
 #include "row_kernels.h"
 
 namespace entrgi::cpu {
+
+// q = e^(z / tau - logsumexp) is NaN where both are infinite, which z / tau beyond the range of acc makes
+// them.
+inline void check_logsumexp(const void* logsumexp, int64_t row, DType acc) {
+  const double value = read(logsumexp, row, acc);
+  if (!std::isfinite(value)) {
+    throw std::runtime_error("logsumexp must be finite, got " + std::to_string(value) + " at " +
+                             std::to_string(row) + ": logits / temperature must stay finite in " +
+                             (acc == DType::kFloat64 ? "float64" : "float32"));
+  }
+}
 
 // Logits rows that are not padding, in order.
 inline std::vector<int64_t> active_rows(const Relaxation& r) {
@@ -27,6 +39,7 @@ inline std::vector<int64_t> active_rows(const Relaxation& r) {
       }
       if (target < 0) continue;
     }
+    check_logsumexp(r.logsumexp, n, accumulator_of(r.logits.dtype));
     rows.push_back(n);
   }
   return rows;

@@ -254,7 +254,7 @@ void sample_tokens(const Matrix& logits, int64_t rows, int64_t vocabulary, const
     const RowStatistics row_result = row_statistics(logits, row, options.temperature, loop);
     row_result.write_to(statistics, row, acc);
     if (row_result.argmax < 0) {
-      status[row] = row_result.status;
+      status[row] = kInvalidRow;
       return;
     }
     RowContext context{kernels, logits, options, row, vocabulary, loop, 0};

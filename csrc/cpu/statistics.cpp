@@ -3,6 +3,7 @@
 // Each chunk gives sums relative to its own maximum, in float lanes; chunks are merged in order, in double:
 //   s = sum e^x, t = sum x e^x with x = z - m   ->   lse = m + log s,  H = log s - t / s
 // (x e^x, not z e^z: the second would cancel.) One read of z from memory, 2 exponentials an element.
+#include "relaxation.h"
 #include "vocabulary_rows.h"
 
 namespace entrgi::cpu {
@@ -64,12 +65,6 @@ RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperatu
     tempered.add(chunk.max, chunk.tempered_s, chunk.tempered_t);
   }
   if (best_chunk < 0) return RowStatistics();  // nothing finite
-  if (!std::isfinite(tempered_max)) {          // e^(z / tau - logsumexp) would be NaN
-    RowStatistics refused;
-    refused.status = kTooLarge;
-    return refused;
-  }
-  result.status = 0;
   result.logsumexp = tempered_max + tempered.log_sum();
   result.entropy = unit.entropy();
   result.tempered_entropy = tempered.entropy();
@@ -86,12 +81,6 @@ void raise_bad_rows(const std::vector<uint8_t>& status) {
           "logits must not hold NaN or +inf and must have a finite value in every row, row " +
           std::to_string(row) + " does not");
     }
-    if (status[row] == kTooLarge) {
-      throw std::runtime_error(
-          "logits / temperature must stay finite in float32 (float64 for float64 logits), the largest of "
-          "row " +
-          std::to_string(row) + " does not");
-    }
     if (status[row] == kNothingAllowed) {
       throw std::runtime_error(
           "logits must have a finite value at an id that is not forbidden in every row, row " +
@@ -105,7 +94,7 @@ void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, do
   std::vector<uint8_t> status(rows, 0);
   for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
     const RowStatistics result = row_statistics(logits, row, temperature, loop);
-    status[row] = result.status;
+    if (result.argmax < 0) status[row] = kInvalidRow;
     result.write_to(out, row, accumulator_of(logits.dtype));
   });
   raise_bad_rows(status);
@@ -122,6 +111,7 @@ void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocab
   for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
     const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row),
                         grad(grads.tempered_entropy, row)};
+    if (g[0] != 0 || g[2] != 0) check_logsumexp(values.logsumexp, row, acc);
     const double v[] = {read(values.logsumexp, row, acc), read(values.unit_logsumexp, row, acc),
                         read(values.entropy, row, acc), read(values.tempered_entropy, row, acc)};
     loop([&](int64_t, int64_t id, int64_t n) {

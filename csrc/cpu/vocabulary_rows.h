@@ -66,14 +66,10 @@ void for_rows(int64_t rows, int64_t vocabulary, const Parallel& parallel, const 
   parallel.run(rows, vocabulary, run);
 }
 
-// Why a row has no result; 0 where it has one.
-constexpr uint8_t kInvalidRow = 1, kNothingAllowed = 2, kTooLarge = 3;
-
 struct RowStatistics {
   double logsumexp = kNaN, entropy = kNaN, tempered_entropy = kNaN;
   double max = -kInfinity;
-  int64_t argmax = -1;  // also: the row is invalid, for the reason in `status`
-  uint8_t status = kInvalidRow;
+  int64_t argmax = -1;  // also: the row is invalid
 
   void write_to(const Statistics& out, int64_t row, DType acc) const {
     write(out.logsumexp, row, logsumexp, acc);
@@ -87,5 +83,6 @@ RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperatu
 
 // Raises for the first row whose status is not 0.
 void raise_bad_rows(const std::vector<uint8_t>& status);
+constexpr uint8_t kInvalidRow = 1, kNothingAllowed = 2;
 
 }  // namespace entrgi::cpu

@@ -11,7 +11,7 @@ from .calls import OPERATORS, WRITTEN, arguments, call
 from .helpers import assert_same, logsumexp, random_embedding, random_keys, random_logits
 
 THREADS = (1, 2, 5, 8, 9, 17, 32)
-# Around what cuts the work: at most 16 parts of 512 ids, stretches of 1024 and 2048, chunks of 4096, blocks of 160 rows.
+# Around what cuts the work: at most 16 parts of 512 ids, stretches of 1024 and 2048, chunks of 4096; 160 rows.
 SHAPES = [(3, 1000, 64), (1, 30_000, 512), (7, 9001, 72), (200, 1500, 40), (40, 10_000, 1100)]
 
 
