@@ -47,8 +47,8 @@
 namespace entrgi {
 namespace {
 
-constexpr int kRows = 64;  // of a consumer warpgroup
-constexpr int kStep = 64;  // vocabulary ids per stage
+constexpr int kRows = 64;                                                          // of a consumer warpgroup
+constexpr int kStep = 64;                                                          // vocabulary ids per stage
 constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes;  // of E
 
 // Registers of producer and consumer threads once they part; a lone consumer has enough from the start.

@@ -236,6 +236,22 @@ inline void check_forbidden(const Tensor& forbidden, const Tensor& logits) {
 
 // ---- memory ----------------------------------------------------------------------------------------------
 
+// Of the dtypes that a check lets through.
+inline int64_t bytes_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool:
+      return 1;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
 struct Argument {
   const char* name;
   const Tensor* tensor;  // null: None
@@ -251,16 +267,21 @@ struct Extent {
 
   Extent() = default;
   explicit Extent(const Tensor& t) {
-    if (t.numel() == 0) return;
-    const int64_t item = static_cast<int64_t>(t.element_size());
-    length = item * (t.dim() == 2 ? t.size(1) : 1);
-    step = item * t.stride(0);
-    count = step == 0 ? 1 : t.size(0);  // an expanded vector is one element
-    begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+    int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t.get(), &dim));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+    const int64_t columns = dim == 2 ? sizes[1] : 1;
+    if (sizes[0] == 0 || columns == 0) return;
+    const int64_t item = bytes_of(dtype_of(t));
+    length = item * columns;
+    step = item * strides[0];
+    count = step == 0 ? 1 : sizes[0];  // an expanded vector is one element
     if (step == length) {
       length *= count;
       count = 1;
     }
+    begin = reinterpret_cast<uintptr_t>(t.data_ptr());
     end = begin + (count - 1) * step + length;
   }
 };
