@@ -1,5 +1,7 @@
 // The operators on the CPU: raw pointers, sizes and strides (in elements); no torch.
 //
+// What is written overlaps nothing else that is passed: csrc/ops/checks.h sees to it.
+//
 // Threads and matrix products are passed in (`Parallel`, `Gemm`), so that one pool and one BLAS serve the
 // whole process. Every reduction has a fixed order: a row's bits do not depend on the number of threads or on
 // the other rows, as long as the caller's matrix product keeps the order of its sums for a given shape (it
