@@ -3,10 +3,10 @@
 // What is written overlaps nothing else that is passed: csrc/ops/checks.h sees to it.
 //
 // Threads and matrix products are passed in (`Parallel`, `Gemm`), so that one pool and one BLAS serve the
-// whole process. Every reduction has a fixed order: a row's bits do not depend on the number of threads or on
-// the other rows, as long as the caller's matrix product keeps the order of its sums for a given shape (it
-// stays on its thread, and relaxation.h says which numbers of rows it sees). Errors in the data (a NaN row,
-// an id out of range) throw std::runtime_error.
+// whole process. Every reduction has a fixed order: a row's bits do not depend on the number of threads, as
+// long as the caller's matrix product keeps the order of its sums for a given shape (it stays on its thread),
+// and relaxation.h says how far they depend on the other rows. Errors in the data (a NaN row, an id out of
+// range) throw std::runtime_error.
 //
 // "acc" is float, and double where the logits are double: statistics, soft embeddings, moments and all
 // arithmetic.

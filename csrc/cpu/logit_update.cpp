@@ -17,8 +17,7 @@ class Incoming {
  public:
   Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows,
            const Parallel& parallel)
-      : packed_(operand(static_cast<int64_t>(rows.size()), r.width, accumulator_of(r.logits.dtype))),
-        dots_(rows.size()) {
+      : packed_(operand(r, static_cast<int64_t>(rows.size()), r.width)), dots_(rows.size()) {
     const RowKernels& kernels = row_kernels(grad.dtype);
     const Range pack = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -56,7 +55,7 @@ void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& para
   const int64_t cost = block_rows * stretch * std::max<int64_t>(1, r.width / 16);
 
   parallel.run(stretches * blocks, cost, [&](int64_t begin, int64_t end) {
-    const Scratch inner(padded_rows(block_rows), stretch, acc);
+    const Scratch inner(padded_rows(r, block_rows), stretch, acc);
     const Scratch table(wide ? 0 : stretch, r.width, acc);
     Matrix e;
     for (int64_t piece = begin; piece < end; ++piece) {
@@ -65,7 +64,7 @@ void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& para
       if (block == 0 || piece == begin) e = table_rows(r, id, n, {0, r.width}, table.matrix());
       const Span span = row_block(count, block);
       const Matrix g{incoming.matrix().at(span.begin), r.width, acc};
-      gemm({g, e, inner.matrix(), padded_rows(span.size()), n, r.width, /*b_transposed=*/true,
+      gemm({g, e, inner.matrix(), padded_rows(r, span.size()), n, r.width, /*b_transposed=*/true,
             /*accumulate=*/false});
       for (int64_t i = span.begin; i < span.end; ++i) {
         apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i),

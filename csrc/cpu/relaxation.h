@@ -49,10 +49,14 @@ inline int64_t target_row(const Relaxation& r, int64_t n) {
   return r.row_index == nullptr ? n : r.row_index[n];
 }
 
-// Rows go to the caller's matrix product in blocks of kMinRows ... kRowBlock + kMinRows - 1, fewer with rows
-// of zeros beside them: a BLAS sums in one order for few rows, in another for very many (MKL: below k / 24 or
-// 16 rows, and from 192 on), and what a row gives must not depend on the rows beside it.
+// Rows go to the caller's matrix product in blocks of kMinRows ... kRowBlock + kMinRows - 1: a BLAS sums in
+// one order for few rows, in another for very many (MKL: below k / 24 or 16 rows, and from 192 on), and what
+// a row gives should not depend on the rows beside it.
 constexpr int64_t kMinRows = 16, kRowBlock = 160;
+// Fewer rows get rows of zeros beside them at low temperatures alone. There q is one-hot, the gradient of
+// such a row nothing but what rounding leaves of zero, and Adam makes that as large as any other. Elsewhere
+// last bits stay last bits, and a single row would take two to three times as long.
+constexpr double kSharp = 1.0 / 16;
 
 inline int64_t row_blocks(int64_t rows) {
   return std::max<int64_t>(1, (rows + kRowBlock - kMinRows) / kRowBlock);
@@ -67,15 +71,17 @@ inline Span row_block(int64_t rows, int64_t block) {
   return {block * kRowBlock, block + 1 == row_blocks(rows) ? rows : (block + 1) * kRowBlock};
 }
 
-inline int64_t padded_rows(int64_t rows) {
-  return std::max(rows, kMinRows);
+inline int64_t padded_rows(const Relaxation& r, int64_t rows) {
+  return r.temperature < kSharp ? std::max(rows, kMinRows) : rows;
 }
 
 // `rows` rows of scratch for a product, those beyond them zero.
-inline Scratch operand(int64_t rows, int64_t columns, DType acc) {
-  Scratch scratch(padded_rows(rows), columns, acc);
-  if (rows < kMinRows && columns > 0) {
-    std::memset(scratch.matrix().at(rows), 0, (kMinRows - rows) * columns * size_of(acc));
+inline Scratch operand(const Relaxation& r, int64_t rows, int64_t columns) {
+  const DType acc = accumulator_of(r.logits.dtype);
+  const int64_t padded = padded_rows(r, rows);
+  Scratch scratch(padded, columns, acc);
+  if (rows < padded && columns > 0) {
+    std::memset(scratch.matrix().at(rows), 0, (padded - rows) * columns * size_of(acc));
   }
   return scratch;
 }

@@ -58,13 +58,13 @@ int64_t blocks_at_a_time(const Relaxation& r, int64_t parts) {
 }
 
 // out [rows, columns] = q E over the ids given, stretch by stretch; sums [rows], where given, = the sum of q
-// over them. out has padded_rows(count) rows.
+// over them. out has padded_rows(r, count) rows.
 void expectation(const Relaxation& r, const int64_t* rows, int64_t count, const Span& ids,
                  const Span& columns, const Matrix& out, double* sums, const Gemm& gemm) {
   const DType acc = accumulator_of(r.logits.dtype);
   const RowKernels& kernels = row_kernels(r.logits.dtype);
   const int64_t stretch = std::min(stretch_of(r, columns.size(), 2048), ids.size());
-  const Scratch q = operand(count, stretch, acc);
+  const Scratch q = operand(r, count, stretch);
   const bool wide = size_of(r.embedding.dtype) > 2;
   const Scratch table(wide ? 0 : stretch, columns.size(), acc);
   for (int64_t id = ids.begin; id < ids.end; id += stretch) {
@@ -75,7 +75,7 @@ void expectation(const Relaxation& r, const int64_t* rows, int64_t count, const 
       if (sums != nullptr) sums[i] += sum;
     }
     const Matrix e = table_rows(r, id, n, columns, table.matrix());
-    gemm({q.matrix(), e, out, padded_rows(count), columns.size(), n, /*b_transposed=*/false,
+    gemm({q.matrix(), e, out, padded_rows(r, count), columns.size(), n, /*b_transposed=*/false,
           /*accumulate=*/id > ids.begin});
   }
 }
@@ -87,11 +87,8 @@ struct Partials {
   std::vector<double> sums;
   int64_t rows, parts;
 
-  Partials(int64_t count, int64_t parts_, int64_t width, DType acc)
-      : products(parts_ * padded_rows(count), width, acc),
-        sums(parts_ * padded_rows(count)),
-        rows(padded_rows(count)),
-        parts(parts_) {}
+  Partials(int64_t rows_, int64_t parts_, int64_t width, DType acc)
+      : products(parts_ * rows_, width, acc), sums(parts_ * rows_), rows(rows_), parts(parts_) {}
   int64_t at(int64_t part, int64_t row) const { return part * rows + row; }
 };
 
@@ -100,7 +97,7 @@ Partials partials_of(const Relaxation& r, const int64_t* rows, int64_t count, co
   const DType acc = accumulator_of(r.logits.dtype);
   const int64_t parts = parts_of(r), length = (r.vocabulary + parts - 1) / parts;
   const int64_t blocks = row_blocks(count), strips = (r.width + kColumns - 1) / kColumns;
-  Partials partials(count, parts, r.width, acc);
+  Partials partials(padded_rows(r, count), parts, r.width, acc);
   const int64_t cost = std::min(count, kRowBlock) * length * std::min(r.width, kColumns) / 16;
   parallel.run(parts * blocks * strips, cost, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
