@@ -5,12 +5,14 @@ Environment: ``ENTRGI_CUDA=0|1|auto`` (default auto: where nvcc and a CUDA build
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -50,6 +52,26 @@ class CMakeBuild(build_ext):
             self.copy_file(str(library), str(ROOT / "entrgi_ext" / library.name))
 
 
+class WheelWithNotices(bdist_wheel):
+    """The licences of what is compiled into the libraries, which they want beside binaries."""
+
+    def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
+        super().egg2dist(egginfo_path, distinfo_path)
+        add_notices(Path(distinfo_path), with_kernels=any(Path(self.bdist_dir).glob("entrgi_ext/libentrgi_kernels.so")))
+
+
+def add_notices(dist_info: Path, with_kernels: bool) -> None:
+    names = ["pybind11.txt", *(["CUTLASS.txt"] if with_kernels else [])]
+    folder = dist_info / "licenses" / "third_party"
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(ROOT / "licenses" / name, folder / name)
+    metadata = dist_info / "METADATA"
+    fields = "".join(f"License-File: third_party/{name}\n" for name in names)
+    head, separator, rest = metadata.read_text().partition("License-File: LICENSE\n")
+    metadata.write_text(f"{head}{separator}{fields}{rest}")
+
+
 setup(
     packages=["entrgi_ext", "entrgi", *(f"entrgi.{name}" for name in find_packages(str(ROOT / "python" / "entrgi")))],
     package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
@@ -60,5 +82,5 @@ setup(
         "entrgi_ext": ["py.typed"],
     },
     ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": WheelWithNotices},
 )

@@ -15,13 +15,21 @@ Common to all of them:
 - Padding: where ``rows`` is -1, or no trajectory of ``splits`` holds the row, nothing of the row is read: its logits,
   logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators without such an argument know no
   padding: give them finite logits there.
-- Results do not change from run to run on one machine, bit for bit.
+- Results do not change from run to run on one machine, bit for bit. On the CPU, with torch's MKL, a row's bits do not
+  depend on the number of threads either, nor on the other rows of the call: at any temperature in calls of 16 rows and
+  more, below 1/16 in all.
+- Derivatives that an operator does not have are refused, never zero: forward mode (``torch.func.jvp``) by all of them,
+  gradients in other arguments than those named, second derivatives (:mod:`entrgi_ext.autograd`).
+- Where the largest ``|z| / tau`` of a row leaves the range of acc, its logsumexp is infinite (its entropies, argmax and
+  token are right all the same). What reads a logsumexp refuses such rows on the CPU; on CUDA they give NaN.
+- ``keys``: of the seed all 64 bits count; step, iteration and position count modulo 2^32.
 - On CUDA, products of a float32 E with 128 rows or more are torch's own, at the precision that torch is set to
   (``torch.set_float32_matmul_precision``).
 - On CUDA, ``ENTRGI_FORCE_PLAN`` replaces parts of the launch plans (:mod:`entrgi_ext.plans`): for experiments. What it
   asks for and cannot have raises ``RuntimeError`` at the launch. The CPU operators do not read it.
 
-Names ending in ``_`` write their first arguments in place and take no part in autograd.
+Names ending in ``_`` write their first arguments in place and take no part in autograd: what they read must not require
+grad where gradients are recorded. What they write shares memory with no other argument (``ValueError``).
 References: EntRGi (arXiv 2602.05000), APS (arXiv 2510.02291).
 """
 
@@ -31,6 +39,7 @@ import torch
 from torch import Tensor
 
 from . import registration  # loads the libraries, registers fakes and autograd
+from .autograd import call
 from .reference import Sample, Statistics
 
 _ops = torch.ops.entrgi
@@ -62,7 +71,7 @@ def logit_statistics(logits: Tensor, temperature: float = 1.0) -> Statistics:
         >>> statistics = logit_statistics(logits, temperature=0.7)
         >>> weight = statistics.entropy / math.log(logits.shape[1])
     """
-    return Statistics(*_ops.logit_statistics(logits, temperature))
+    return Statistics(*call(_ops.logit_statistics, logits, temperature))
 
 
 def sample_tokens(
@@ -109,8 +118,7 @@ def sample_tokens(
         >>> keys = torch.tensor([[seed, step, -1, position] for position in masked])
         >>> token = sample_tokens(logits, keys, temperature=0.7, top_p=0.95).token
     """
-    values = _ops.sample_tokens(_constant(logits), keys, temperature, top_p, top_k, forbidden, error_flag)
-    return Sample(*values)
+    return Sample(*call(_ops.sample_tokens, logits, keys, temperature, top_p, top_k, forbidden, error_flag))
 
 
 def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -129,7 +137,7 @@ def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
     Returns:
         acc [N, V], rows at 16-byte boundaries (so there may be room between them). On the CPU the noise is computed in
         float64 and the result rounded once; on CUDA in float32. Both tails of g are kept: its 64-bit uniforms reach
-        from -3.8 to 45.0. Not differentiable.
+        from -3.8 to 45.0. Differentiable in ``logits`` (the identity).
 
     Raises:
         RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite, naming the
@@ -140,7 +148,7 @@ def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
         >>> logsumexp = logit_statistics(perturbed, 0.7 * relaxation).logsumexp
         >>> relaxed, soft = relaxed_embedding(perturbed, embedding, 0.7 * relaxation, logsumexp=logsumexp)
     """
-    return _ops.gumbel_perturb(_constant(logits), keys, scale)
+    return call(_ops.gumbel_perturb, logits, keys, scale)
 
 
 def relaxed_embedding(
@@ -162,31 +170,29 @@ def relaxed_embedding(
         embedding: [V, d]; must not require grad.
         temperature: tau, in [1e-6, 1e6].
         hard_tokens: int64 [N] in [0, V), or -1 for a row of NaN.
-        weight: acc [N]; only with ``hard_tokens``.
+        weight: acc [N]; only with ``hard_tokens``. Must not require grad.
         logsumexp: acc [N], of z / tau, from :func:`logit_statistics` or :func:`sample_tokens` at the same
-            temperature; computed here where None. Taken as a function of the logits, not as an input of its own.
+            temperature; computed here where None. Taken as a function of the logits, not as an input of its own: a
+            leaf that requires grad is refused.
 
     Returns:
         ``(output, soft)``: [N, d] in E's dtype, and q E unblended, acc [N, d], for :func:`logit_gradient`.
         ``output`` is differentiable in ``logits``; ``soft`` is not differentiable. Double backward raises.
 
     Raises:
-        RuntimeError: for invalid arguments; ``embedding`` requires grad while gradients are recorded; on the CPU
-            for hard tokens out of range.
+        RuntimeError: for invalid arguments; ``embedding`` or ``weight`` requires grad while gradients are recorded; on
+            the CPU for hard tokens out of range.
 
     Example:
+        >>> weight = (sample.entropy / math.log(logits.shape[1])).detach()
         >>> output, _ = relaxed_embedding(logits, embedding, 0.7, hard_tokens=sample.token, weight=weight)
         >>> reward(output).sum().backward()  # logits.grad
     """
-    if embedding.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(
-            "embedding must not require grad: relaxed_embedding is differentiable in the logits only; "
-            "pass embedding.detach()"
-        )
     if logsumexp is None:
-        logsumexp = _ops.logit_statistics(_constant(logits), temperature)[0]
-    statics = (_constant(logsumexp), _constant(embedding))
-    return _ops.relaxed_embedding(logits, *statics, hard_tokens, weight, temperature)
+        logsumexp = call(_ops.logit_statistics, _constant(logits), temperature)[0]
+    elif not logsumexp.is_leaf:
+        logsumexp = logsumexp.detach()
+    return call(_ops.relaxed_embedding, logits, logsumexp, embedding, hard_tokens, weight, temperature)
 
 
 def relaxed_embedding_(
@@ -218,7 +224,8 @@ def relaxed_embedding_(
         >>> relaxed_embedding_(inputs.view(-1, d), soft, logits, sample.logsumexp, embedding, 0.7,
         ...                    hard_tokens=sample.token, weight=weight, rows=masked_rows)
     """
-    _ops.relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature)
+    arguments = (output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature)
+    call(_ops.relaxed_embedding_, *arguments)
 
 
 def logit_gradient(
@@ -244,7 +251,8 @@ def logit_gradient(
             0, and nothing of it is read (logits, logsumexp, soft). None: the identity, and R == N.
 
     Returns:
-        acc [N, V], rows at 16-byte boundaries (so there may be room between them). Not differentiable.
+        acc [N, V], rows at 16-byte boundaries (so there may be room between them). Not differentiable: a backward pass
+        that reaches it raises.
 
     Raises:
         RuntimeError: for invalid arguments; on the CPU for rows out of range.
@@ -252,8 +260,7 @@ def logit_gradient(
     Example:
         >>> gradient = logit_gradient(inputs.grad, logits, logsumexp, embedding, soft, 0.7)
     """
-    constants = (_constant(tensor) for tensor in (grad, logits, logsumexp, embedding, soft))
-    return _ops.logit_gradient(*constants, rows, temperature)
+    return call(_ops.logit_gradient, grad, logits, logsumexp, embedding, soft, rows, temperature)
 
 
 def adam_step_(
@@ -300,7 +307,8 @@ def adam_step_(
         ...                lr=0.5, step=step, last=step == M)
     """
     beta1, beta2 = betas
-    _ops.adam_step_(
+    call(
+        _ops.adam_step_,
         logits,
         exp_avg,
         exp_avg_sq,
@@ -337,7 +345,7 @@ def sgd_step_(
     Example:
         >>> sgd_step_(logits, inputs.grad, logsumexp, embedding, soft, 0.7, lr=0.5)
     """
-    _ops.sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr)
+    call(_ops.sgd_step_, logits, grad, logsumexp, embedding, soft, rows, temperature, lr)
 
 
 def commit_(
@@ -379,7 +387,8 @@ def commit_(
     Example:
         >>> commit_(tokens, committed, sample.token, -entropy, positions, splits, counts, eos_token_id=2)
     """
-    _ops.commit_(
+    call(
+        _ops.commit_,
         tokens,
         committed,
         candidates,

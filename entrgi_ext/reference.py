@@ -249,7 +249,7 @@ def commit(
         score[candidates == eos_token_id] = -math.inf
     if alg_temp > 0:
         noise = gumbel(keys, torch.zeros(1, dtype=torch.long, device=keys.device))[:, 0]
-        score = score / alg_temp + noise.to(score.dtype)
+        score = score / max(alg_temp, 1e-30) + noise.to(score.dtype)
     tokens, committed = tokens.clone(), torch.zeros_like(candidates, dtype=torch.bool)
     for p in range(tokens.shape[0]):
         rows = torch.arange(int(splits[p]), int(splits[p + 1]), device=tokens.device)

@@ -1,9 +1,12 @@
 // The operators on the CPU: raw pointers, sizes and strides (in elements); no torch.
 //
+// What is written overlaps nothing else that is passed: csrc/ops/checks.h sees to it.
+//
 // Threads and matrix products are passed in (`Parallel`, `Gemm`), so that one pool and one BLAS serve the
-// whole process. Every reduction has a fixed order that does not depend on the number of threads, except
-// inside the caller's matrix product. Errors in the data (a NaN row, an id out of range) throw
-// std::runtime_error.
+// whole process. Every reduction has a fixed order: a row's bits do not depend on the number of threads, as
+// long as the caller's matrix product keeps the order of its sums for a given shape (it stays on its thread),
+// and relaxation.h says how far they depend on the other rows. Errors in the data (a NaN row, an id out of
+// range) throw std::runtime_error.
 //
 // "acc" is float, and double where the logits are double: statistics, soft embeddings, moments and all
 // arithmetic.
@@ -42,7 +45,7 @@ struct Parallel {
 };
 
 // c [m, n] = a [m, k] b, plus c itself where `accumulate`; b is [k, n], or [n, k] where `b_transposed`.
-// Float or double. Called from inside Parallel::run as well, where it must stay on its thread.
+// Float or double. Called from inside Parallel::run; it must stay on its thread.
 struct GemmProblem {
   Matrix a, b, c;
   int64_t m, n, k;

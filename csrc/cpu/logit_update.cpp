@@ -1,9 +1,9 @@
 // Operator 3: dReward/dz = q (G E^T - G . soft) / tau, written out or applied as an Adam or SGD ascent step.
 //
-// The vocabulary is cut into stretches that threads work on independently: G E^T of a stretch in a scratch
-// that stays in cache (2 N V d FLOPs in all), then one pass over z and the moments. Bytes: E once, z and each
-// moment once each way. No reduction over the vocabulary: the result does not depend on the number of
-// threads.
+// The vocabulary is cut into stretches that threads work on independently: G E^T of a stretch and a block of
+// rows in a scratch that stays in cache (2 N V d FLOPs in all), then one pass over z and the moments. Bytes:
+// E once, z and each moment once each way. No reduction over the vocabulary: a row's bits depend neither on
+// the number of threads nor on the other rows.
 #include <cmath>
 #include <cstring>
 
@@ -17,8 +17,7 @@ class Incoming {
  public:
   Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows,
            const Parallel& parallel)
-      : packed_(static_cast<int64_t>(rows.size()), r.width, accumulator_of(r.logits.dtype)),
-        dots_(rows.size()) {
+      : packed_(operand(r, static_cast<int64_t>(rows.size()), r.width)), dots_(rows.size()) {
     const RowKernels& kernels = row_kernels(grad.dtype);
     const Range pack = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -49,24 +48,30 @@ void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& para
   if (count == 0) return;
   const DType acc = accumulator_of(r.logits.dtype);
   const Incoming incoming(r, grad, rows, parallel);
-  const int64_t stretch = stretch_of(r, count);
-  const int64_t stretches = (r.vocabulary + stretch - 1) / stretch;
+  const int64_t stretch = stretch_of(r, r.width, 1024);
+  const int64_t stretches = (r.vocabulary + stretch - 1) / stretch, blocks = row_blocks(count);
   const bool wide = size_of(r.embedding.dtype) > 2;
+  const int64_t block_rows = std::min(count, kRowBlock + kMinRows);
+  const int64_t cost = block_rows * stretch * std::max<int64_t>(1, r.width / 16);
 
-  parallel.run(
-      stretches, count * stretch * std::max<int64_t>(1, r.width / 16), [&](int64_t begin, int64_t end) {
-        const Scratch inner(count, stretch, acc);
-        const Scratch table(wide ? 0 : stretch, r.width, acc);
-        for (int64_t s = begin; s < end; ++s) {
-          const int64_t id = s * stretch, n = std::min(stretch, r.vocabulary - id);
-          const Matrix e = table_rows(r, id, n, table.matrix(), nullptr);
-          gemm({incoming.matrix(), e, inner.matrix(), count, n, r.width, /*b_transposed=*/true,
-                /*accumulate=*/false});
-          for (int64_t i = 0; i < count; ++i) {
-            apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i), inner.matrix().at(i));
-          }
-        }
-      });
+  parallel.run(stretches * blocks, cost, [&](int64_t begin, int64_t end) {
+    const Scratch inner(padded_rows(r, block_rows), stretch, acc);
+    const Scratch table(wide ? 0 : stretch, r.width, acc);
+    Matrix e;
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t block = piece % blocks, id = piece / blocks * stretch,
+                    n = std::min(stretch, r.vocabulary - id);
+      if (block == 0 || piece == begin) e = table_rows(r, id, n, {0, r.width}, table.matrix());
+      const Span span = row_block(count, block);
+      const Matrix g{incoming.matrix().at(span.begin), r.width, acc};
+      gemm({g, e, inner.matrix(), padded_rows(r, span.size()), n, r.width, /*b_transposed=*/true,
+            /*accumulate=*/false});
+      for (int64_t i = span.begin; i < span.end; ++i) {
+        apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i),
+              inner.matrix().at(i - span.begin));
+      }
+    }
+  });
 }
 
 }  // namespace

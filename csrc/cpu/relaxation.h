@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -12,6 +14,17 @@
 #include "row_kernels.h"
 
 namespace entrgi::cpu {
+
+// q = e^(z / tau - logsumexp) is NaN where both are infinite, which z / tau beyond the range of acc makes
+// them.
+inline void check_logsumexp(const void* logsumexp, int64_t row, DType acc) {
+  const double value = read(logsumexp, row, acc);
+  if (!std::isfinite(value)) {
+    throw std::runtime_error("logsumexp must be finite, got " + std::to_string(value) + " at " +
+                             std::to_string(row) + ": logits / temperature must stay finite in " +
+                             (acc == DType::kFloat64 ? "float64" : "float32"));
+  }
+}
 
 // Logits rows that are not padding, in order.
 inline std::vector<int64_t> active_rows(const Relaxation& r) {
@@ -26,6 +39,7 @@ inline std::vector<int64_t> active_rows(const Relaxation& r) {
       }
       if (target < 0) continue;
     }
+    check_logsumexp(r.logsumexp, n, accumulator_of(r.logits.dtype));
     rows.push_back(n);
   }
   return rows;
@@ -35,29 +49,59 @@ inline int64_t target_row(const Relaxation& r, int64_t n) {
   return r.row_index == nullptr ? n : r.row_index[n];
 }
 
-// Ids of the vocabulary worked on at a time: the stretch of [rows, ids] scratch and, where the table is
-// converted, of the table itself should stay in the second- and third-level cache.
-inline int64_t stretch_of(const Relaxation& r, int64_t rows) {
-  constexpr int64_t kScratchElements = int64_t{1} << 20;
-  const int64_t row_elements = std::max<int64_t>(rows, 1);
-  const int64_t table_elements = size_of(r.embedding.dtype) == 2 ? std::max<int64_t>(r.width, 1) : 1;
-  const int64_t ids = kScratchElements / std::max(row_elements, table_elements);
-  return std::min(r.vocabulary, std::clamp<int64_t>(ids / 64 * 64, 256, 2048));
+// Rows go to the caller's matrix product in blocks of kMinRows ... kRowBlock + kMinRows - 1: a BLAS sums in
+// one order for few rows, in another for very many (MKL: below k / 24 or 16 rows, and from 192 on), and what
+// a row gives should not depend on the rows beside it.
+constexpr int64_t kMinRows = 16, kRowBlock = 160;
+// Fewer rows get rows of zeros beside them at low temperatures alone. There q is one-hot, the gradient of
+// such a row nothing but what rounding leaves of zero, and Adam makes that as large as any other. Elsewhere
+// last bits stay last bits, and a single row would take two to three times as long.
+constexpr double kSharp = 1.0 / 16;
+
+inline int64_t row_blocks(int64_t rows) {
+  return std::max<int64_t>(1, (rows + kRowBlock - kMinRows) / kRowBlock);
 }
 
-// Rows [id, id + n) of the table in acc: the table itself, or `scratch` filled from it.
-inline Matrix table_rows(const Relaxation& r, int64_t id, int64_t n, const Matrix& scratch,
-                         const Parallel* parallel) {
+struct Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+inline Span row_block(int64_t rows, int64_t block) {
+  return {block * kRowBlock, block + 1 == row_blocks(rows) ? rows : (block + 1) * kRowBlock};
+}
+
+inline int64_t padded_rows(const Relaxation& r, int64_t rows) {
+  return r.temperature < kSharp ? std::max(rows, kMinRows) : rows;
+}
+
+// `rows` rows of scratch for a product, those beyond them zero.
+inline Scratch operand(const Relaxation& r, int64_t rows, int64_t columns) {
+  const DType acc = accumulator_of(r.logits.dtype);
+  const int64_t padded = padded_rows(r, rows);
+  Scratch scratch(padded, columns, acc);
+  if (rows < padded && columns > 0) {
+    std::memset(scratch.matrix().at(rows), 0, (padded - rows) * columns * size_of(acc));
+  }
+  return scratch;
+}
+
+// Ids of the vocabulary worked on at a time, at most `most`: where a 16-bit table is converted, `columns` of
+// it should stay in the second- and third-level cache.
+inline int64_t stretch_of(const Relaxation& r, int64_t columns, int64_t most) {
+  constexpr int64_t kScratchElements = int64_t{1} << 20;
+  const int64_t ids = kScratchElements / (size_of(r.embedding.dtype) == 2 ? columns : 1);
+  return std::min(r.vocabulary, std::clamp<int64_t>(ids / 64 * 64, 256, most));
+}
+
+// Some columns of rows [id, id + n) of the table in acc: the table itself, or `scratch` filled from it.
+inline Matrix table_rows(const Relaxation& r, int64_t id, int64_t n, const Span& columns,
+                         const Matrix& scratch) {
   const Matrix& table = r.embedding;
-  if (size_of(table.dtype) > 2) return {table.at(id), table.stride, table.dtype};
+  if (size_of(table.dtype) > 2) return {table.at(id, columns.begin), table.stride, table.dtype};
   const RowKernels& kernels = row_kernels(table.dtype);
-  const Range convert = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernels.to_accumulator(table.at(id + i), r.width, scratch.at(i));
-  };
-  if (parallel != nullptr) {
-    parallel->run(n, r.width, convert);
-  } else {
-    convert(0, n);
+  for (int64_t i = 0; i < n; ++i) {
+    kernels.to_accumulator(table.at(id + i, columns.begin), columns.size(), scratch.at(i));
   }
   return scratch;
 }

@@ -1,10 +1,14 @@
 // Operator 2: output = (1 - w) q E + w E[x] with q = e^(z / tau - lse), and soft = q E unblended in acc.
 //
-// The vocabulary is cut into stretches; for each, q [rows, stretch] is made in a scratch that stays in cache
-// and multiplied with the same stretch of E (2 N V d FLOPs in all, at the rate of the caller's matrix
-// product; z and E are read once). Partial products are added in the order of the stretches. 16-bit tables
+// The work is cut into pieces of up to kRowBlock rows, a part of the vocabulary and kColumns columns. In a
+// piece, q [rows, stretch] of one stretch of ids after the other is made in a scratch that stays in cache and
+// multiplied with the same stretch of E (2 N V d FLOPs in all, at the rate of the caller's matrix product).
+// Products of a part are added in the order of the stretches, then the parts in their order. 16-bit tables
 // are widened to float first: a 16-bit product would round soft, from which the update subtracts an inner
 // product that cancels.
+//
+// V and d alone give the parts and stretches, and every piece is one thread's: a row's bits depend neither on
+// the number of threads nor on the other rows.
 #include <cmath>
 #include <limits>
 
@@ -37,41 +41,90 @@ void check_hard_tokens(const Relaxation& r, const std::vector<int64_t>& rows, co
 }
 
 // Into how many parts of the vocabulary the sum is cut, each with a partial result of its own: threads then
-// work without waiting for each other (with a barrier per stretch: a third slower on two busy cores). Given
-// by the shape alone, so that the order of the sum is; bounded so that the partial results stay O(N d). A
-// machine with more threads than parts leaves them to the matrix product.
-int64_t parts_of(const Relaxation& r, int64_t rows) {
-  constexpr int64_t kMaxParts = 16, kMaxElements = int64_t{1} << 23, kMinIds = 512;
-  return std::clamp<int64_t>(std::min(kMaxElements / (rows * r.width), r.vocabulary / kMinIds), 1, kMaxParts);
+// work without waiting for each other (with a barrier per stretch: a third slower on two busy cores).
+int64_t parts_of(const Relaxation& r) {
+  constexpr int64_t kMaxParts = 16, kMinIds = 512;
+  return std::clamp<int64_t>(r.vocabulary / kMinIds, 1, kMaxParts);
 }
 
-// out [rows, d] = q E over the ids [begin, end), stretch by stretch; `parallel` null: on this thread.
-// sums [rows] = the sum of q over the same ids.
-void expectation(const Relaxation& r, const std::vector<int64_t>& rows, int64_t begin_id, int64_t end_id,
-                 const Matrix& out, double* sums, const Parallel* parallel, const Gemm& gemm) {
+// Columns of a piece: q is made once for each, some percent of what multiplying it costs.
+constexpr int64_t kColumns = 2048;
+
+// Blocks of rows whose partial results are held at a time: 128 MB of them in fp32, and E is read once for
+// each.
+int64_t blocks_at_a_time(const Relaxation& r, int64_t parts) {
+  constexpr int64_t kMaxElements = int64_t{1} << 25;
+  return std::max<int64_t>(1, kMaxElements / (parts * kRowBlock * r.width));
+}
+
+// out [rows, columns] = q E over the ids given, stretch by stretch; sums [rows], where given, = the sum of q
+// over them. out has padded_rows(r, count) rows.
+void expectation(const Relaxation& r, const int64_t* rows, int64_t count, const Span& ids,
+                 const Span& columns, const Matrix& out, double* sums, const Gemm& gemm) {
   const DType acc = accumulator_of(r.logits.dtype);
   const RowKernels& kernels = row_kernels(r.logits.dtype);
-  const int64_t count = static_cast<int64_t>(rows.size());
-  const int64_t stretch = std::min(stretch_of(r, count), end_id - begin_id);
-  const Scratch q(count, stretch, acc);
+  const int64_t stretch = std::min(stretch_of(r, columns.size(), 2048), ids.size());
+  const Scratch q = operand(r, count, stretch);
   const bool wide = size_of(r.embedding.dtype) > 2;
-  const Scratch table(wide ? 0 : stretch, r.width, acc);
-  for (int64_t id = begin_id; id < end_id; id += stretch) {
-    const int64_t n = std::min(stretch, end_id - id);
-    const Range fill = [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        sums[i] += kernels.probabilities(r.logits.at(rows[i], id), n, r.temperature,
-                                         read(r.logsumexp, rows[i], acc), q.matrix().at(i));
-      }
-    };
-    if (parallel != nullptr) {
-      parallel->run(count, n, fill);
-    } else {
-      fill(0, count);
+  const Scratch table(wide ? 0 : stretch, columns.size(), acc);
+  for (int64_t id = ids.begin; id < ids.end; id += stretch) {
+    const int64_t n = std::min(stretch, ids.end - id);
+    for (int64_t i = 0; i < count; ++i) {
+      const double sum = kernels.probabilities(r.logits.at(rows[i], id), n, r.temperature,
+                                               read(r.logsumexp, rows[i], acc), q.matrix().at(i));
+      if (sums != nullptr) sums[i] += sum;
     }
-    const Matrix e = table_rows(r, id, n, table.matrix(), parallel);
-    gemm({q.matrix(), e, out, count, r.width, n, /*b_transposed=*/false, /*accumulate=*/id > begin_id});
+    const Matrix e = table_rows(r, id, n, columns, table.matrix());
+    gemm({q.matrix(), e, out, padded_rows(r, count), columns.size(), n, /*b_transposed=*/false,
+          /*accumulate=*/id > ids.begin});
   }
+}
+
+// What the rows of a call give before the blend: partial products [parts, rows, d] and sums of q [parts,
+// rows].
+struct Partials {
+  Scratch products;
+  std::vector<double> sums;
+  int64_t rows, parts;
+
+  Partials(int64_t rows_, int64_t parts_, int64_t width, DType acc)
+      : products(parts_ * rows_, width, acc), sums(parts_ * rows_), rows(rows_), parts(parts_) {}
+  int64_t at(int64_t part, int64_t row) const { return part * rows + row; }
+};
+
+Partials partials_of(const Relaxation& r, const int64_t* rows, int64_t count, const Parallel& parallel,
+                     const Gemm& gemm) {
+  const DType acc = accumulator_of(r.logits.dtype);
+  const int64_t parts = parts_of(r), length = (r.vocabulary + parts - 1) / parts;
+  const int64_t blocks = row_blocks(count), strips = (r.width + kColumns - 1) / kColumns;
+  Partials partials(padded_rows(r, count), parts, r.width, acc);
+  const int64_t cost = std::min(count, kRowBlock) * length * std::min(r.width, kColumns) / 16;
+  parallel.run(parts * blocks * strips, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t strip = piece % strips, block = piece / strips % blocks, part = piece / strips / blocks;
+      const Span ids{part * length, std::min(r.vocabulary, (part + 1) * length)};
+      const Span columns{strip * kColumns, std::min(r.width, (strip + 1) * kColumns)};
+      const Span span = row_block(count, block);
+      const int64_t first = partials.at(part, span.begin);
+      const Matrix out{partials.products.matrix().at(first, columns.begin), r.width, acc};
+      expectation(r, rows + span.begin, span.size(), ids, columns, out,
+                  strip == 0 ? &partials.sums[first] : nullptr, gemm);
+    }
+  });
+  return partials;
+}
+
+// The partial results of row i added up in the order of the parts, into soft.
+void add_up(const Relaxation& r, const Partials& partials, int64_t i, void* soft) {
+  const RowKernels& kernels = row_kernels(accumulator_of(r.logits.dtype));
+  const Matrix products = partials.products.matrix();
+  double sum = partials.sums[partials.at(0, i)];
+  kernels.to_accumulator(products.at(partials.at(0, i)), r.width, soft);
+  for (int64_t p = 1; p < partials.parts; ++p) {
+    kernels.add(products.at(partials.at(p, i)), r.width, soft);
+    sum += partials.sums[partials.at(p, i)];
+  }
+  kernels.scale(soft, r.width, 1.0 / sum);
 }
 
 }  // namespace
@@ -85,52 +138,24 @@ void relaxed_embedding(const Relaxation& r, const Matrix& output, const int64_t*
   if (count == 0) return;
 
   const DType acc = accumulator_of(r.logits.dtype);
-  // Without padding rows the product goes straight where it belongs.
-  std::optional<Scratch> packed;
-  if (count < r.rows) packed.emplace(count, r.width, acc);
-  const Matrix soft = packed ? packed->matrix() : r.soft;
-  const int64_t parts = parts_of(r, count);
-  std::vector<double> sums(parts * count);  // [parts, rows]; the first row of them becomes the total
-  if (parts < parallel.threads) {
-    expectation(r, rows, 0, r.vocabulary, soft, sums.data(), &parallel, gemm);
-  } else {
-    const Scratch partial(parts * count, r.width, acc);
-    const int64_t length = (r.vocabulary + parts - 1) / parts;
-    parallel.run(parts, count * length * r.width / 16, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const Matrix part{partial.matrix().at(p * count), r.width, acc};
-        expectation(r, rows, p * length, std::min(r.vocabulary, (p + 1) * length), part, &sums[p * count],
-                    nullptr, gemm);
-      }
-    });
-    const RowKernels& kernels = row_kernels(acc);
-    parallel.run(count, parts * r.width, [&](int64_t begin, int64_t end) {
+  const RowKernels& table_kernels = row_kernels(r.embedding.dtype);
+  const int64_t at_a_time = blocks_at_a_time(r, parts_of(r)) * kRowBlock;
+  for (int64_t first = 0; first < count; first += at_a_time) {
+    const int64_t some = std::min(at_a_time, count - first);
+    const Partials partials = partials_of(r, rows.data() + first, some, parallel, gemm);
+    parallel.run(some, partials.parts * r.width, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels.to_accumulator(partial.matrix().at(i), r.width, soft.at(i));
-        for (int64_t p = 1; p < parts; ++p) {
-          kernels.add(partial.matrix().at(p * count + i), r.width, soft.at(i));
-          sums[i] += sums[p * count + i];
-        }
+        const int64_t n = rows[first + i], target = target_row(r, n);
+        add_up(r, partials, i, r.soft.at(n));
+        const bool has_hard = hard_tokens != nullptr, invalid = has_hard && hard_tokens[n] < 0;
+        const void* hard = has_hard ? r.embedding.at(invalid ? 0 : hard_tokens[n]) : nullptr;
+        const double w = invalid             ? std::numeric_limits<double>::quiet_NaN()
+                         : weight == nullptr ? 1.0
+                                             : read(weight, n, acc);
+        table_kernels.blend(r.soft.at(n), hard, w, r.width, output.at(target));
       }
     });
   }
-
-  const RowKernels& table_kernels = row_kernels(r.embedding.dtype);
-  parallel.run(count, r.width, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = rows[i], target = target_row(r, n);
-      table_kernels.scale(soft.at(i), r.width, 1.0 / sums[i]);
-      if (packed) {
-        std::copy_n(soft.at(i), r.width * size_of(acc), r.soft.at(n));
-      }
-      const bool has_hard = hard_tokens != nullptr, invalid = has_hard && hard_tokens[n] < 0;
-      const void* hard = has_hard ? r.embedding.at(invalid ? 0 : hard_tokens[n]) : nullptr;
-      const double w = invalid             ? std::numeric_limits<double>::quiet_NaN()
-                       : weight == nullptr ? 1.0
-                                           : read(weight, n, acc);
-      table_kernels.blend(r.soft.at(n), hard, w, r.width, output.at(target));
-    }
-  });
 }
 
 }  // namespace entrgi::cpu

@@ -3,6 +3,7 @@
 // Each chunk gives sums relative to its own maximum, in float lanes; chunks are merged in order, in double:
 //   s = sum e^x, t = sum x e^x with x = z - m   ->   lse = m + log s,  H = log s - t / s
 // (x e^x, not z e^z: the second would cancel.) One read of z from memory, 2 exponentials an element.
+#include "relaxation.h"
 #include "vocabulary_rows.h"
 
 namespace entrgi::cpu {
@@ -110,6 +111,7 @@ void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocab
   for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
     const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row),
                         grad(grads.tempered_entropy, row)};
+    if (g[0] != 0 || g[2] != 0) check_logsumexp(values.logsumexp, row, acc);
     const double v[] = {read(values.logsumexp, row, acc), read(values.unit_logsumexp, row, acc),
                         read(values.entropy, row, acc), read(values.tempered_entropy, row, acc)};
     loop([&](int64_t, int64_t id, int64_t n) {

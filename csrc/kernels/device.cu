@@ -11,8 +11,6 @@ namespace {
 
 // Never launched: a CTA of it fills a multiprocessor, as those of the products for Hopper do.
 constexpr int kFillingBytes = 200 * 1024;
-// Of a block, for which kernels in clusters are planned: Hopper and sm_100 have it, sm_120 has 99 KB.
-constexpr int kPlannedSharedBytes = 227 * 1024;
 __global__ void filling_kernel() {}
 
 // Clusters that stay within a group of multiprocessors, of which some have more than others, and some none
@@ -64,7 +62,7 @@ cudaError_t ask(int index, Device* device) {
   int shared_bytes = 0;
   error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   if (error != cudaSuccess) return reported(error);
-  if (newest_code(capability) < 90 || shared_bytes < kPlannedSharedBytes) return cudaSuccess;
+  if (newest_code(capability) < 90 || shared_bytes < kHopperSharedBytes) return cudaSuccess;
   KernelEntry& filling = kernel_entry<filling_kernel, kFillingBytes>;
   error = filling.prepare(index);
   if (error == cudaSuccess) error = count_clusters(2, &device->clusters_of_2);

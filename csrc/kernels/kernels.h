@@ -2,7 +2,8 @@
 //
 // Rules for all of them: pointers are device memory; strides are in elements, of rows whose last dimension is
 // contiguous; vectors are dense. Nothing is allocated, nothing synchronises, every launch can be captured in
-// a CUDA graph, and results do not depend on scheduling. `workspace` is 16-byte aligned scratch of
+// a CUDA graph, and results do not depend on scheduling. What is written overlaps nothing else that is passed
+// (the operators check it: csrc/ops/checks.h). `workspace` is 16-byte aligned scratch of
 // plan.workspace_bytes, whose contents need not survive and need no initialisation. N = 0 is fine.
 // A launch error is returned; an unknown plan gives cudaErrorInvalidValue.
 #pragma once

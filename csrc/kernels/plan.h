@@ -174,6 +174,8 @@ Requests requests_of(Op op, const Shape& shape, const Plan& plan, int64_t step =
 // Scratch layouts shared by the plan and the kernels.
 constexpr int64_t kPartialStateBytes = 32;      // statistics of one split of one row
 constexpr int64_t kMaxSliceBytes = 208 * 1024;  // of a row in a CTA's 227 KB, beside 15 KB for the search
+// What a CTA may have on Hopper and sm_100 (sm_120: 99 KB).
+constexpr int kHopperSharedBytes = 227 * 1024;
 constexpr int64_t pitch_of(int64_t dim) {
   return (dim + 3) / 4 * 4;
 }  // of a partial [N, d], in floats

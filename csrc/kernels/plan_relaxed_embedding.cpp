@@ -40,7 +40,6 @@ struct Cluster {
   int m, n;
 };
 constexpr Cluster kClusters[] = {{1, 1}, {2, 1}, {4, 1}, {1, 2}, {2, 2}};
-constexpr int64_t kHopperSharedBytes = 227 * 1024;
 
 // `wanted`, or `otherwise` where it is 0; throws where it is not among the possible ones.
 int choose(const char* field, int wanted, int otherwise, const std::vector<int>& possible, Kernel kernel) {

@@ -47,9 +47,8 @@
 namespace entrgi {
 namespace {
 
-constexpr int kRows = 64;  // of a consumer warpgroup
-constexpr int kStep = 64;  // vocabulary ids per stage
-constexpr int kSharedBytes = 227 * 1024;
+constexpr int kRows = 64;                                                          // of a consumer warpgroup
+constexpr int kStep = 64;                                                          // vocabulary ids per stage
 constexpr int kBoxColumns = kSwizzleBytes / 2, kBoxBytes = kStep * kSwizzleBytes;  // of E
 
 // Registers of producer and consumer threads once they part; a lone consumer has enough from the start.
@@ -395,7 +394,7 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
                           plan.cluster_n,
                           tiles.rest_n,
                           logit_parts};
-  return launch_kernel<relaxed_embedding_sm90_kernel<Z, T, kConsumers>, kSharedBytes>(
+  return launch_kernel<relaxed_embedding_sm90_kernel<Z, T, kConsumers>, kHopperSharedBytes>(
       {plan.grid, L::kThreads, plan.shared_bytes, plan.cluster_m * plan.cluster_n}, stream, p,
       SoftmaxScale(p.temperature), schedule, embedding, logits);
 }

@@ -1,9 +1,11 @@
 // Argument checks and output allocation of every operator, shared by the CPU and the CUDA implementations.
 //
 // Each check raises std::runtime_error (RuntimeError in Python) naming the argument, what came and what was
-// expected. They look at shapes, dtypes, devices and scalars only: nothing here reads a tensor's data, so
-// nothing here synchronises with a device. What needs the data (ids out of range) is checked in cpu.cpp; the
-// CUDA kernels stay memory-safe instead.
+// expected; arguments that share memory raise std::invalid_argument (ValueError). They look at shapes,
+// dtypes, devices, addresses and scalars only: nothing here reads a tensor's data, so nothing here
+// synchronises with a device. entrgi_ext/fakes.py says the same, in the same words, of tensors without
+// memory. What needs the data (ids out of range) is checked in cpu.cpp; the CUDA kernels stay memory-safe
+// instead.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -231,6 +234,95 @@ inline void check_forbidden(const Tensor& forbidden, const Tensor& logits) {
                "forbidden must be bool [", vocab, "], or int32 [F], their ids, got ", describe(forbidden));
 }
 
+// ---- memory ----------------------------------------------------------------------------------------------
+
+// Of the dtypes that a check lets through.
+inline int64_t bytes_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool:
+      return 1;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
+struct Argument {
+  const char* name;
+  const Tensor* tensor;  // null: None
+
+  Argument(const char* n, const Tensor& t) : name(n), tensor(&t) {}
+  Argument(const char* n, const OptionalTensor& t) : name(n), tensor(t ? &*t : nullptr) {}
+};
+
+// The bytes of a checked vector or matrix: `count` runs of `length`, each `step` after the one before.
+struct Extent {
+  uintptr_t begin = 0, end = 0;
+  int64_t count = 0, step = 0, length = 0;
+
+  Extent() = default;
+  explicit Extent(const Tensor& t) {
+    int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t.get(), &dim));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+    const int64_t columns = dim == 2 ? sizes[1] : 1;
+    if (sizes[0] == 0 || columns == 0) return;
+    const int64_t item = bytes_of(dtype_of(t));
+    length = item * columns;
+    step = item * strides[0];
+    count = step == 0 ? 1 : sizes[0];  // an expanded vector is one element
+    if (step == length) {
+      length *= count;
+      count = 1;
+    }
+    begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+    end = begin + (count - 1) * step + length;
+  }
+};
+
+inline bool overlap(const Extent& a, const Extent& b) {
+  if (a.end <= b.begin || b.end <= a.begin) return false;
+  // Columns of one buffer may lie between each other: both lists of runs are walked in the order of
+  // addresses.
+  for (int64_t i = 0, j = 0; i < a.count && j < b.count;) {
+    const uintptr_t first = a.begin + i * a.step, second = b.begin + j * b.step;
+    if (first < second + b.length && second < first + a.length) return true;
+    ++(first < second ? i : j);
+  }
+  return false;
+}
+
+// What is written must share memory with no other argument: the operators read and write in any order.
+inline void check_apart(std::initializer_list<Argument> written, std::initializer_list<Argument> read) {
+  constexpr size_t kMost = 16;
+  Extent extents[kMost];
+  const Argument* arguments[kMost];
+  size_t count = 0;
+  for (const auto& list : {written, read}) {
+    for (const Argument& argument : list) {
+      arguments[count] = &argument;
+      if (argument.tensor != nullptr) extents[count] = Extent(*argument.tensor);
+      ++count;
+    }
+  }
+  for (size_t i = 0; i < written.size(); ++i) {
+    for (size_t j = i + 1; j < count; ++j) {
+      if (!overlap(extents[i], extents[j])) continue;
+      std::ostringstream message;
+      message << arguments[i]->name << " is written in place and must not share memory with "
+              << arguments[j]->name << ", got " << describe(*arguments[i]->tensor) << " and "
+              << describe(*arguments[j]->tensor);
+      throw std::invalid_argument(message.str());
+    }
+  }
+}
+
 // ---- one check for each operator --------------------------------------------------------------------------
 
 inline void check_logit_statistics(const Tensor& logits, double temperature) {
@@ -266,6 +358,9 @@ inline void check_sample_tokens(const Tensor& logits, const Tensor& keys, double
   check_matrix("keys", keys, logits.size(0), 4, ScalarType::Long, logits);
   if (forbidden) check_forbidden(*forbidden, logits);
   check_vector("error_flag", error_flag, 1, ScalarType::Int, logits);
+  if (error_flag) {
+    check_apart({{"error_flag", error_flag}}, {{"logits", logits}, {"keys", keys}, {"forbidden", forbidden}});
+  }
 }
 
 inline void check_gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
@@ -295,6 +390,12 @@ inline void check_relaxed_embedding_(const Tensor& output, const Tensor& soft, c
   check_rows_disjoint("output", output);
   check_matrix("soft", soft, logits.size(0), embedding.size(1), accumulator_dtype(logits), logits);
   check_rows_disjoint("soft", soft);
+  check_apart({{"output", output}, {"soft", soft}}, {{"logits", logits},
+                                                     {"logsumexp", logsumexp},
+                                                     {"embedding", embedding},
+                                                     {"hard_tokens", hard_tokens},
+                                                     {"weight", weight},
+                                                     {"rows", rows}});
 }
 
 inline void check_logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
@@ -307,12 +408,21 @@ inline void check_logit_gradient(const Tensor& grad, const Tensor& logits, const
   check_matrix("soft", soft, logits.size(0), embedding.size(1), accumulator_dtype(logits), logits);
 }
 
-inline void check_sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp,
-                            const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
-                            double temperature, double lr) {
+inline void check_step(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp,
+                       const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
+                       double temperature, double lr) {
   check_logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature);
   check_rows_disjoint("logits", logits);
   ENTRGI_CHECK(std::isfinite(lr), "lr must be finite, got ", lr);
+}
+
+inline void check_sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp,
+                            const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
+                            double temperature, double lr) {
+  check_step(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  check_apart(
+      {{"logits", logits}},
+      {{"grad", grad}, {"logsumexp", logsumexp}, {"embedding", embedding}, {"soft", soft}, {"rows", rows}});
 }
 
 inline void check_adam_step_(const Tensor& logits, const OptionalTensor& exp_avg,
@@ -320,7 +430,7 @@ inline void check_adam_step_(const Tensor& logits, const OptionalTensor& exp_avg
                              const Tensor& embedding, const Tensor& soft, const OptionalTensor& rows,
                              double temperature, double lr, double beta1, double beta2, double eps,
                              int64_t step, bool last) {
-  check_sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
+  check_step(logits, grad, logsumexp, embedding, soft, rows, temperature, lr);
   ENTRGI_CHECK(beta1 >= 0 && beta1 < 1, "beta1 must be in [0, 1), got ", beta1);
   ENTRGI_CHECK(beta2 >= 0 && beta2 < 1, "beta2 must be in [0, 1), got ", beta2);
   ENTRGI_CHECK(std::isfinite(eps) && eps >= 0, "eps must be >= 0 and finite, got ", eps);
@@ -338,6 +448,9 @@ inline void check_adam_step_(const Tensor& logits, const OptionalTensor& exp_avg
   };
   check_moment("exp_avg", exp_avg);
   check_moment("exp_avg_sq", exp_avg_sq);
+  check_apart(
+      {{"logits", logits}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}},
+      {{"grad", grad}, {"logsumexp", logsumexp}, {"embedding", embedding}, {"soft", soft}, {"rows", rows}});
 }
 
 inline void check_commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candidates,
@@ -362,6 +475,19 @@ inline void check_commit_(const Tensor& tokens, const Tensor& committed, const T
   ENTRGI_CHECK(alg_temp == 0 || keys, "keys must be given when alg_temp > 0, got None with alg_temp ",
                alg_temp);
   if (keys) check_matrix("keys", *keys, n, 4, ScalarType::Long, tokens);
+  check_apart({{"tokens", tokens}, {"committed", committed}}, {{"candidates", candidates},
+                                                               {"confidence", confidence},
+                                                               {"positions", positions},
+                                                               {"splits", splits},
+                                                               {"counts", counts},
+                                                               {"keys", keys}});
+}
+
+// Below, a confidence divided by it leaves fp32, and all of them rank alike; and Gumbel noise decides between
+// equal confidences alone, as it does at this.
+inline double committed_temperature(double alg_temp) {
+  constexpr double kLeast = 1e-30;
+  return alg_temp > 0 ? std::max(alg_temp, kLeast) : 0;
 }
 
 // ---- version counters -------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@
 
 #include "checks.h"
 
+// In the libraries of torch where its matrix products are MKL's.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+
 namespace entrgi::ops {
 namespace {
 
@@ -74,9 +77,27 @@ Tensor view_of(const Matrix& m, int64_t rows, int64_t columns, int64_t row_strid
   return Tensor(handle);
 }
 
+// The order of MKL's sums depends on how many threads it uses, in a parallel region too, since torch turns
+// its dynamic choice off. Without MKL the product keeps the threads that it has in torch's own operators.
+class OneThread {
+ public:
+  OneThread() {
+    if (MKL_Set_Num_Threads_Local != nullptr) before_ = MKL_Set_Num_Threads_Local(1);
+  }
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
 // torch's matrix product on memory that is not a tensor's. The CPU kernel is called directly, below autograd
 // and autocast: neither may change what happens inside an operator.
 void torch_gemm(const cpu::GemmProblem& p) {
+  const OneThread one_thread;
   const Tensor a = view_of(p.a, p.m, p.k, p.a.stride, 1);
   const Tensor b =
       p.b_transposed ? view_of(p.b, p.k, p.n, 1, p.b.stride) : view_of(p.b, p.k, p.n, p.b.stride, 1);
@@ -276,7 +297,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   c.counts = int64s(dense_inputs[4]);
   c.keys = pointer_to<int64_t>(keys);
   c.eos_token_id = eos_token_id ? &*eos_token_id : nullptr;
-  c.alg_temp = alg_temp;
+  c.alg_temp = committed_temperature(alg_temp);
   cpu::commit(c);
 }
 

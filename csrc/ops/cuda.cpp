@@ -368,7 +368,7 @@ void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candid
   p.keys = pointer_to<int64_t>(keys);
   p.has_eos = eos_token_id.has_value();
   p.eos_token_id = eos_token_id.value_or(0);
-  p.alg_temp = alg_temp;
+  p.alg_temp = committed_temperature(alg_temp);
   launch.run(p, entrgi::commit);
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from numbers import Real
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from entrgi.held import HeldSetting
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
 from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
@@ -39,7 +40,7 @@ def load_pretrained(
     dtype: torch.dtype | str | None,
     device: str | int | torch.device | None,
     *,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     known: Iterable[str] = (),
     **options: object,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,8 +52,8 @@ def load_pretrained(
         auto_class: such as ``AutoModelForMaskedLM``.
         dtype: of the weights; None keeps the checkpoint's.
         device: None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts the model.
-        adapter: folder or hub id of a LoRA adapter, see :func:`entrgi.models.adapters.apply_adapter`. Weights that
-            it brings whole (a classifier's head) may be missing in the checkpoint.
+        adapter: folder or hub id of a LoRA adapter, or several, see :func:`entrgi.models.adapters.apply_adapter`.
+            Weights that it brings whole (a classifier's head) may be missing in the checkpoint.
         known: options of the caller, to be named where one is misspelled.
         options: passed to ``from_pretrained``; ``revision``, ``cache_dir``, ``token`` and ``local_files_only`` hold
             for the tokenizer, too.
@@ -273,15 +274,12 @@ def hub(options: Mapping[str, object]) -> dict[str, object]:
     return {name: options[name] for name in HUB_OPTIONS if name in options}
 
 
-@contextmanager
-def without_report() -> Iterator[None]:
+_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, logging.ERROR)
+
+
+def without_report() -> AbstractContextManager[None]:
     """Without transformers' table of missing and surplus weights: what is missing is raised, the rest is not read."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    return _silence
 
 
 def exact_attention(model: PreTrainedModel) -> PreTrainedModel:
@@ -304,7 +302,7 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """The longest sequence, in tokens, that model and tokenizer declare; None where neither does."""
     limits = []
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions:
+    if positions and positions > 0:  # XLNet's -1: without an end
         table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
         # RoBERTa counts positions from padding_idx + 1.
         counts_from = table.padding_idx if isinstance(table, nn.Embedding) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from entrgi_ext import warm_up
 
 Optimize = Callable[..., GuidanceTrace]
 WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
+_capturing = Lock()  # one capture at a time in the process
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ class GuidanceGraphs:
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=self.pool, stream=beside):
+                # What other threads do meanwhile, such as to allocate, is no part of the capture and must not end it.
+                with (
+                    _capturing,
+                    torch.cuda.graph(graph, pool=self.pool, stream=beside, capture_error_mode="thread_local"),
+                ):
                     trace = optimize(*inputs)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -35,6 +36,40 @@ class GuidanceTrace:
     initial_entropy: Tensor
 
 
+def _outside_inference_mode(function: Callable[..., GuidanceTrace]) -> Callable[..., GuidanceTrace]:
+    """``function``, which differentiates, callable under inference mode, too.
+
+    A tensor made under that mode is replaced by a copy, and gets back what is written into the copy.
+    """
+
+    @wraps(function)
+    def run(*arguments: object, **options: object) -> GuidanceTrace:
+        if torch.compiler.is_compiling():  # where the mode cannot be asked for
+            return function(*arguments, **options)
+        tensors = [x for x in (*arguments, *options.values()) if isinstance(x, Tensor)]
+        if not (torch.is_inference_mode_enabled() or any(x.is_inference() for x in tensors)):
+            return function(*arguments, **options)
+        with torch.inference_mode(False):
+            copies = {id(x): _copy(x) for x in tensors if x.is_inference()}
+            replaced = [copies.get(id(x), x) for x in arguments]
+            trace = function(*replaced, **{name: copies.get(id(x), x) for name, x in options.items()})
+        with torch.inference_mode():
+            for x in tensors:
+                if x.is_inference() and copies[id(x)]._version > 1:  # the first write is the copying
+                    x.copy_(copies[id(x)])
+        return trace
+
+    return run
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy in the same layout: rows of logits may have room between them."""
+    if 0 in tensor.stride():
+        tensor = tensor.contiguous()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+@_outside_inference_mode
 def optimize_logits(
     logits: Tensor,
     embedding: Tensor,
@@ -65,6 +100,7 @@ def optimize_logits(
     ``gumbel`` feeds softmax((z / tau + g) / lambda) E with fresh noise g in each step, and no hard part.
     Nothing of size [N, V] is allocated but Adam's two moments (none when ``steps`` is 1, none for SGD; ``gumbel``
     also holds the perturbed logits and their gradient), and the host never waits for the device.
+    Under ``torch.inference_mode`` it works on copies of the tensors that were made there.
     ``torch.compile(optimize_logits, fullgraph=True)`` is one graph, the reward's backward included, where Dynamo may
     trace it (``torch._dynamo.config.trace_autograd_ops = True``).
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
 
 import torch
 from torch import Tensor
+
+from entrgi.held import HeldSetting
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def fast_products(device: torch.device) -> Iterator[None]:
     """fp32 matrix products on the CPU through the faster library, where they stay fp32; as it was afterwards.
 
     The setting belongs to the process, so products of other threads take the same path meanwhile, and of several
-    generations in threads the last to end restores it.
+    generations in threads the last to end restores it, unless somebody else has set it meanwhile.
     """
     if device.type != "cpu" or not _onednn_is_faster():
         yield
@@ -31,27 +32,15 @@ def fast_products(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Permission:
-    """Lets oneDNN take fp32 products, from the first that enters to the last that leaves."""
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        settings = torch.backends.mkldnn.matmul
-        with self.lock:
-            if not self.users:
-                self.before, settings.fp32_precision = settings.fp32_precision, "bf16"
-            self.users += 1
-
-    def __exit__(self, *_exception: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                torch.backends.mkldnn.matmul.fp32_precision = self.before
+def _read() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision
 
 
-_permission = _Permission()
+def _write(precision: str) -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+
+
+_permission = HeldSetting(_read, _write, "bf16")  # lets oneDNN take fp32 products
 
 
 @cache

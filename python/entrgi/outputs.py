@@ -155,6 +155,7 @@ class Output:
         rewards: fp32 [B, K], reward of each text; NaN where generation was interrupted.
         candidate_rewards: fp32 [B, N], rewards of all trajectories made, in the order of their seeds; N is K
             without ``best_of``.
+        reward_parts: fp32 [B, K, n], of a weighted sum of n rewards each one's own, unweighted; None for others.
         seeds: int64 [B, K], the trajectory seeds; ``trajectory_seeds=`` reproduces them.
         windows: (start, stop) of the response in the columns of ``sequences``, one per prompt.
         history: per step, over all trajectories made.
@@ -168,6 +169,7 @@ class Output:
     responses: list[list[str]]
     rewards: Tensor
     candidate_rewards: Tensor
+    reward_parts: Tensor | None
     seeds: Tensor
     windows: list[tuple[int, int]]
     history: History
@@ -204,6 +206,7 @@ def concatenate(outputs: Sequence[Output], pad_token_id: int | None) -> Output:
         responses=joined("responses"),
         rewards=torch.cat([output.rewards for output in outputs]),
         candidate_rewards=torch.cat([output.candidate_rewards for output in outputs]),
+        reward_parts=_joined_parts([output.reward_parts for output in outputs]),
         seeds=torch.cat([output.seeds for output in outputs]),
         windows=joined("windows"),
         history=_sum([output.history for output in outputs]),
@@ -211,6 +214,10 @@ def concatenate(outputs: Sequence[Output], pad_token_id: int | None) -> Output:
         timings={name: sum(output.timings[name] for output in outputs) for name in outputs[0].timings},
         complete=all(output.complete for output in outputs),
     )
+
+
+def _joined_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
+    return torch.cat(list(parts)) if all(part is not None for part in parts) else None
 
 
 def _sum(histories: Sequence[History]) -> History:

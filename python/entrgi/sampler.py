@@ -17,6 +17,7 @@ from entrgi.matmul import fast_products
 from entrgi.messages import Prompt
 from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
+from entrgi.prompts import Completion
 from entrgi.rewards import Reward
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
@@ -222,10 +223,11 @@ def guide(
 def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
     """Decode, score what is complete, and choose what is returned."""
     completions = task.decode()
-    candidates = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32)
+    candidates, parts = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32), None
     if complete:
         scoring = time.perf_counter()
-        candidates = task.reward.score([c for row in completions for c in row]).view(task.seeds.shape)
+        candidates, parts = _score(task.reward, [c for row in completions for c in row])
+        candidates = candidates.view(task.seeds.shape)
         timings["score"] = time.perf_counter() - scoring
     kept = task.choose(candidates)
     chosen = [[row[k] for k in ks] for row, ks in zip(completions, kept.tolist(), strict=True)]
@@ -236,6 +238,7 @@ def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], star
         responses=[[c.response for c in row] for row in chosen],
         rewards=candidates.gather(1, kept),
         candidate_rewards=candidates,
+        reward_parts=None if parts is None else parts[trajectories].view(*kept.shape, -1),
         seeds=task.seeds.gather(1, kept),
         windows=[(layout.start, layout.stop) for layout in task.layouts],
         history=history.history(),
@@ -243,3 +246,11 @@ def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], star
         timings={**timings, "total": time.perf_counter() - started},
         complete=complete,
     )
+
+
+def _score(reward: Reward, completions: list[Completion]) -> tuple[Tensor, Tensor | None]:
+    """Rewards [n] of finished texts, and of a weighted sum its parts [n, number of rewards]."""
+    if not hasattr(reward, "score_parts"):
+        return reward.score(completions), None
+    parts = reward.score_parts(completions)
+    return reward.weigh(parts), parts

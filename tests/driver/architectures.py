@@ -37,7 +37,10 @@ OPTIONS = {
     "albert": _BERT | {"embedding_size": 32},
     "electra": _BERT | {"embedding_size": 32},
     "distilbert": _BERT | _DISTILBERT,
-    "modernbert": _BERT | {"local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2},
+    **dict.fromkeys(
+        ["modernbert", "modernbert-decoder"],
+        _BERT | {"local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    ),
 }
 OPTIONS["opt"] = OPTIONS["opt"] | {"ffn_dim": 48, "word_embed_proj_dim": 32}
 OPTIONS["mixtral"] = OPTIONS["mixtral"] | {"num_local_experts": 2}

@@ -45,7 +45,8 @@ def own_forward(reward, places, ids):
                 position_ids=torch.arange(whole.shape[1])[None],
                 use_cache=False,
             ).last_hidden_state
-            value = reward.model.score(hidden[0, visible[0].nonzero().max()])[0]
+            head = [getattr(reward.model, name, None) for name in ("score", "head", "classifier")]
+            value = torch.nn.Sequential(*filter(None, head))(hidden[0, visible[0].nonzero().max()])[0]
         values.append(value.detach())
         gradients.append(torch.autograd.grad(value, embeds)[0][0, response[0]])
     return torch.stack(values), torch.cat(gradients)

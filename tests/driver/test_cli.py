@@ -17,7 +17,8 @@ import tiny
 from typer.testing import CliRunner
 
 import entrgi
-from entrgi import SamplerConfig, cli, display, generate, preset, trace
+from entrgi import SamplerConfig, cli, generate, preset, trace
+from entrgi.cli import display
 from entrgi.cli.models import MODELS
 from entrgi.cli.options import SAMPLER, presets_help, sampler_config
 from entrgi.cli.prompts import PROMPTS
@@ -232,6 +233,36 @@ def test_commands_are_there(command: str) -> None:
 
 
 # --- models and prompts -----------------------------------------------------------------------------------------
+
+
+def test_a_label_and_the_parts_of_a_sum(tmp_path, folders) -> None:
+    import torch
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(7)
+    names = {0: "sad", 1: "glad", 2: "7"}
+    config = tiny.bert_config(num_labels=3, id2label=names, label2id={name: i for i, name in names.items()})
+    folder = checkpoints.save(tmp_path / "labels", BertForSequenceClassification(config), tiny.tokenizer())
+    common = ["sample", "--model", folders["denoiser"], "-p", "the movie", "-k", "2", "-l", "5", "--seed", str(SEED)]
+    sampler = preset("paper", num_return_sequences=2, max_new_tokens=5)
+    denoiser = entrgi.load_denoiser(folders["denoiser"])
+    for given, label in (("glad", "glad"), ("0", 0)):
+        (made,) = run_json(*common, "--reward", folder, "--reward-label", given)["runs"].values()
+        expected = generate("the movie", denoiser, entrgi.load_reward(folder, label=label), sampler, seed=SEED)
+        matches(made, expected)
+        assert "reward_parts" not in made["results"][0]
+    named = ["--reward", folder, "--reward", folder, "--reward-label", "sad", "--reward-label", "glad"]
+    (made,) = run_json(*common, *named, "--reward-weight", "-1", "--reward-weight", "2")["runs"].values()
+    (result,) = made["results"]
+    assert result["rewards"] == pytest.approx([2 * glad - sad for sad, glad in result["reward_parts"]], rel=1e-5)
+    for arguments, message in (
+        (["--reward", folder], "has 3 labels"),
+        (["--reward-label", "glad"], "--reward-label: the embedded pair's reward has one label"),
+        (["--reward", folder, "--reward-label", "merry"], "has 3 labels"),
+        (["--reward", "none"], "--reward: none goes with --guidance none"),
+        (["--reward", "none", "--guidance", "none", "--best-of", "4"], "--reward: none goes with --guidance none"),
+    ):
+        assert message in run(*common, *arguments, code=2).replace("\n", " ")
 
 
 def test_several_rewards_are_a_weighted_sum(folders) -> None:

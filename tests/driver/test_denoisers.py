@@ -97,7 +97,7 @@ def test_head_at_chosen_positions(family, attention):
         alone = denoiser.logits(tokens[row : row + 1, :length], None, torch.arange(length))
         torch.testing.assert_close(alone, full[row * 12 : row * 12 + length], rtol=1e-4, atol=1e-4)
     shape = model(input_ids=tokens, attention_mask=mask).logits.shape
-    assert shape[:2] == tokens.shape, "the hook is gone"
+    assert shape[:2] == tokens.shape, "the model itself has no hook"
 
 
 @pytest.mark.skipif(OLD, reason="masks are read on the host there")
@@ -201,8 +201,8 @@ def test_callable_model():
     model = Remote(tiny.bert_config()).double().train()
     denoiser = CallableDenoiser(model, tiny.tokenizer())
     assert (denoiser.vocab_size, denoiser.dtype, denoiser.device) == (64, torch.float64, torch.device("cpu"))
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
     expected = MaskedLM(model, tiny.tokenizer()).logits(TOKENS, MASK, POSITIONS)
     calls.clear()
     torch.testing.assert_close(denoiser.logits(TOKENS, MASK, POSITIONS), expected)

@@ -405,8 +405,11 @@ def test_tied_checkpoint_that_stores_its_output_layer(tmp_path, kind, embedding,
         load_denoiser(official.write_checkpoint(tmp_path / "other", fields, other))
 
 
-def write_adapter(folder, names, weights, seed=0, whole=()):
-    """A rank-2 LoRA adapter on the modules that end in ``names``, and the weights it makes of ``weights``."""
+def write_adapter(folder, names, weights, seed=0, whole=(), more=0):
+    """A rank-2 LoRA adapter on the modules that end in ``names``, and the weights it makes of ``weights``.
+
+    What it brings whole has so many ``more`` rows.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors, merged = {}, dict(weights)
     for name, weight in weights.items():
@@ -418,7 +421,7 @@ def write_adapter(folder, names, weights, seed=0, whole=()):
             tensors |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up}
             merged[name] = weight + 3 / 2 * up @ down
     for name in whole:
-        merged[name] = torch.randn(weights[name].shape, generator=generator)
+        merged[name] = torch.randn(weights[name].shape[0] + more, weights[name].shape[1], generator=generator)
         tensors[f"base_model.model.{name}"] = merged[name]
     folder.mkdir()
     settings = {
@@ -454,6 +457,46 @@ def test_adapter_with_official_names(tmp_path, kind, names, whole):
     torch.testing.assert_close(got, reference(merged, fields, tokens), rtol=1e-4, atol=1e-4)
     assert (got - reference(weights, fields, tokens)).abs().max() > 0.1
     assert not any(parameter.requires_grad for parameter in denoiser.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [
+        ("dream", ("model.embed_tokens.weight", "lm_head.weight")),
+        ("dream tied", ("model.embed_tokens.weight",)),
+        ("llada", ("model.transformer.wte.weight", "model.transformer.ff_out.weight")),
+        ("llada tied", ("model.transformer.wte.weight",)),
+    ],
+)
+def test_adapter_with_a_larger_vocabulary(tmp_path, kind, whole):
+    """In a file beside the low ranks, as peft writes it where the embedding was resized before the training."""
+    pytest.importorskip("peft")
+    fields, weights, reference = recipe(kind)
+    folder = official.write_checkpoint(tmp_path / "model", fields, weights)
+    adapter, merged = write_adapter(tmp_path / "adapter", ("q_proj",), weights, whole=whole, more=3)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "modules_to_save": None}))
+    denoiser = load_denoiser(folder, adapter=adapter)
+    assert denoiser.vocab_size == official.VOCAB + 3
+    tokens = torch.tensor([0, 4, official.VOCAB + 2, 5])
+    got = denoiser.logits(tokens[None], None, torch.arange(4)).double()
+    torch.testing.assert_close(got, reference(merged, fields, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "names"), [("dream", ("q_proj", "down_proj")), ("llada", ("q_proj", "ff_proj"))])
+def test_several_adapters(tmp_path, kind, names):
+    """Merged in turn, in the official names."""
+    pytest.importorskip("peft")
+    fields, weights, reference = recipe(kind)
+    folder = official.write_checkpoint(tmp_path / "model", fields, weights)
+    adapters, merged = [], weights
+    for seed in range(2):
+        adapter, merged = write_adapter(tmp_path / f"adapter {seed}", names, merged, seed=seed)
+        adapters.append(adapter)
+    denoiser = load_denoiser(folder, adapter=adapters)
+    tokens = torch.arange(6)
+    got = denoiser.logits(tokens[None], None, torch.arange(6)).double()
+    torch.testing.assert_close(got, reference(merged, fields, tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_adapter_of_another_model(tmp_path):

@@ -109,7 +109,7 @@ class FakeCuda:
             yield
         self.streams.pop()
 
-    def graph(self, _graph, pool=None, stream=None):
+    def graph(self, _graph, pool=None, stream=None, capture_error_mode=None):
         # torch makes itself a stream of the current device where it is given none
         return self.stream(stream or self.Stream())
 

@@ -33,7 +33,7 @@ def cuda_without_a_device(monkeypatch):
             pass
 
     stream = SimpleNamespace(wait_stream=lambda _other: None)
-    fakes = {"CUDAGraph": Graph, "graph": lambda _graph, pool, stream: nullcontext()}
+    fakes = {"CUDAGraph": Graph, "graph": lambda _graph, **_options: nullcontext()}
     fakes |= {"stream": lambda _stream: nullcontext(), "device": lambda _device: nullcontext()}
     fakes |= {"current_stream": lambda: stream, "Stream": lambda: stream}
     for name, fake in fakes.items():
@@ -59,7 +59,7 @@ def test_a_graph_keeps_what_it_reads(cuda_without_a_device):
 
 def test_a_capture_that_fails_says_so(cuda_without_a_device, monkeypatch):
     @contextmanager
-    def refused(_graph, pool, stream):
+    def refused(_graph, **_options):
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -10,7 +10,15 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers.utils import logging
 
-from entrgi import CallableReward, SequenceClassifierReward, generate, load_reward, preset
+from entrgi import (
+    CallableReward,
+    LogLikelihoodReward,
+    SequenceClassifierReward,
+    WeightedReward,
+    generate,
+    load_reward,
+    preset,
+)
 from entrgi.prompts import Completion
 from entrgi.rewards import attention_mask
 from entrgi.rewards.sequences import Frame, build_reward_sequences
@@ -228,6 +236,146 @@ def test_a_reward_that_is_not_finite_names_the_text(value):
         reward.score(texts("good", "bad", prompt="the"))
 
 
+def extended(chat=None, **special):
+    """A tokenizer with a token [NEW], id 59, beyond the 59 rows of the models below; W1 and others are ordinary."""
+    tok = tiny.tokenizer(tiny.WORDS[:59], chat=chat)
+    tok.add_tokens(["[NEW]"])
+    for name, token in special.items():
+        setattr(tok, name, token)
+    return tok
+
+
+def short(kind):
+    """Models and rewards of 59 rows: what makes a reward of a tokenizer."""
+    if kind == "classifier":
+        return lambda tok: SequenceClassifierReward(architectures.classifier("llama", vocab_size=59), tok)
+    if kind == "likelihood":
+        return lambda tok: LogLikelihoodReward(architectures.causal_lm("llama", vocab_size=59), tok)
+    if kind == "callable":
+        return lambda tok: CallableReward(lambda e, m: e.sum((1, 2)), tok, torch.ones(59, 4), name="mine")
+    make = short("callable")
+    return lambda tok: WeightedReward([make(tok), make(tok)], [1, 1])
+
+
+BEYOND = r"reward: the tokenizer of \w+ has id 59 for '\[NEW\]', expected an id below 59, the rows of the model's embed"
+
+
+@pytest.mark.parametrize("chat", [None, tiny.CHAT], ids=["plain", "chat"])
+@pytest.mark.parametrize("kind", ["classifier", "likelihood", "callable", "weighted"])
+def test_a_token_beyond_the_embedding(kind, chat):
+    """Of a text, once the text is given; a tokenizer may have tokens that are never used."""
+    reward = short(kind)(extended(chat))
+    assert reward.score(texts("w1 w2", prompt="w1")).isfinite().all()
+    for prompt, response in (("w1", "w2 [NEW]"), ("[NEW]", "w2")):
+        with pytest.raises(ValueError, match=BEYOND):
+            reward.score(texts(response, prompt=prompt))
+    denoiser = binding.denoiser(extended(), width=60)
+    for prompt, message in (("w1 [NEW]", BEYOND), ("w1", r"has 59 rows, .* up to 59, which stands for '\[NEW\]'")):
+        with pytest.raises(ValueError, match=message):
+            reward.bind(denoiser, binding.layouts([prompt], [3], extended()), 1)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "likelihood"])
+@pytest.mark.parametrize(
+    "tok",
+    [
+        lambda: extended(cls_token="[NEW]"),
+        lambda: extended(tiny.CHAT.replace("{% endfor %}", "[NEW] {% endfor %}")),
+        lambda: extended("[NEW] " + tiny.CHAT),
+    ],
+    ids=["special", "template ends", "template begins"],
+)
+def test_a_token_of_every_text_beyond_the_embedding(kind, tok):
+    """Known when the reward is made."""
+    with pytest.raises(ValueError, match=BEYOND):
+        short(kind)(tok())
+
+
+LABELS = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+def with_labels(kind, **options):
+    model = architectures.classifier(kind, num_labels=3, id2label=LABELS, label2id={v: k for k, v in LABELS.items()})
+    return SequenceClassifierReward(model, tiny.tokenizer(), **options)
+
+
+class TestLabels:
+    @pytest.mark.parametrize("kind", ["bert", "roberta", "deberta-v2", "modernbert", "llama", "modernbert-decoder"])
+    @pytest.mark.parametrize(("label", "index"), [(0, 0), ("neutral", 1), ("positive", 2), (2, 2)])
+    def test_the_logit_of_one(self, kind, label, index):
+        """Scored and guided: every kind of head, with and without a kept prefix."""
+        reward = with_labels(kind, label=label)
+        completions = texts("w1 w2", "good", prompt="the movie")
+        for got, completion in zip(reward.score(completions), completions, strict=True):
+            own = reward.model(input_ids=torch.tensor([reward._ids(completion)[0]])).logits[0]
+            torch.testing.assert_close(got, own[index].float(), rtol=1e-5, atol=1e-6)
+            assert (own - own[index]).abs().sort().values[1] > 1e-3
+        layouts = binding.layouts(["the movie"], [2])
+        ids = binding.tokens(layouts, 1)
+        ids[0, layouts[0].start : layouts[0].stop] = torch.tensor([tiny.WORDS.index("w1"), tiny.WORDS.index("w2")])
+        value, gradient = binding.value_and_gradient(reward.bind(binding.denoiser(), layouts, 1), ids)
+        torch.testing.assert_close(value.float(), reward.score(completions[:1]), rtol=1e-5, atol=1e-6)
+        assert gradient.abs().sum() > 0
+
+    @pytest.mark.parametrize("label", [None, 3, -1, "good", True, 1.0, "1"])
+    def test_of_several_one_is_chosen(self, label):
+        got = "" if label is None else f", got {label!r}"
+        names = r"\(0 'negative', 1 'neutral', 2 'positive'\)"
+        with pytest.raises(
+            ValueError,
+            match=f"^reward: BertForSequenceClassification has 3 labels {names}, "
+            f"expected label= the index or the name of one{got}$",
+        ):
+            with_labels("bert", label=label)
+
+    def test_a_single_one_needs_none(self):
+        reward = tiny.bert_reward()
+        for label in (0, "LABEL_0"):
+            assert torch.equal(tiny.bert_reward(label=label).score("w1"), reward.score("w1"))
+        with pytest.raises(ValueError, match=r"has 1 labels \(0 'LABEL_0'\), expected label= .*, got 1"):
+            tiny.bert_reward(label=1)
+
+    def test_loaded(self, tmp_path):
+        original = with_labels("bert", label="positive")
+        original.model.save_pretrained(tmp_path)
+        original.tokenizer.save_pretrained(tmp_path)
+        assert torch.equal(load_reward(tmp_path, label="positive").score("w1"), original.score("w1"))
+        with pytest.raises(ValueError, match=r"has 3 labels \(0 'negative', .* expected label="):
+            load_reward(tmp_path)
+
+
+@pytest.mark.parametrize("make", [tiny.bert_reward, tiny.qwen3_reward, lambda: short("weighted")(extended())])
+def test_plain_texts_and_pairs(make):
+    reward = make()
+    expected = reward.score([Completion("", "w1 w2", "w1 w2"), Completion("", "good", "good")])
+    assert torch.equal(reward.score(["w1 w2", "good"]), expected)
+    assert torch.equal(reward.score(("w1 w2", Completion("", "good", "good"))), expected)
+    assert torch.equal(reward.score("w1 w2"), reward.score([Completion("", "w1 w2", "w1 w2")]))
+    assert torch.equal(reward.score(Completion("", "w1 w2", "w1 w2")), reward.score("w1 w2"))
+    assert torch.equal(reward.score([("the ", "w1")]), reward.score([Completion("the ", "the w1", "w1")]))
+    assert reward.score([]).shape == (0,)
+
+
+def test_a_pair_with_messages():
+    reward, messages = tiny.qwen3_reward(), [{"role": "user", "content": "the"}]
+    assert torch.equal(reward.score([(messages, "w1")]), reward.score([("the", "w1")]))
+
+
+@pytest.mark.parametrize(
+    "item", [None, 3, b"w1", ["the", "w1"], ("the", None), ("the", "w1", "w2"), (None, "w1")], ids=str
+)
+def test_what_cannot_be_scored(item):
+    with pytest.raises(ValueError, match=r"completions\[1\]: expected a text, a pair|: expected text or messages"):
+        tiny.bert_reward().score(["w1", item])
+
+
+@pytest.mark.parametrize("given", [None, 3, {"w1": "w2"}], ids=str)
+def test_what_holds_no_texts(given):
+    for reward in (tiny.bert_reward(), short("weighted")(extended())):
+        with pytest.raises(ValueError, match="completions: expected texts, pairs"):
+            reward.score(given)
+
+
 def test_messages_without_a_template():
     layouts = binding.layouts([[{"role": "user", "content": "w1"}]], [3])
     with pytest.raises(ValueError, match="got chat messages, and the tokenizer of BertForSequence"):
@@ -312,9 +460,9 @@ def test_compile(kind, monkeypatch):
     for compile in (False, True):
         model = architectures.classifier(kind, num_hidden_layers=1)
         tok = tiny.tokenizer(chat=tiny.CHAT if kind == "llama" else None)
-        bound = SequenceClassifierReward(model, tok, compile=compile).bind(binding.denoiser(), places, 2)
-        results.append(binding.value_and_gradient(bound, ids))
-    assert compiled == [model.base_model]
+        reward = SequenceClassifierReward(model, tok, compile=compile)
+        results.append(binding.value_and_gradient(reward.bind(binding.denoiser(), places, 2), ids))
+    assert compiled == [reward.model.base_model]
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """Which file of a checkpoint holds a tensor, for every kind of model that is loaded."""
 
 import json
+import shutil
 import warnings
 
 import checkpoints
@@ -269,11 +270,16 @@ def test_variants_of_the_weights(tmp_path, variant):
     assert all(torch.equal(got[name], weight) for name, weight in weights.items())
 
 
-def test_a_model_in_a_subfolder(tmp_path):
-    folder = checkpoints.reward(tmp_path / "outer" / "inner")
-    expected = load_reward(folder).model.state_dict()
-    got = load_reward(tmp_path / "outer", subfolder="inner").model.state_dict()
+def test_a_model_in_a_subfolder(kind, checkpoint, tmp_path_factory):
+    _, path, weights = checkpoint
+    save_file(weights, path / "model.safetensors")
+    outer = tmp_path_factory.mktemp("outer")
+    shutil.copytree(path, outer / "inner")
+    expected, got = (model.model.state_dict() for model in (kind.load(path), kind.load(outer, subfolder="inner")))
+    assert expected.keys() == got.keys()
     assert all(torch.equal(got[name], weight) for name, weight in expected.items())
+    with pytest.raises(ValueError, match=r"config\.json"):
+        kind.load(outer)
 
 
 def test_links_of_a_hub_cache(kind, checkpoint, tmp_path_factory):

@@ -102,6 +102,21 @@ def test_score():
     torch.testing.assert_close(got, expected)
 
 
+def test_parts():
+    """Every reward's own score, unweighted, and their names; sums of sums have the inner sum as a part."""
+    completions = [Completion("the", f"the {text}", text) for text in ("movie was good", "bad")]
+    reward = WeightedReward(rewards(), WEIGHTS)
+    parts = reward.score_parts(completions)
+    assert torch.equal(parts, torch.stack([part.score(completions) for part in rewards()], dim=1))
+    assert torch.equal(reward.weigh(parts), reward.score(completions))
+    assert reward.part_names == ("GPT2ForSequenceClassification", "OPTForCausalLM", "<lambda>")
+    outer = WeightedReward([reward, rewards()[0]], [2, 1])
+    assert torch.equal(outer.score_parts(completions)[:, 0], reward.score(completions))
+    assert outer.part_names == ("WeightedReward", "GPT2ForSequenceClassification")
+    assert reward.score_parts("w1").shape == (1, 3)
+    assert reward.score([]).shape == (0,)
+
+
 def test_reads_the_prompt_where_all_of_them_do():
     chat, *plain = rewards()
     assert WeightedReward(plain, [1, 1]).reads_prompt
@@ -152,3 +167,18 @@ def test_generation():
     ]
     assert torch.equal(results[0].sequences, results[1].sequences)
     torch.testing.assert_close(results[0].rewards, results[1].rewards)
+
+
+def test_an_output_tells_the_parts():
+    """Of the texts returned, each reward's own score; nothing is read twice for it."""
+    rewards = [tiny.bert_reward(seed=seed) for seed in (1, 5)]
+    both = WeightedReward(rewards, [0.5, -2.0])
+    options = {"max_new_tokens": 4, "steps": 4, "num_return_sequences": 2, "best_of": 5, "seed": 3}
+    output = generate(["the movie", "w1"], tiny.denoiser(), both, **options)
+    assert output.reward_parts.shape == (2, 2, 2)
+    torch.testing.assert_close(both.weigh(output.reward_parts.flatten(0, 1)).view(2, 2), output.rewards)
+    for b, prompt in enumerate(["the movie", "w1"]):
+        made = [Completion(prompt, *texts) for texts in zip(output.texts[b], output.responses[b], strict=True)]
+        for i, reward in enumerate(rewards):
+            torch.testing.assert_close(output.reward_parts[b, :, i], reward.score(made))
+    assert generate("w1", tiny.denoiser(), rewards[0], **options).reward_parts is None

@@ -135,3 +135,14 @@ def backward_arguments(device: str = "cpu", dtype: torch.dtype = torch.float32) 
     s, unit = (reference.logit_statistics(logits, temperature) for temperature in (0.7, 1.0))
     grads = random_logits(3, N, s.logsumexp.dtype, device, seed=6).unbind()
     return (*grads, logits, s.logsumexp, unit.logsumexp, s.entropy, s.tempered_entropy, 0.7)
+
+
+def operator_schemas() -> dict[str, torch.FunctionSchema]:
+    """The schemas of all operators that take tensors, by name."""
+    entrgi_ext.logit_statistics  # noqa: B018 (loads the library)
+    schemas = [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("entrgi::")]
+    return {
+        schema.name.removeprefix("entrgi::"): schema
+        for schema in schemas
+        if any("Tensor" in str(argument.type) for argument in schema.arguments)
+    }

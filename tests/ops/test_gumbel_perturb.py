@@ -212,11 +212,11 @@ def test_rows_of_other_keys_are_independent(device):
         assert abs(correlation) < 5 / math.sqrt(a.numel())
 
 
-def test_inputs_are_left_alone_and_nothing_requires_grad(device):
-    logits, keys = random_logits(3, 50, device=device).requires_grad_(), random_keys(3, device)
-    before = [t.detach().clone() for t in (logits, keys)]
-    assert not gumbel_perturb(logits, keys, 0.7).requires_grad
-    for a, b in zip((logits.detach(), keys), before, strict=True):
+def test_inputs_are_left_alone(device):
+    logits, keys = random_logits(3, 50, device=device), random_keys(3, device)
+    before = [t.clone() for t in (logits, keys)]
+    gumbel_perturb(logits, keys, 0.7)
+    for a, b in zip((logits, keys), before, strict=True):
         assert_same(a, b)
 
 

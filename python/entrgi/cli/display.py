@@ -122,11 +122,13 @@ def as_dict(prompts: Sequence[Prompt], config: SamplerConfig, output: Output) ->
 
 def result_dict(prompt: Prompt, output: Output, b: int) -> dict[str, object]:
     """What became of prompt number ``b``; seeds are texts, since many readers of JSON keep 53 bits of a number."""
+    parts = {} if output.reward_parts is None else {"reward_parts": output.reward_parts[b].tolist()}
     return {
         "prompt": prompt,
         "texts": output.texts[b],
         "responses": output.responses[b],
         "rewards": output.rewards[b].tolist(),
+        **parts,
         "top1": output.top1[b].item(),
         "avg": output.avg[b].item(),
         "candidate_rewards": output.candidate_rewards[b].tolist(),

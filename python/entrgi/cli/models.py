@@ -35,6 +35,7 @@ MODELS = (
     Option(
         "adapter", list[str], "LoRA adapter of the reward; once, or for each reward ('none' for none).", panel=PANEL
     ),
+    Option("reward_label", list[str], "Label of a classifier with several, by name or index.", panel=PANEL),
     Option("model_adapter", str, "LoRA adapter of the denoiser.", panel=PANEL),
     Option("mask_token_id", int, "Mask token of a denoiser that does not declare one.", panel=PANEL),
     Option(
@@ -68,6 +69,13 @@ class RewardChoice:
     weight: float
     kind: str | None
     adapter: str | None
+    label: str | None
+
+    def labelled(self) -> dict[str, int | str]:
+        """The label as ``load_reward`` takes it."""
+        if self.label is None:
+            return {}
+        return {"label": int(self.label) if self.label.isdecimal() else self.label}
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class Models:
         kinds = _for_each("--reward-kind", options["reward_kind"], len(names))
         adapters = _for_each("--adapter", options["adapter"], len(names))
         adapters = [None if adapter == "none" else adapter for adapter in adapters]
-        choices = zip(names, weights, kinds, adapters, strict=True)
+        labels = _for_each("--reward-label", options["reward_label"], len(names))
+        choices = zip(names, weights, kinds, adapters, labels, strict=True)
         rewards = tuple(RewardChoice(*choice) for choice in choices)
         own = {field.name: options[field.name] for field in fields(cls) if field.name != "rewards"}
         for name in ("chat_template_kwargs", "reward_chat_template_kwargs"):
@@ -126,6 +135,8 @@ class Models:
             check_name("--reward", reward.name)
             if reward.name == EMBEDDED and reward.kind == "likelihood":
                 raise ValueError("--reward-kind: the embedded pair's reward is a classifier, got 'likelihood'")
+            if reward.label is not None and reward.name == EMBEDDED:
+                raise ValueError(f"--reward-label: the embedded pair's reward has one label, got {reward.label!r:.60}")
             if reward.adapter is not None:
                 if reward.name == EMBEDDED:
                     raise ValueError("--adapter: expected a checkpoint as --reward, the embedded pair takes none")
@@ -170,7 +181,7 @@ class Models:
         if self.include_prompt is not None:
             shared["include_prompt"] = self.include_prompt
         rewards = [
-            entrgi.load_reward(choice.name, kind=choice.kind, adapter=choice.adapter, **shared)
+            entrgi.load_reward(choice.name, kind=choice.kind, adapter=choice.adapter, **choice.labelled(), **shared)
             for choice in self.rewards
         ]
         factors = [choice.weight for choice in self.rewards]

@@ -12,6 +12,7 @@ from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
+from entrgi.models.wrapping import callable_twin
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
@@ -20,8 +21,8 @@ class CallableDenoiser:
 
     Both arguments go by position, and ``attention_mask`` is always a tensor. A ``PreTrainedModel``, such as one
     that you loaded from a repository with its own code, gets them by name (its second parameter may be
-    another one), ``attention_mask`` being None where nothing is padded. Modules are put into evaluation mode
-    and their parameters are frozen.
+    another one), ``attention_mask`` being None where nothing is padded. Modules run in evaluation mode and without
+    gradients through a twin that shares their weights, and are not changed themselves.
 
     Args:
         function: the model; ``attention_mask`` is int64, 1 on real tokens. It may return an object with
@@ -62,12 +63,11 @@ class CallableDenoiser:
     ) -> None:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
+        function, self._twin = callable_twin("denoiser", function)
         if vocab_size is None:
             vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)
         if vocab_size is None:
             raise ValueError("denoiser: vocab_size is None, expected the width of the logits")
-        if isinstance(function, nn.Module):
-            function.eval().requires_grad_(False)
         self.function, self.tokenizer, self.vocab_size = function, tokenizer, vocab_size
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, vocab_size)
         self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
@@ -91,6 +91,8 @@ class CallableDenoiser:
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`. Raises ValueError where the callable returns another shape."""
+        if self._twin is not None:
+            self._twin.refresh()
         if isinstance(self.function, PreTrainedModel):
             output = self.function(input_ids=tokens, attention_mask=attention_mask)
         else:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, freeze, hub, load_tokenizer, refuse_remote_code
+from entrgi.checkpoints import context_length, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
@@ -28,6 +28,7 @@ from entrgi.models.fields import architectures_of, check_layers, read_fields, wa
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
+from entrgi.models.wrapping import Twin, unwrap
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
 
 _ATTENTION = "entrgi_bidirectional"
@@ -40,8 +41,9 @@ class BidirectionalLM:
     layer runs at the chosen positions only, and a CUDA device never waits for the host.
 
     Args:
-        model: the model, with ``model.model`` (the body) and ``model.lm_head``. It is put into evaluation
-            mode, its parameters are frozen, and its attention is set to a bidirectional one.
+        model: the model, with ``model.model`` (the body) and ``model.lm_head``, also inside ``PeftModel``,
+            ``torch.compile`` or ``DistributedDataParallel``. It runs in evaluation mode, without gradients and with
+            bidirectional attention through a twin that shares its weights, and is not changed itself.
         tokenizer: encodes prompts and decodes responses.
         mask_token_id, pad_token_id: None takes the tokenizer's.
         eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
@@ -77,7 +79,9 @@ class BidirectionalLM:
         max_length: int | None = None,
         compile: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
+        self._twin = Twin(unwrap("denoiser", model))
+        model = self._twin.module
+        self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.vocab_size = model.lm_head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
         self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
@@ -89,7 +93,8 @@ class BidirectionalLM:
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device)
+        with torch.inference_mode(False):
+            model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
         # A name without a mask function of its own: transformers hands prepared masks on as they are, and none
         # as none, whatever a version does for causal models.
         AttentionInterface.register(_ATTENTION, _bidirectional_attention)
@@ -104,7 +109,7 @@ class BidirectionalLM:
         *,
         dtype: torch.dtype | str | None = None,
         device: str | int | torch.device | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         mask_token_id: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
@@ -122,25 +127,27 @@ class BidirectionalLM:
             name: a folder, or a hub id.
             dtype: of the weights; None keeps the checkpoint's.
             device: None is the CPU.
-            adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+            adapter: a LoRA adapter (folder or hub id), or several: merged into the weights, in turn; needs ``peft``.
             mask_token_id: None takes config.json's, or the tokenizer's.
             eos_token_id: see the class.
             pad_token_id: None takes the tokenizer's, or config.json's.
             chat, chat_template_kwargs, max_length, compile: see the class.
-            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``; ``subfolder`` of a checkpoint
+                that lies in one.
 
         Raises:
             ValueError: for a checkpoint that cannot be had, is of another ``model_type``, asks for something
                 that is not supported, or does not hold just the weights that its config describes.
         """
-        check_checkpoint("denoiser", name)
+        subfolder = hub_options.pop("subfolder", None) or ""
+        check_checkpoint("denoiser", name, subfolder)
         refuse_remote_code("denoiser", hub_options)
         refuse_unknown("denoiser", hub_options, HUB_OPTIONS, near=signature(cls.from_pretrained).parameters)
         dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
         # Parameters made under inference mode cannot take part in a gradient later.
         with torch.inference_mode(False):
             with loading("denoiser", name):
-                folder = checkpoint_folder("denoiser", name, **hub_options)
+                folder = checkpoint_folder("denoiser", name, subfolder=subfolder, **hub_options)
                 fields = read_fields("denoiser", folder)
                 cls._check_kind(name, fields)
                 tokenizer = cls._load_tokenizer(folder)
@@ -202,6 +209,7 @@ class BidirectionalLM:
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
+        self._twin.refresh()
         mask = None if attention_mask is None else _additive_mask(attention_mask, self.dtype)
         hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         if self.shift:
@@ -267,7 +275,10 @@ class OfficialNames(nn.Module):
 
 
 def _with_adapter(
-    model: PreTrainedModel, modules: Mapping[str, str], adapter: str | Path, hub_options: Mapping[str, object]
+    model: PreTrainedModel,
+    modules: Mapping[str, str],
+    adapter: str | Path | Sequence[str | Path],
+    hub_options: Mapping[str, object],
 ) -> PreTrainedModel:
     """``model`` with a LoRA adapter merged in that was trained on the official names."""
     if not modules:

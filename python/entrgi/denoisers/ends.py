@@ -60,7 +60,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, options: Options | None = None)
         _, tail = split_chat(tokenizer, uuid4().hex, options)
     except ValueError:  # a template that asks for more than this; whoever renders a prompt is told
         return None
-    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     for token_id in plain_ids(tokenizer, tail):
         if token_id in special:
             return token_id

@@ -26,7 +26,7 @@ def load_denoiser(
     *,
     dtype: torch.dtype | str | None = None,
     device: str | int | torch.device | None = None,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     mask_token_id: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
@@ -48,7 +48,7 @@ def load_denoiser(
             ``demo`` is the embedded pair's.
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU.
-        adapter: a LoRA adapter (folder or hub id) to merge into the weights; needs ``peft``.
+        adapter: a LoRA adapter (folder or hub id), or several: merged into the weights, in turn; needs ``peft``.
         mask_token_id, eos_token_id, pad_token_id: for a checkpoint that does not say them, or says others; several
             ids may end a response.
         chat: whether prompts go through the chat template; None: where the tokenizer has one.

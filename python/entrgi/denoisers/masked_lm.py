@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from inspect import signature
 from pathlib import Path
 
@@ -20,14 +21,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from entrgi.checkpoints import context_length, freeze, load_pretrained
+from entrgi.checkpoints import context_length, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
 from entrgi.models.generation import declared_end_ids
+from entrgi.models.wrapping import Twin, unwrap, wrapped_layer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 _SDPA_ON_DEVICE = "entrgi_sdpa"
+# Of the call in this thread: the hook that reads it serves all threads.
+_positions: ContextVar[Tensor | None] = ContextVar("entrgi.denoisers.positions", default=None)
 
 
 class MaskedLM:
@@ -38,12 +42,13 @@ class MaskedLM:
 
     A CUDA device never waits for the host where the model runs transformers' ``sdpa`` attention, its default,
     and builds its masks through transformers' mask interface, as BERT, DistilBERT, RoBERTa, ModernBERT and
-    most others do from transformers 5 on: such a model is set to the same attention under another name, whose
+    most others do from transformers 5 on: such a model runs the same attention under another name, whose
     masks are built without looking at them. Elsewhere (``eager`` or flash attention, DeBERTa, transformers 4)
     the model may look at the mask of a padded batch on the host, once per pass; the result is the same.
 
     Args:
-        model: the model; it is put into evaluation mode and its parameters are frozen.
+        model: the model, also inside ``PeftModel``, ``torch.compile`` or ``DistributedDataParallel``. It runs in
+            evaluation mode and without gradients through a twin that shares its weights, and is not changed itself.
         tokenizer: its tokenizer, with a mask token.
         mask_token_id, pad_token_id: None takes the tokenizer's.
         eos_token_id: an id or several that end a response; None takes what tokenizer, config.json,
@@ -71,11 +76,14 @@ class MaskedLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
+        model = unwrap("denoiser", model)
         _check_bidirectional(model)
-        self.model, self.tokenizer, self.chat = freeze(model), tokenizer, chat
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
+        if not isinstance(wrapped_layer(head), nn.Linear):
             raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
+        self._twin = Twin(model)
+        model = self._twin.module
+        self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.vocab_size = head.out_features
         self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
         self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
@@ -87,6 +95,9 @@ class MaskedLM:
         self.max_length = max_length or context_length(model, tokenizer)
         self.device, self.dtype = model.device, model.dtype
         _keep_masks_on_device(model)
+        # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
+        # to the chosen positions on its way to the head.
+        model.base_model.register_forward_hook(_pick)
         if compile:
             compile_blocks(model)
 
@@ -97,7 +108,7 @@ class MaskedLM:
         *,
         dtype: torch.dtype | str | None = None,
         device: str | int | torch.device | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         mask_token_id: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
@@ -138,22 +149,26 @@ class MaskedLM:
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
-
-        def pick(_module: nn.Module, _inputs: object, output: object) -> object:
-            chosen = output[0].flatten(0, 1).index_select(0, positions)[None]
-            if isinstance(output, tuple):
-                return chosen, *output[1:]
-            output.last_hidden_state = chosen
-            return output
-
-        # Every architecture names its head differently, and all of them read the encoder's output: cut that
-        # down to the chosen positions on its way to the head.
-        hook = self.model.base_model.register_forward_hook(pick)
+        self._twin.refresh()
+        token = _positions.set(positions)
         try:
             logits = self.model(input_ids=tokens, attention_mask=attention_mask).logits
         finally:
-            hook.remove()
+            _positions.reset(token)
         return logits.view(positions.shape[0], self.vocab_size)
+
+
+def _pick(_module: nn.Module, _inputs: object, output: object) -> object:
+    """The encoder's output at the positions of the call that this thread is in; all of it outside of one."""
+    positions = _positions.get()
+    if positions is None:
+        return output
+    _positions.set(None)  # once: the model may be the twin of one that has the hook, too
+    chosen = output[0].flatten(0, 1).index_select(0, positions)[None]
+    if isinstance(output, tuple):
+        return chosen, *output[1:]
+    output.last_hidden_state = chosen
+    return output
 
 
 def _check_bidirectional(model: PreTrainedModel) -> None:

@@ -7,17 +7,20 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from entrgi.models.errors import loading, reason_of
 from entrgi.models.fields import read_json
 from entrgi.models.files import is_hub_id
 
+_PREFIX = "base_model.model."  # of peft, before the model's own names
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # They are no change of weights, or name other checkpoints and tokenizers to load.
 _NOT_MERGED = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "ADAPTION_PROMPT")
@@ -36,13 +39,19 @@ for pattern in patterns:
 
 
 def apply_adapter(
-    model: PreTrainedModel, adapter: str | Path, argument: str = "adapter", **hub_options: object
+    model: PreTrainedModel,
+    adapter: str | Path | Sequence[str | Path],
+    argument: str = "adapter",
+    **hub_options: object,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """``model`` with a LoRA adapter merged into its weights, and the names of the weights it brought whole.
+    """``model`` with LoRA adapters merged into its weights, and the names of the weights they brought whole.
+
+    An adapter may bring its own embedding and output layer, with more rows than the model's (tokens were added).
 
     Args:
         model: the base model that the adapter was trained on; changed in place.
-        adapter: a folder with adapter_config.json and safetensors as ``peft`` writes them, or a hub id.
+        adapter: a folder with adapter_config.json and safetensors as ``peft`` writes them, or a hub id; several are
+            merged in turn, each into the result of those before it.
         argument: what to call the model in an error.
         hub_options: ``cache_dir``, ``token``, ``local_files_only`` for a hub id.
 
@@ -51,6 +60,27 @@ def apply_adapter(
             another shape, or for layers that the model does not have; and for pickles, modules to import, and
             sizes or expressions that would keep the machine busy.
     """
+    brought: set[str] = set()
+    for one in adapters_of(argument, adapter):
+        model, names = _apply_one(model, one, argument, hub_options)
+        brought |= names
+    return model, brought
+
+
+def adapters_of(argument: str, adapter: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """One or several adapters as a list. Raises ValueError where there is none, or something else."""
+    adapters = [adapter] if isinstance(adapter, str | Path) else adapter
+    if not isinstance(adapters, list | tuple) or not adapters:
+        raise ValueError(f"{argument}: adapter is {adapter!r:.200}, expected a folder or hub id, or a list of them")
+    for one in adapters:
+        if not isinstance(one, str | Path):
+            raise ValueError(f"{argument}: adapter has {one!r:.200}, expected folders or hub ids")
+    return list(adapters)
+
+
+def _apply_one(
+    model: PreTrainedModel, adapter: str | Path, argument: str, hub_options: Mapping[str, object]
+) -> tuple[PreTrainedModel, set[str]]:
     try:
         import peft
     except ImportError as error:
@@ -59,36 +89,128 @@ def apply_adapter(
     fields = read_json(argument, folder / _CONFIG)
     names = [name for name, _ in model.named_modules()]
     _check_fields(argument, adapter, fields, names)
-    if not (folder / _WEIGHTS).is_file():
-        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        found = f"; {pickle} is a pickle, which can run code and is never read" if pickle else ""
-        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{found}")
+    _check_weights(argument, adapter, folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
-            weights = load_file(folder / _WEIGHTS)
-            wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            if fields.get("task_type") == "CAUSAL_LM":
+                config.task_type = None  # all it would add is generation, which a classifier under it has not
+            weights = _without_twins(load_file(folder / _WEIGHTS))
+            layers = _vocabulary_layers(model)
+            _resize_vocabulary(model, layers, weights)
+            wrapped = peft.PeftModel.from_pretrained(model, str(folder), config=config)
             # Nothing is to be asked of the base model that the adapter names.
             for config in wrapped.peft_config.values():
                 config.base_model_name_or_path = None
-            fitted = peft.get_peft_model_state_dict(wrapped)
+            fitted = peft.get_peft_model_state_dict(wrapped).keys()
+            # An embedding beside the adapter's own weights is among those only where peft finds that it was resized.
+            fitted |= weights.keys() & _whole(wrapped, layers)
     except Exception as error:
         raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: {reason_of(error)}") from error
     # peft passes over weights that find no place, and leaves places without a weight as they were initialised.
     for kind, lost in {
-        "does not have": weights.keys() - fitted.keys(),
-        "expects": fitted.keys() - weights.keys(),
+        "does not have": weights.keys() - fitted,
+        "expects": fitted - weights.keys(),
     }.items():
         if lost:
             raise ValueError(
                 f"{argument}: adapter {str(adapter)!r} does not fit {type(model).__name__}: {len(lost)} weights "
                 f"that one {kind} and the other not, such as {min(lost)!r}"
             )
+    _untie(wrapped)
     try:
         merged = wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:
         raise ValueError(f"{argument}: cannot merge adapter {str(adapter)!r}: {reason_of(error)}") from error
-    return merged, {name.removeprefix("base_model.model.") for name in weights if "lora_" not in name}
+    return merged, {name.removeprefix(_PREFIX) for name in weights if "lora_" not in name}
+
+
+def _check_weights(argument: str, adapter: str | Path, folder: Path) -> None:
+    if not (folder / _WEIGHTS).is_file():
+        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        found = f"; {pickle} is a pickle, which can run code and is never read" if pickle else ""
+        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{found}")
+
+
+def _without_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` without what peft writes twice: an embedding that is saved as a module and as an embedding."""
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if ".modules_to_save." not in name or name.replace(".modules_to_save.", ".") not in weights
+    }
+
+
+def _resize_vocabulary(
+    model: nn.Module, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
+) -> None:
+    """Make room for an embedding or output layer of another number of rows that an adapter brings whole."""
+    for key, tensor in weights.items():
+        name = key.removeprefix(_PREFIX).removesuffix(".weight")
+        name = name.removesuffix(".base_layer").removesuffix(".original_module")
+        layer = layers.get(name) if key.startswith(_PREFIX) and key.endswith(".weight") else None
+        if layer is None or tensor.dim() != 2 or tensor.shape[1] != layer.weight.shape[1]:
+            continue
+        old, rows = layer.weight, tensor.shape[0]
+        if rows == old.shape[0]:
+            continue
+        kept = old.detach()[:rows]
+        new = tensor[len(kept) :].to(kept)  # a layer that is tied to it and not brought has these, too
+        weight = nn.Parameter(torch.cat([kept, new]), requires_grad=old.requires_grad)
+        for tied in layers.values():  # the other one may be the same parameter
+            if tied.weight is old:
+                tied.weight = weight
+                _set_rows(tied, rows)
+                if isinstance(tied, nn.Embedding):
+                    model.config.get_text_config().vocab_size = rows
+
+
+def _untie(wrapped: nn.Module) -> None:
+    """A weight of its own for every layer that shares the one of a layer with an adapter: that one alone changes."""
+    adapted = {name for name, _ in wrapped.named_modules() if name.endswith(".base_layer")}
+    layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, nn.Embedding | nn.Linear)}
+    changing = {layers[name].weight for name in adapted & layers.keys()}
+    taken = set()
+    for layer in layers.values():
+        if layer.weight in taken:
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+            wrapped.config.tie_word_embeddings = False
+        elif layer.weight in changing:
+            taken.add(layer.weight)
+
+
+def _set_rows(layer: nn.Embedding | nn.Linear, rows: int) -> None:
+    if isinstance(layer, nn.Embedding):
+        layer.num_embeddings = rows
+        return
+    layer.out_features = rows
+    if layer.bias is not None:
+        bias = layer.bias.new_zeros(rows)
+        kept = min(rows, len(layer.bias))
+        bias[:kept] = layer.bias.detach()[:kept]
+        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+
+
+def _vocabulary_layers(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
+    """Embeddings and linear layers with one row for each token, by name."""
+    rows = getattr(model.config.get_text_config(), "vocab_size", None)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.Linear) and module.weight.dim() == 2 and module.weight.shape[0] == rows
+    }
+
+
+def _whole(wrapped: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
+    """The names under which an adapter may hold ``layers`` whole, beside what it adds to them."""
+    held = wrapped.state_dict().keys()
+    return {
+        f"{_PREFIX}{name}.{part}"
+        for name in layers
+        for part in ("weight", "bias", "base_layer.weight", "original_module.weight", "original_module.bias")
+        if f"{_PREFIX}{name}.{part}" in held
+    }
 
 
 def adapter_task(argument: str, adapter: str | Path, **hub_options: object) -> str | None:

@@ -1,7 +1,7 @@
 """Rewards: relaxed embeddings in for guidance, decoded text in for the final score.
 
 ==========================  =====================================================================
-`SequenceClassifierReward`  an ``AutoModelForSequenceClassification`` with one label
+`SequenceClassifierReward`  one label of an ``AutoModelForSequenceClassification``
 `LogLikelihoodReward`       the log-likelihood of the response under a causal language model
 `CallableReward`            any function of input embeddings
 `WeightedReward`            a weighted sum of rewards

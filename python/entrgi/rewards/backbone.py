@@ -18,7 +18,6 @@ class CausalBackbone:
 
     Args:
         model: with a head, which is not run.
-        compile: run it through ``torch.compile``.
 
     Attributes:
         reuses_prefix: a prefix can be kept. Where the model's masks cannot be prepared (see
@@ -26,14 +25,12 @@ class CausalBackbone:
             inspects its mask on the host.
     """
 
-    def __init__(self, model: PreTrainedModel, compile: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         # Gemma 3 in transformers 4 misnames its own: base_model is then the model, head and all.
         self.model = model.get_decoder() if model.base_model is model else model.base_model
         self.masks = prepared_masks(model)
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.reuses_prefix = self.masks is not None and self.takes_positions
-        if compile:
-            self.model.compile()
 
     def prefix(self, inputs_embeds: Tensor, lengths: Tensor) -> Prefix:
         """Keep the prefixes [B, T, d] of ``lengths`` [B]; see :func:`entrgi.rewards.prefix.compute_prefix`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from entrgi.models.wrapping import callable_twin, refuse_inference_weights
 from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable
 
 
@@ -19,7 +20,8 @@ class CallableReward(EmbeddingReward):
     ``inputs_embeds``, and must not wait for the device if it is to be captured in a CUDA graph.
 
     Args:
-        function: the callable; it may return [P, 1].
+        function: the callable; it may return [P, 1]. A module runs in evaluation mode and without gradients of its
+            weights through a twin that shares them, and is not changed itself.
         tokenizer: maps texts to the ids of ``weight``.
         weight: [V, d], the input embedding by the tokenizer's ids.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
@@ -27,6 +29,8 @@ class CallableReward(EmbeddingReward):
             the prompt through a chat template of its own, the response is read alone all the same.
         max_length: context in tokens, or None.
         score_batch_size: texts per call of :meth:`score`.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         name: what errors call it; None takes the callable's own.
 
     Raises:
@@ -43,6 +47,7 @@ class CallableReward(EmbeddingReward):
         include_prompt: bool = True,
         max_length: int | None = None,
         score_batch_size: int = 16,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         name: str | None = None,
     ) -> None:
         if not callable(function):
@@ -58,8 +63,11 @@ class CallableReward(EmbeddingReward):
             include_prompt=include_prompt,
             max_length=max_length,
             score_batch_size=score_batch_size,
+            chat_template_kwargs=chat_template_kwargs,
         )
-        self.function = function
+        if isinstance(function, nn.Module):
+            refuse_inference_weights("reward", function)
+        self.function, self.twin = callable_twin("reward", function)
 
     def relaxed(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         """See :meth:`EmbeddingReward.relaxed`. Raises ValueError where the callable returns another shape."""

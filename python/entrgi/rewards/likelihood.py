@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, freeze, load_pretrained
+from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.wrapping import wrapped_layer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, check_readable
+from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, twin_of
+from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.prefix import Prefix
 from entrgi.rewards.sequences import Frame, RewardSequences
 
@@ -35,7 +37,9 @@ class LogLikelihoodReward(EmbeddingReward):
     continues the plain text. The response's end (its first end-of-sequence token) is judged where it is visible.
 
     Args:
-        model: the model; it is put into evaluation mode and its parameters are frozen.
+        model: the model, also inside ``PeftModel``, ``torch.compile`` or ``DistributedDataParallel``. It runs in
+            evaluation mode and without gradients of its weights through a twin that shares them, and is not changed
+            itself.
         tokenizer: its tokenizer.
         normalize: mean over the visible response tokens instead of the sum.
         missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`; for both embeddings.
@@ -44,11 +48,14 @@ class LogLikelihoodReward(EmbeddingReward):
         max_length: context in tokens; None takes what model and tokenizer declare.
         reuse_prefix: compute the prompt's keys and values once per generation.
         score_batch_size: texts per forward pass of :meth:`score`.
+        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
+            among them is a template, or the name of one of the tokenizer's.
         compile: run the transformer through ``torch.compile``.
 
     Raises:
         ValueError: for a model without ``inputs_embeds``, or whose logits are not its hidden states times its output
-            embedding (a bias, a scale other than Gemma's soft cap), or an option out of range.
+            embedding (a bias, a scale other than Gemma's soft cap), whose likelihoods over embeddings are others
+            than over ids (see :mod:`entrgi.rewards.own_score`), or an option out of range.
     """
 
     def __init__(
@@ -62,32 +69,46 @@ class LogLikelihoodReward(EmbeddingReward):
         max_length: int | None = None,
         reuse_prefix: bool = True,
         score_batch_size: int = 16,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
-        check_readable(model)
+        self.twin = twin_of(model)
+        model = self.twin.module
         name = type(model).__name__
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        if not isinstance(wrapped_layer(head), nn.Linear) or head.bias is not None:
             raise ValueError(f"reward: {name} has no language-model head without a bias, expected a causal LM")
-        self.model, self.normalize, self.output = exact_attention(freeze(model)), normalize, head.weight
+        if hasattr(head, "base_layer"):
+            raise ValueError(
+                f"reward: an adapter changes the output layer of {name}, expected one that leaves it or saves it whole "
+                "(modules_to_save): merge it first"
+            )
+        self.model, self.normalize, self.head = exact_attention(model), normalize, head
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         layer = model.get_input_embeddings()
-        table = EmbeddingTable(layer.weight, layer)
+        table = EmbeddingTable(layer, layer)
         self.tied = table.layer is None and layer.weight.data_ptr() == head.weight.data_ptr()
         super().__init__(
             name,
             tokenizer,
-            [table] if self.tied else [table, EmbeddingTable(head.weight)],
+            [table] if self.tied else [table, EmbeddingTable(head)],
             missing=missing,
             include_prompt=include_prompt,
             max_length=context_length(model, tokenizer) if max_length is None else max_length,
             score_batch_size=score_batch_size,
+            chat_template_kwargs=chat_template_kwargs,
         )
         self.backbone = CausalBackbone(model)
         self._check_logits()
+        check_own_score(self, self.probes(), self._own_score)
         if compile:
             self.backbone.model.compile()
         self.reuse_prefix = reuse_prefix and self.backbone.reuses_prefix
+
+    @property
+    def output(self) -> Tensor:
+        """O, [V, h]."""
+        return self.head.weight
 
     @classmethod
     def from_pretrained(
@@ -96,13 +117,14 @@ class LogLikelihoodReward(EmbeddingReward):
         *,
         dtype: torch.dtype | str | None = None,
         device: str | int | torch.device | None = None,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         normalize: bool = True,
         missing: str = "unk",
         include_prompt: bool = True,
         max_length: int | None = None,
         reuse_prefix: bool = True,
         score_batch_size: int = 16,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
         **options: object,
     ) -> LogLikelihoodReward:
@@ -118,13 +140,14 @@ class LogLikelihoodReward(EmbeddingReward):
             max_length=max_length,
             reuse_prefix=reuse_prefix,
             score_batch_size=score_batch_size,
+            chat_template_kwargs=chat_template_kwargs,
             compile=compile,
         )
 
     def _frame(self, prefix: list[int], suffix: list[int]) -> Frame:
         """The response's frame. What follows a response has no part in its likelihood."""
         self.format.for_empty()
-        return Frame(self._begun(prefix), [], keeps_first=True)
+        return Frame(self.known(self._begun(prefix)), [], keeps_first=True)
 
     def _begun(self, prefix: list[int]) -> list[int]:
         """``prefix``, never empty: the first response token needs something that predicts it."""
@@ -141,7 +164,7 @@ class LogLikelihoodReward(EmbeddingReward):
         if not self.reuse_prefix:
             return frames, self._read
         width = self.tables[0].weight.shape[1]
-        embeds = self._padded([frame.prefix for frame in frames])[0][..., :width]
+        embeds = self.padded([frame.prefix for frame in frames])[0][..., :width]
         lengths = torch.tensor([len(frame.prefix) for frame in frames], device=self.device)
         prefix = self.backbone.prefix(embeds.contiguous(), lengths)
         rest = [Frame([], [], kept=len(frame.prefix), keeps_first=True) for frame in frames]
@@ -179,26 +202,25 @@ class LogLikelihoodReward(EmbeddingReward):
     def _capped(self, logits: Tensor) -> Tensor:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def _ids(self, completion: Completion) -> tuple[list[int], int]:
+    def _encoded(self, completion: Completion) -> tuple[list[int], int, int]:
         before, response = self.format.split(completion)
         before = self._begun(before)
-        length = len(before) + len(response)
-        if self.max_length is not None and length > self.max_length:
-            if len(before) >= self.max_length:
-                raise ValueError(
-                    f"reward: {len(before)} tokens stand before the response for {self.name}, "
-                    f"expected fewer than its context of {self.max_length}"
-                )
-            self._warn_cut(length)
-            del response[self.max_length - len(before) :]
-        return before + response, len(before)
+        return before + response, len(before), 0
 
-    def _score(self, rows: list[tuple[list[int], int]]) -> Tensor:
-        embeds, valid = self._padded([row for row, _ in rows])
-        start = torch.tensor([begin for _, begin in rows], device=self.device)[:, None]
+    def score_padded(self, inputs_embeds: Tensor, valid: Tensor, begins: Sequence[int]) -> Tensor:
+        """See :meth:`EmbeddingReward.score_padded`."""
+        start = torch.tensor(begins, device=self.device)[:, None]
         judged = valid & (torch.arange(valid.shape[1], device=self.device) >= start)
-        hidden = self.backbone.hidden(self._inputs(embeds), valid)
-        return self._likelihood(hidden[:, :1], hidden, embeds, judged)
+        hidden = self.backbone.hidden(self._inputs(inputs_embeds), valid)
+        return self._likelihood(hidden[:, :1], hidden, inputs_embeds, judged)
+
+    def _own_score(self, row: tuple[list[int], int]) -> Tensor:
+        """The model's own likelihood [1] of a row of :meth:`score_rows`, over ids."""
+        ids = torch.tensor([row[0]], device=self.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        likely = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)[0, :-1]
+        judged = likely.gather(1, ids[0, 1:, None])[row[1] - 1 :]
+        return (judged.mean(dim=0) if self.normalize and len(judged) else judged.sum(dim=0)).view(1)
 
     @torch.no_grad()
     def _check_logits(self) -> None:

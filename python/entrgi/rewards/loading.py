@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from entrgi.checkpoints import hub, read_config, refuse_remote_code
 from entrgi.demo import pair as demo
-from entrgi.models.adapters import adapter_task
+from entrgi.models.adapters import adapter_task, adapters_of
 from entrgi.rewards.classifier import SequenceClassifierReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
 
@@ -21,7 +22,7 @@ def load_reward(
     kind: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | int | torch.device | None = None,
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     compile: bool = False,
     **options: object,
 ) -> SequenceClassifierReward | LogLikelihoodReward:
@@ -35,10 +36,11 @@ def load_reward(
         kind: ``classifier`` or ``likelihood``; None decides by the checkpoint.
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts it.
-        adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft).
+        adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft); several are merged in turn.
         compile: run the transformer through ``torch.compile``.
-        options: of the class (``missing``, ``include_prompt``, ``max_length``, ``reuse_prefix``,
-            ``score_batch_size``, ``normalize``), others go to ``from_pretrained``.
+        options: of the class (``label`` for a classifier with several, ``missing``, ``include_prompt``,
+            ``max_length``, ``reuse_prefix``, ``score_batch_size``, ``chat_template_kwargs``, ``normalize``), others go
+            to ``from_pretrained``.
 
     Raises:
         ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.
@@ -51,7 +53,8 @@ def load_reward(
     architectures = read_config("reward", name, **options).architectures or []
     classifies = any(a.endswith("ForSequenceClassification") for a in architectures)
     if kind is None:
-        if classifies or (adapter is not None and adapter_task("reward", adapter, **hub(options)) == "SEQ_CLS"):
+        adapters = [] if adapter is None else adapters_of("reward", adapter)
+        if classifies or any(adapter_task("reward", name, **hub(options)) == "SEQ_CLS" for name in adapters):
             kind = "classifier"
         elif any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
             kind = "likelihood"

@@ -29,6 +29,9 @@ CAUSAL = (
 CAUSAL_WINDOW = {"mistral", "ministral3", "mixtral", "phi3", "qwen3_moe", "starcoder2"}
 # A mask for each kind of layer in config.layer_types, passed as a dict:
 CAUSAL_BY_LAYER = {"qwen2", "qwen3", "gemma2", "gemma3_text", "olmo3", "smollm3", "ministral", "exaone4"}
+CAUSAL_BY_LAYER |= {"modernbert-decoder"}
+# Causal classifiers whose head is more than a matrix (``score``).
+CAUSAL_WITH_HEAD = {"modernbert-decoder"}
 # Bidirectional models that take one mask for all layers, in transformers 5 and later:
 BIDIRECTIONAL = {
     "bert",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -10,6 +11,37 @@ from transformers import PreTrainedTokenizerBase
 from entrgi.messages import Prompt, as_prompt, begun_turn
 from entrgi.prompts import Completion, Options, check_all_shown, first_id, render_chat, split_chat
 from entrgi.tokenizing import frame_ids, plain_ids
+
+
+def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str) -> list[Completion]:
+    """What is to be scored, as :class:`Completion`.
+
+    Args:
+        texts: any of a :class:`Completion`; a text, which is a response to an empty prompt; a pair of a prompt (text or
+            messages) and a response. Where both are read as one plain text, they are joined as they stand. A single
+            text or completion is one of them.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(texts, str | Completion):
+        texts = [texts]
+    if not isinstance(texts, Sequence):
+        raise ValueError(f"completions: expected texts, pairs (prompt, response) or Completions, got {texts!r:.80}")
+    completions = []
+    for index, item in enumerate(texts):
+        if isinstance(item, str):
+            item = "", item
+        if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], str):
+            prompt, response = as_prompt(item[0], f"completions[{index}]"), item[1]
+            continued = prompt if isinstance(prompt, str) else begun_turn(prompt) or ""
+            item = Completion(prompt, continued + response, response)
+        if not isinstance(item, Completion):
+            raise ValueError(
+                f"completions[{index}]: expected a text, a pair (prompt, response) or a Completion, got {item!r:.80}"
+            )
+        completions.append(item)
+    return completions
 
 
 @dataclass(frozen=True)

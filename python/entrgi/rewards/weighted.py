@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from entrgi.prompts import Completion
+from entrgi.prompts import Completion, Prompt
 from entrgi.rewards.protocol import BoundReward, Reward
+from entrgi.rewards.text import as_completions
 from entrgi.sequences import Layout
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class WeightedReward:
     def device(self) -> torch.device:
         return self.rewards[0].device
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundWeightedReward:
         """See :class:`entrgi.rewards.Reward`; errors are those of the rewards.
@@ -91,9 +93,23 @@ class WeightedReward:
             width=width,
         )
 
-    def score(self, completions: Sequence[Completion]) -> Tensor:
-        """See :class:`entrgi.rewards.Reward`."""
-        scores = [weight * r.score(completions) for weight, r in zip(self.weights, self.rewards, strict=True)]
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What each reward calls its model, in order."""
+        return tuple(getattr(reward, "name", type(reward).__name__) for reward in self.rewards)
+
+    def score(self, completions: Sequence[Completion | str | tuple[Prompt, str]] | str) -> Tensor:
+        """See :meth:`entrgi.rewards.embedding.EmbeddingReward.score`."""
+        return self.weigh(self.score_parts(completions))
+
+    def score_parts(self, completions: Sequence[Completion | str | tuple[Prompt, str]] | str) -> Tensor:
+        """Each reward's own, unweighted score of each text, fp32 [n, number of rewards]; see :meth:`score`."""
+        completions = as_completions(completions)
+        return torch.stack([reward.score(completions) for reward in self.rewards], dim=1)
+
+    def weigh(self, parts: Tensor) -> Tensor:
+        """Rewards [n] of what :meth:`score_parts` returns."""
+        scores = [weight * part for weight, part in zip(self.weights, parts.unbind(dim=1), strict=True)]
         return torch.stack(scores).sum(dim=0)
 
 

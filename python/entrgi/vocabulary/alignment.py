@@ -76,9 +76,10 @@ def align(
     """
     state = (vocab_size, state_of(denoiser_tokenizer), state_of(reward_tokenizer))
     made = _MADE.setdefault(denoiser_tokenizer, WeakKeyDictionary())
-    if made.get(reward_tokenizer, (None,))[0] != state:
-        made[reward_tokenizer] = (state, *_align(denoiser_tokenizer, vocab_size, reward_tokenizer))
-    _, alignment, known = made[reward_tokenizer]
+    found = made.get(reward_tokenizer, (None,))
+    if found[0] != state:
+        found = made[reward_tokenizer] = (state, *_align(denoiser_tokenizer, vocab_size, reward_tokenizer))
+    _, alignment, known = found  # what is kept may be of another thread's denoiser by now
     share = int((alignment.ids >= 0).sum()) / known if known else 1.0
     if share < FEW:
         warnings.warn(
@@ -130,8 +131,12 @@ def align_embedding(
     if missing not in MISSING_ROWS:
         raise ValueError(f"missing must be one of {', '.join(MISSING_ROWS)}, got {missing!r}")
     ids, rows = alignment.ids, weight.shape[0]
-    if int(ids.max()) >= rows:
-        raise ValueError(f"reward: its embedding has {rows} rows, its tokenizer ids up to {int(ids.max())}")
+    last = int(ids.max())
+    if last >= rows:
+        token = reward_tokenizer.convert_ids_to_tokens(last)
+        raise ValueError(
+            f"reward: its embedding has {rows} rows, its tokenizer ids up to {last}, which stands for {token!r}"
+        )
     if torch.equal(ids, torch.arange(len(ids))):
         return weight[: len(ids)]
     aligned = weight.index_select(0, ids.clamp(min=0).to(weight.device))

@@ -1,0 +1,328 @@
+"""A user's model as it is run here: the same weights behind modules of our own.
+
+A denoiser or reward needs evaluation mode, sometimes another attention, a hook or compiled blocks, and no gradient to
+weights. None of this may show in the user's model: it may be in training, be wrapped a second time or be in use by
+another thread. So what runs is a twin: new module objects in the same tree with the same tensors. It costs no memory
+for weights, and an optimiser's step is seen at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from threading import Lock
+from types import MethodType
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+_PARALLEL = {"torch.DistributedDataParallel", "torch.DataParallel"}
+_SHARDED = {"torch.FullyShardedDataParallel", "torch.FSDPModule"}
+_PEFT = {"peft.PeftModel", "peft.PeftMixedModel"}
+# What the wrapper itself does in every call, and would be lost without it.
+_PEFT_AT_WORK = ("XLORA", "POLY")
+# Of these, a member that comes, goes or is replaced changes what a module does.
+_MEMBERS = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
+_BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+_DEPTH = 4  # of containers in attributes that are searched for modules
+
+
+def unwrap(argument: str, model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile``, (distributed) data parallelism and peft put around it.
+
+    Adapters stay where they are, in the layers, and are applied as the model's own forward pass does.
+
+    Raises:
+        ValueError: for a model whose weights are spread over processes, or an adapter that does more than change
+            layers.
+    """
+    while True:
+        kinds = _kinds(model)
+        if "torch.OptimizedModule" in kinds:
+            model = model._orig_mod
+        elif kinds & _PARALLEL:
+            model = model.module
+        elif kinds & _PEFT:
+            _check_adapters(argument, model)
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model
+        else:
+            break
+    for module in model.modules():
+        if _kinds(module) & _SHARDED:
+            raise ValueError(
+                f"{argument}: {type(model).__name__} is sharded by FSDP, expected a model whose weights are whole: "
+                "gather them first, or pass a function that calls the model"
+            )
+    return model
+
+
+def wrapped_layer(module: nn.Module | None) -> nn.Module | None:
+    """The layer inside what peft puts in its place; ``module`` itself where there is no such thing."""
+    while isinstance(module, nn.Module):
+        inner = module._modules.get("base_layer") or module._modules.get("original_module")
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def refuse_inference_weights(argument: str, model: nn.Module) -> None:
+    """Raise ValueError where weights were made under inference mode: no gradient can pass through them."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_inference():
+            raise ValueError(
+                f"{argument}: {name!r} of {type(model).__name__} was made under torch.inference_mode(), so no "
+                "gradient can pass through it; expected a model loaded outside of it"
+            )
+
+
+def callable_twin(argument: str, function: Callable[..., object]) -> tuple[Callable[..., object], Twin | None]:
+    """A callable as it is run here: the twin of a module, compiled where the module is; anything else as it is."""
+    if not isinstance(function, nn.Module):
+        return function, None
+    twin = Twin(unwrap(argument, function))
+    if "torch.OptimizedModule" in _kinds(function):
+        return type(function)(twin.module, function.dynamo_ctx), twin
+    return twin.module, twin
+
+
+class Twin:
+    """New module objects in evaluation mode over the tensors of ``source``, which is never changed.
+
+    Parameters that require a gradient are seen through a detached alias, so that no pass records anything for them.
+    Configs are copied, so that the twin may have an attention of its own. Hooks of the forward pass are kept, those of
+    the backward pass are not. Modules of TorchScript are not followed once they have a twin.
+
+    Attributes:
+        source: the user's model.
+        module: its twin.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        self._begin(source)
+        with torch.inference_mode(False), torch.no_grad():
+            self.module = self._twin(source)
+        self._take_stock()
+
+    def _begin(self, source: nn.Module) -> None:
+        self.source = source
+        self._pairs: list[_Pair] = []
+        self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
+        self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
+        self._configs: dict[int, object] = {}
+        self._lock = Lock()
+
+    def __getstate__(self) -> nn.Module:
+        return self.module
+
+    def __setstate__(self, module: nn.Module) -> None:
+        """A copy, or what was pickled, stands alone: it has weights of its own and no model to follow."""
+        self._begin(module)
+        self.module = module
+        self._take_stock()
+
+    def refresh(self) -> None:
+        """Follow what has changed in ``source``: tensors, modules, hooks and attributes that were replaced.
+
+        What is changed in place needs no refresh. To be called before each use: where nothing has changed, it takes
+        a third of a microsecond for each module.
+        """
+        if self._is_fresh():
+            return
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            self._aliases = {}
+            for pair in list(self._pairs):
+                self._follow(pair)
+            self._drop_unreachable()
+            self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Lay out side by side what is compared, so that comparing is a single call."""
+        now, then, parameters = [], [], []
+        for pair in self._pairs:
+            now += [pair.source.__dict__, *(pair.source.__dict__[name] for name in _MEMBERS)]
+            then += [pair.attributes, *(pair.members[name] for name in _MEMBERS)]
+            own, theirs = pair.twin.__dict__["_parameters"], pair.source.__dict__["_parameters"]
+            for name, parameter in pair.members["_parameters"].items():
+                if parameter is not None:
+                    memory = None if own[name] is parameter else parameter.data_ptr()
+                    parameters.append((theirs, name, parameter, parameter.requires_grad, memory))
+        self._stock = now, then, parameters
+
+    def _is_fresh(self) -> bool:
+        now, then, parameters = self._stock
+        try:
+            if now != then:
+                return False
+        except Exception:  # other tensors in place of the same ones, which have no truth value
+            return False
+        for owner, name, parameter, required, memory in parameters:
+            if owner[name] is not parameter or parameter.requires_grad is not required:  # one number may equal another
+                return False
+            if memory is not None and parameter.data_ptr() != memory:
+                return False
+        return True
+
+    def _twin(self, module: nn.Module) -> nn.Module:
+        twin = self._twins.get(id(module))
+        if twin is not None:
+            return twin
+        if isinstance(module, torch.jit.ScriptModule):
+            return torch.jit._recursive.wrap_cpp_module(_script_twin(module._c))
+        twin = self._twins[id(module)] = object.__new__(type(module))
+        pair = _Pair(module, twin)
+        self._follow(pair)
+        self._pairs.append(pair)
+        if _changes_itself(module):
+            twin.forward = _InTurn(twin.forward)
+        return twin
+
+    def _drop_unreachable(self) -> None:
+        """Forget modules that ``source`` no longer holds, and their weights with them."""
+        reached, ahead = set(), [self.source]
+        while ahead:
+            module = ahead.pop()
+            if id(module) not in reached:
+                reached.add(id(module))
+                ahead += _modules_in(vars(module))
+        self._pairs = [pair for pair in self._pairs if id(pair.source) in reached]
+        self._twins = {key: twin for key, twin in self._twins.items() if key in reached}
+
+    def _follow(self, pair: _Pair) -> None:
+        """Give the twin what is new in its source since the last time; what the twin alone has stays."""
+        source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
+        pair.attributes = dict(source)
+        for name in before.keys() - source.keys():
+            twin.pop(name, None)
+        for name, value in source.items():
+            if name == "training":
+                twin[name] = False
+            elif name in _BACKWARD:
+                twin[name] = OrderedDict()
+            elif name == "_compiled_call_impl":
+                twin.setdefault(name, None)
+            elif name in _MEMBERS:
+                self._follow_members(pair, name, value)
+            elif name in _OF_EVERY_MODULE and isinstance(value, dict | set):
+                twin.setdefault(name, type(value)()).update(value)
+            elif name not in before or before[name] is not value:
+                twin[name] = self._mapped(value)
+
+    def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
+        own = pair.twin.__dict__.setdefault(name, type(members)())
+        before = pair.members.get(name, {})
+        for key in before.keys() - members.keys():
+            own.pop(key, None)
+        for key, value in members.items():
+            if name == "_parameters":
+                own[key] = self._without_gradient(value, own.get(key))
+            elif key not in before or before[key] is not value:
+                written = name == "_buffers" and value is not None and _changes_itself(pair.source)
+                own[key] = value.clone() if written else self._mapped(value)
+        pair.members[name] = dict(members)
+
+    def _without_gradient(self, parameter: nn.Parameter | None, known: object) -> object:
+        """The parameter, or where it requires a gradient one over the same memory that does not."""
+        if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
+            return parameter
+        alias = self._aliases.get(id(parameter), known)
+        if alias is parameter or type(alias) is not nn.Parameter or not alias.is_set_to(parameter):
+            alias = nn.Parameter(parameter.detach(), requires_grad=False)
+        self._aliases[id(parameter)] = alias
+        return alias
+
+    def _mapped(self, value: object, depth: int = 0) -> object:
+        """``value`` with twins in place of modules; itself where it holds none."""
+        if isinstance(value, nn.Module):
+            return self._twin(value)
+        if isinstance(value, PretrainedConfig):
+            return copy.deepcopy(value, self._configs)
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, self._twin(value.__self__))
+        if isinstance(value, functools.partial):
+            parts = self._mapped((value.func, value.args, value.keywords), depth)
+            new = functools.partial(parts[0], *parts[1], **parts[2])
+            new.__dict__.update(self._mapped(value.__dict__, depth))
+            return new
+        if depth == _DEPTH:
+            return value
+        if type(value) in (dict, OrderedDict):
+            new = {key: self._mapped(item, depth + 1) for key, item in value.items()}
+            return value if all(new[key] is item for key, item in value.items()) else type(value)(new)
+        if type(value) in (list, tuple, set):
+            items = [(self._mapped(item, depth + 1), item) for item in value]
+            return value if all(a is b for a, b in items) else type(value)(a for a, _ in items)
+        return value
+
+
+class _Pair:
+    """A module, its twin, and what the module was like when the twin last followed it."""
+
+    __slots__ = ("attributes", "members", "source", "twin")
+
+    def __init__(self, source: nn.Module, twin: nn.Module) -> None:
+        self.source, self.twin = source, twin
+        self.attributes: dict[str, object] = {}
+        self.members: dict[str, dict[str, object]] = {}
+
+
+def _changes_itself(module: nn.Module) -> bool:
+    """Whether a pass leaves something in the module: rotary frequencies that depend on the sequence's length."""
+    kinds = getattr(module, "rope_type", None)
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
+
+
+class _InTurn:
+    """``forward``, by one thread at a time."""
+
+    def __init__(self, forward: Callable[..., object]) -> None:
+        self.forward, self.lock = forward, Lock()
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        with self.lock:
+            return self.forward(*arguments, **options)
+
+    def __reduce__(self) -> tuple[type, tuple[Callable[..., object]]]:
+        return _InTurn, (self.forward,)
+
+
+def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
+    """A TorchScript module with the same tensors in evaluation mode; a copy shares what is below it."""
+    twin = copy.copy(module)
+    for name, child in torch._C.ModuleDict(module).items():
+        twin.setattr(name, _script_twin(child))
+    if twin.hasattr("training"):
+        twin.setattr("training", False)
+    return twin
+
+
+def _modules_in(value: object, depth: int = 0) -> Iterator[nn.Module]:
+    """The modules that :meth:`Twin._mapped` finds in ``value``."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, MethodType):
+        yield from _modules_in(value.__self__, depth)
+    elif isinstance(value, functools.partial):
+        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth)
+    elif type(value) in (dict, OrderedDict, list, tuple, set) and depth <= _DEPTH:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth + 1)
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
+
+
+def _check_adapters(argument: str, model: nn.Module) -> None:
+    for name, config in model.peft_config.items():
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning or kind in _PEFT_AT_WORK or getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"{argument}: adapter {name!r} is of type {kind} and changes more than the model's layers, expected "
+                "LoRA or another that changes these alone"
+            )
