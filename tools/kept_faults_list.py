@@ -120,7 +120,7 @@ FAULTS = (
         "python/entrgi/guidance.py",
         "BETAS, EPS = (0.9, 0.999), 1e-8",
         "BETAS, EPS = (0.9, 0.99), 1e-8",
-        GENERATION,
+        f"{DRIVER}test_guidance.py",
     ),
     Fault(
         "all optimiser steps draw with the same noise",
