@@ -217,6 +217,7 @@ def test_template_arguments_reach_the_template():
         (NAMED, {"chat_template": "tool_use"}, "chat_template is 'tool_use', .* default, short"),
         (None, {"chat_template": "default"}, "the tokenizer has none"),
         (tiny.CHAT, {"chat_template": 3}, "chat_template is 3"),
+        (tiny.CHAT, {"tools": []}, "'tools', which the chat template does not read"),
         (tiny.CHAT, {"tokenize": True}, "'tokenize', which is not the caller's to choose"),
         (tiny.CHAT, {"add_generation_prompt": False}, "not the caller's to choose"),
         (tiny.CHAT, "enable_thinking", "chat_template_kwargs is 'enable_thinking', expected a dict by name"),

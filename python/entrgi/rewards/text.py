@@ -96,7 +96,7 @@ class TextFormat:
         """
         prompt = as_prompt(prompt)
         if self.is_chat:
-            check_all_shown(self.tokenizer, prompt, self.options)
+            check_all_shown(self.tokenizer, prompt, self.options, turn="...")
             label = f"reward: the chat template of {self.name}"
             head, tail = split_chat(self.tokenizer, prompt, self.options, label)
             return plain_ids(self.tokenizer, head), plain_ids(self.tokenizer, tail)
