@@ -7,6 +7,7 @@ import pytest
 import tiny
 import tokenizer_kinds as kinds
 import torch
+from tokenizers import normalizers, pre_tokenizers
 from typer.testing import CliRunner
 
 import entrgi
@@ -326,6 +327,15 @@ def test_a_tokenizer_that_truncates_and_pads():
     reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tok)
     assert reward.format.frame("the movie", [5, 6]) == ([5, 6] if tok.cls_token_id is None else [2, 5, 6], [3])
     assert (tok.backend_tokenizer.truncation, tok.backend_tokenizer.padding) == before
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_parts_of_a_tokenizer_that_are_replaced(part):
+    tok = kinds.trained_byte_level(["the movie was good"] * 5, 300)
+    encode_prompt(tok, "THE MOVIE")
+    new = {"normalizer": normalizers.Lowercase(), "pre_tokenizer": pre_tokenizers.Whitespace()}[part]
+    setattr(tok.backend_tokenizer, part, new)
+    assert encode_prompt(tok, "THE MOVIE").body == tok("THE MOVIE", add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_added_later_are_known():

@@ -26,6 +26,11 @@ def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str)
     """
     if isinstance(texts, str | Completion):
         texts = [texts]
+    if isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            "completions: a tuple of two texts may be a pair or two texts, expected [(prompt, response)] or "
+            f"[text, text], got {texts!r:.80}"
+        )
     if not isinstance(texts, Sequence):
         raise ValueError(f"completions: expected texts, pairs (prompt, response) or Completions, got {texts!r:.80}")
     completions = []
