@@ -87,7 +87,7 @@ def load_pretrained(
         check_layers(argument, name, fields, len(weights.tensors))
         model, report = _model(argument, name, auto_class, folder, config, weights, dtype, rest)
         _check_shapes(argument, name, model, report)
-        keep_end_ids(argument, model, folder, fields)
+        keep_end_ids(argument, model, folder, fields, tokenizer)
         missing = set(report["missing_keys"])
         if adapter is not None:
             model, brought = apply_adapter(model, adapter, argument, **hub(options))

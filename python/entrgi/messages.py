@@ -7,14 +7,14 @@ Prompt = str | list[Message]
 
 ASSISTANT = "assistant"
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
-_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content")
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
 def as_prompt(value: object, label: str = "prompts") -> Prompt:
     """``value`` as text or as messages with texts for contents.
 
-    The parts of a content (``[{"type": "text", "text": ...}]``) are joined; a content of None is empty where the
-    message has something else to say (``tool_calls``). What else a message holds is left to the chat template.
+    The parts of a content (``[{"type": "text", "text": ...}]``) are joined; where the message has something else to
+    say (``tool_calls``), its content may be None or missing. What else a message holds is left to the chat template.
 
     Args:
         label: the beginning of an error.
@@ -25,7 +25,7 @@ def as_prompt(value: object, label: str = "prompts") -> Prompt:
     if isinstance(value, str):
         return check_text(value, label)
     is_chat = isinstance(value, list | tuple) and len(value) > 0
-    if not is_chat or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+    if not is_chat or not all(isinstance(m, dict) and "role" in m and _says_something(m) for m in value):
         raise ValueError(f"{label}: expected text or messages with 'role' and 'content', got {value!r:.80}")
     return [_plain(message, f"{label}: message {i}") for i, message in enumerate(value)]
 
@@ -39,7 +39,7 @@ def begun_turn(prompt: Prompt) -> str | None:
     """What the assistant has said already, to be continued; None where its turn is yet to come."""
     if isinstance(prompt, str) or prompt[-1]["role"] != ASSISTANT:
         return None
-    return prompt[-1]["content"]
+    return prompt[-1]["content"] or ""
 
 
 def check_text(text: str, label: str) -> str:
@@ -61,13 +61,17 @@ def _plain(message: Message, label: str) -> Message:
     return {**message, "content": _content(message, f"{label} (role {role!r:.40})")}
 
 
-def _content(message: Message, label: str) -> str:
-    content = message["content"]
+def _says_something(message: Message) -> bool:
+    return "content" in message or any(message.get(name) for name in _BESIDE_CONTENT)
+
+
+def _content(message: Message, label: str) -> str | None:
+    content = message.get("content")
     if isinstance(content, str):
         return check_text(content, label)
     if content is None:
         if any(message.get(name) for name in _BESIDE_CONTENT):
-            return ""
+            return None  # a template may ask whether it is
         raise ValueError(f"{label} has the content None, expected text")
     if not isinstance(content, list | tuple):
         raise ValueError(f"{label} has the content {content!r:.60}, expected text or a list of text parts")

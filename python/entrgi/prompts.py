@@ -16,10 +16,11 @@ from entrgi.tokenizing import plain_ids, spelled_ids
 __all__ = ["Completion", "Encoded", "Message", "Prompt", "encode_prompt", "first_id", "plain_ids", "render_chat"]
 
 Options = Mapping[str, object]
+# Where a message may say something, beside its calls of tools.
+_SPOKEN = ("content", "reasoning_content", "reasoning", "thinking")
 # What ``apply_chat_template`` takes besides, and what is settled here.
 _SETTLED = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation")
 _SETTLED += ("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs")
-_NOT_READ_BY_NAME = ("chat_template", "tools", "documents")
 
 
 @dataclass(frozen=True)
@@ -150,30 +151,47 @@ def split_chat(
     head, found, tail = render_chat(tokenizer, prompt, (begun_turn(prompt) or "") + marker, options).rpartition(marker)
     if not found or marker in head:
         raise ValueError(f"{label} does not show the assistant's turn exactly once")
+    begun = begun_turn(as_prompt(prompt))
+    if begun and not head.endswith(begun):
+        raise ValueError(f"{label} changes the turn that the last message has begun, expected {begun!r:.60} as it is")
     return head, tail
 
 
-def check_all_shown(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Options | None = None) -> None:
-    """Raise ValueError where the chat template leaves out a message or its tool calls, which would be lost unseen."""
-    messages = as_messages(prompt)
-    markers = [uuid4().hex if message["content"] else "" for message in messages]
-    marked = [{**message, "content": marker} for message, marker in zip(messages, markers, strict=True)]
-    opens = messages[-1]["role"] != ASSISTANT
-    try:
-        shown = _render(tokenizer, prompt, marked, opens, options).lower()  # a template may change the case
+def check_all_shown(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    options: Options | None = None,
+    turn: str | None = None,
+) -> None:
+    """Raise ValueError where the chat template leaves out what a message says, which would be lost unseen.
+
+    What it leaves out of a message whose tool calls it shows is its own affair: many leave out the text beside them.
+
+    Args:
+        turn: the assistant's whole turn, where the template is to close it; None: as the denoiser reads the prompt.
+    """
+    messages, begun = as_messages(prompt), begun_turn(prompt)
+    if begun is not None and messages[-1].get("tool_calls"):
+        place = f"message {len(messages) - 1}"
+        raise ValueError(f"prompts: {place} has tool calls, expected text alone in a turn that is to be continued")
+    marks = [{name: uuid4().hex for name in _SPOKEN if message.get(name)} for message in messages]
+    marked = [{**message, **own} for message, own in zip(messages, marks, strict=True)]
+    try:  # a template may change the case of what it shows
+        shown = render_chat(tokenizer, marked, (begun or "") + turn if turn is not None else None, options).lower()
     except ValueError:  # it reads what the contents say, and the real ones are rendered next
         return
-    for i, (message, marker) in enumerate(zip(messages, markers, strict=True)):
-        names = [_function_name(call) for call in message.get("tool_calls") or ()]
-        lost = (
-            "it"
-            if marker not in shown
-            else next((f"its tool call {name!r}" for name in names if name.lower() not in shown), "")
-        )
+    last = len(messages) - 1 if begun is not None and turn is not None else None
+    for i, (message, own) in enumerate(zip(messages, marks, strict=True)):
+        names = [_function_name(call) for call in [*(message.get("tool_calls") or ()), message.get("function_call")]]
+        names = [name for name in names if name]
+        lost = [f"its tool call {name!r}" for name in names if name.lower() not in shown]
+        if "content" in own and i != last and not names and own["content"] not in shown:
+            lost.append("it")
+        if "content" not in own and not names and own and not any(mark in shown for mark in own.values()):
+            lost.append("it")
         if lost:
-            raise ValueError(
-                f"prompts: message {i} has the role {message['role']!r:.40}: the chat template leaves out {lost}"
-            )
+            role = f"{message['role']!r:.40}"
+            raise ValueError(f"prompts: message {i} has the role {role}: the chat template leaves out {lost[0]}")
 
 
 def check_template_options(
@@ -206,9 +224,10 @@ def check_template_options(
             f"{label}: chat_template is {given!r:.60}, expected a template or the name of one: "
             f"{', '.join(named) or 'the tokenizer has none'}"
         )
-    template = named.get(given or "default", given) or ""
+    chosen = given or ("tool_use" if options.get("tools") and "tool_use" in named else "default")
+    template = named.get(chosen, given) or ""
     for name in options:
-        if name not in _NOT_READ_BY_NAME and not re.search(rf"\b{re.escape(name)}\b", template):
+        if name != "chat_template" and not re.search(rf"\b{re.escape(name)}\b", template):
             raise ValueError(f"{label}: chat_template_kwargs has {name!r}, which the chat template does not read")
     options = dict(options)
     if isinstance(own, str) and given == "default":

@@ -148,7 +148,7 @@ def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
                 raise
             raise RuntimeError(task.describe(step.index, error)) from error
     sequences, config = task.sequences, task.config
-    if config.early_exit:
+    if config.early_exit and task.ends:
         end_finished_(sequences.tokens, sequences.window, task.denoiser.mask_token_id, task.ends)
     return record.state(step.index, config.steps, sequences.tokens, time.perf_counter() - started)
 
@@ -226,7 +226,8 @@ def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], star
     candidates, parts = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32), None
     if complete:
         scoring = time.perf_counter()
-        candidates, parts = _score(task.reward, [c for row in completions for c in row])
+        judged = completions if task.judged is None else task.decode(task.judged)
+        candidates, parts = _score(task.reward, [c for row in judged for c in row])
         candidates = candidates.view(task.seeds.shape)
         timings["score"] = time.perf_counter() - scoring
     kept = task.choose(candidates)

@@ -34,7 +34,8 @@ class Task:
         seeds: int64 [B, N], N trajectories per prompt.
         sequences: P = B * N trajectories, prompt by prompt.
         target: the reward bound to these trajectories, for guidance; None without a reward.
-        ends: ids that end a response.
+        ends: ids that end a response; none where holes are filled, whose text goes on behind them.
+        judged: the layouts with the prompts that the reward is to read instead, if any.
         forbidden: ids that are never drawn, as :func:`entrgi_ext.sample_tokens` takes them.
         steps: the steps that commit something, in order; each is carried out before the next is taken.
         error_flags: int32 [T], one per denoising step, so that reading them once at the end names the step.
@@ -53,6 +54,7 @@ class Task:
     steps: Iterable[Step]
     error_flags: Tensor
     graphs: GuidanceGraphs | None
+    judged: list[Layout] | None = None
 
     def window_ids(self, prompt: int, row: list[int]) -> list[int]:
         """The response in a trajectory's ids, up to the first token that ends it."""
@@ -65,15 +67,15 @@ class Task:
         """The ends that guidance hides what follows from, and that rank last: one as published, or all."""
         return self.ends if self.config.end_tokens == "all" else self.ends[:1]
 
-    def decode(self) -> list[list[Completion]]:
-        """What was written, [B][N], up to the first token that ends it."""
+    def decode(self, layouts: list[Layout] | None = None) -> list[list[Completion]]:
+        """What was written, [B][N], up to the first token that ends it, behind the prompts of ``layouts``."""
 
         def decode(ids: list[int]) -> str:
             return self.denoiser.tokenizer.decode(ids, skip_special_tokens=True)
 
         rows = self.sequences.tokens.view(*self.seeds.shape, -1).tolist()
         result = []
-        for b, layout in enumerate(self.layouts):
+        for b, layout in enumerate(layouts or self.layouts):
             windows = [self.window_ids(b, row) for row in rows[b]]
             completions = [Completion(layout.prompt, decode(layout.before + ids), decode(ids)) for ids in windows]
             result.append(completions)
@@ -139,9 +141,10 @@ def prepare(
     forbidden = for_draws(_forbidden(denoiser, never), denoiser.device).to(denoiser.device)
 
     sequences, layouts, masked = _lay_out(prompts, denoiser, reward, config, seeds, ends)
+    judged = None
     if reward_prompts is not None:
-        layouts = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config)
-    target = reward.bind(denoiser, layouts, copies)
+        judged = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config, reward)
+    target = reward.bind(denoiser, judged or layouts, copies)
     if target is not None:
         _check_target(denoiser, target.embedding, config)
 
@@ -156,10 +159,11 @@ def prepare(
         reward=reward,
         config=config,
         layouts=layouts,
+        judged=judged,
         seeds=seeds,
         sequences=sequences,
         target=target,
-        ends=ends,
+        ends=() if config.infill else ends,
         forbidden=forbidden,
         # Where the schedule alone decides, everything is on the device before the first step.
         steps=list(steps) if foreseen else steps,
@@ -202,9 +206,11 @@ def _lay_out(
 
 
 def _read_otherwise(
-    layouts: list[Layout], prompts: list[Prompt], denoiser: Denoiser, config: SamplerConfig
+    layouts: list[Layout], prompts: list[Prompt], denoiser: Denoiser, config: SamplerConfig, reward: Reward
 ) -> list[Layout]:
     """The layouts with the prompts that the reward is to read instead."""
+    if isinstance(reward, NoReward):
+        raise ValueError("reward_prompts: expected None without a reward that could read them")
     if config.infill:
         raise ValueError("reward_prompts: expected None with infill, where the reward reads the text around the holes")
     if len(prompts) != len(layouts):

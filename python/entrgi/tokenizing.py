@@ -58,7 +58,9 @@ def _own_copy(tokenizer: PreTrainedTokenizerBase, splits_special: bool = False) 
     if not isinstance(backend, Tokenizer):
         return None
     splits_special = splits_special or bool(getattr(tokenizer, "split_special_tokens", False))
-    state = (id(backend), backend.get_vocab_size())
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    added = tuple(sorted(backend.get_added_tokens_decoder()))
+    state = (id(backend), backend.get_vocab_size(), added, *map(type, parts))
     with _lock:
         known = _copies.setdefault(tokenizer, {})
         if splits_special not in known or known[splits_special][0] != state:

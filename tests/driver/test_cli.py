@@ -260,6 +260,8 @@ def test_a_label_and_the_parts_of_a_sum(tmp_path, folders) -> None:
         (["--reward-label", "glad"], "--reward-label: the embedded pair's reward has one label"),
         (["--reward", folder, "--reward-label", "merry"], "has 3 labels"),
         (["--reward", "none"], "--reward: none goes with --guidance none"),
+        (["--reward", "none", "--reward", "demo"], "--reward: expected nothing beside --reward none"),
+        (["--reward", "none", "--reward-label", "glad"], "--reward-label: expected nothing beside --reward none"),
         (["--reward", "none", "--guidance", "none", "--best-of", "4"], "--reward: none goes with --guidance none"),
     ):
         assert message in run(*common, *arguments, code=2).replace("\n", " ")

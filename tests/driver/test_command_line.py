@@ -888,6 +888,12 @@ def test_prompts_through_a_real_pipe(quick) -> None:
         ("--prompts-file", "p.jsonl", b"1", "line 1: expected a text, a list of messages"),
         ("--prompts-file", "p.jsonl", b'{"text": "a"}', "line 1: expected a text, a list of messages"),
         ("--prompts-file", "p.jsonl", b'\n"a"\n{"messages": [1]}', "line 3: expected text or messages with 'role'"),
+        (
+            "--prompts-file",
+            "p.jsonl",
+            b'{"prompt": "a", "tools": [1]}',
+            "line 1: 'tools' is not read, expected 'prompt'",
+        ),
         ("--prompts-file", "folder", None, "is a folder, expected a file"),
         ("--prompts-file", "a" * 300, None, "cannot be read: File name too long"),
     ],

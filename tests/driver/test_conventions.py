@@ -145,8 +145,8 @@ def test_the_reward_may_read_another_prompt(pair):
     denoiser, reward = pair
     unguided = generate("the", denoiser, reward, guidance="none", reward_prompts="w1 w2", **SMALL)
     assert torch.equal(unguided.sequences, generate("the", denoiser, reward, guidance="none", **SMALL).sequences)
+    assert unguided.texts == [[f"the {response}".strip() for response in unguided.responses[0]]], "what was written"
     texts = [f"w1 w2 {response}".strip() for response in unguided.responses[0]]
-    assert unguided.texts == [texts]
     scores = reward.score([entrgi.prompts.Completion("w1 w2", text, "") for text in texts])
     torch.testing.assert_close(unguided.rewards[0], scores, rtol=0, atol=0)
 
@@ -173,12 +173,15 @@ def test_a_chat_for_the_reward(pair):
         ([[{"role": "user", "content": None}]], {}, r"reward_prompts\[0\]: message 0 .* content None"),
         ("a", {"infill": True}, "reward_prompts: expected None with infill"),
         ("\ud800", {}, "reward_prompts.* half of a surrogate pair"),
+        ("a", {"guidance": "none", "reward": None}, "reward_prompts: expected None without a reward"),
     ],
     ids=str,
 )
 def test_prompts_for_the_reward_that_are_none(pair, prompts, options, message):
+    denoiser, reward = pair
+    options = {"reward": reward, **options}
     with pytest.raises(ValueError, match=message):
-        generate("the", *pair, reward_prompts=prompts, **SMALL, **options)
+        generate("the", denoiser, reward_prompts=prompts, **SMALL, **options)
 
 
 # ----------------------------------------------------------------------------------------- arguments of templates
@@ -217,6 +220,7 @@ def test_template_arguments_reach_the_template():
         (NAMED, {"chat_template": "tool_use"}, "chat_template is 'tool_use', .* default, short"),
         (None, {"chat_template": "default"}, "the tokenizer has none"),
         (tiny.CHAT, {"chat_template": 3}, "chat_template is 3"),
+        (tiny.CHAT, {"tools": []}, "'tools', which the chat template does not read"),
         (tiny.CHAT, {"tokenize": True}, "'tokenize', which is not the caller's to choose"),
         (tiny.CHAT, {"add_generation_prompt": False}, "not the caller's to choose"),
         (tiny.CHAT, "enable_thinking", "chat_template_kwargs is 'enable_thinking', expected a dict by name"),

@@ -39,12 +39,12 @@ def write(tmp_path, kind, fields=None, generation=None, template=True):
 SOURCES = [
     ({}, None, False, (EOS,)),
     ({}, None, True, (EOS, TURN)),
-    ({"eos_token_id": [EOS, A]}, None, False, (EOS, A)),
-    ({"eos_token_id": A}, None, False, (EOS, A)),
+    ({"eos_token_id": [EOS, OTHER]}, None, False, (EOS, OTHER)),
+    ({"eos_token_id": OTHER}, None, False, (EOS, OTHER)),
     ({"eos_token_id": None}, None, True, (EOS, TURN)),
     ({}, {"eos_token_id": [A, B]}, False, (EOS, A, B)),
     ({}, {"eos_token_id": A}, True, (EOS, A, TURN)),
-    ({"eos_token_id": [B]}, {"eos_token_id": [A, EOS]}, True, (EOS, B, A, TURN)),
+    ({"eos_token_id": [OTHER]}, {"eos_token_id": [A, EOS]}, True, (EOS, OTHER, A, TURN)),
     ({}, {"eos_token_id": [official.MASK, 10**6, -1, A]}, False, (EOS, A)),  # what is never drawn ends nothing
     ({}, {}, False, (EOS,)),
 ]
@@ -227,3 +227,39 @@ def test_published_guidance_knows_one():
     assert alone.texts != several.texts
     hidden = generate("the", denoiser, reward, end_tokens="all", **options)
     assert not torch.equal(hidden.sequences, several.sequences)
+
+
+def test_an_ordinary_word_of_config_json_is_no_end(tmp_path):
+    """Some classes write a default of their own there: ConvBERT's is 2, whatever the vocabulary."""
+    denoiser = entrgi.load_denoiser(write(tmp_path, "Dream", {"eos_token_id": [EOS, A, TURN]}, template=False))
+    assert A not in denoiser.end_token_ids
+    assert denoiser.end_token_ids == (EOS, TURN)
+    stated = write(tmp_path / "stated", "Dream", {"eos_token_id": A}, {"eos_token_id": A}, template=False)
+    assert entrgi.load_denoiser(stated).end_token_ids == (EOS, A), "where generation_config.json says so, it is one"
+
+
+def test_a_class_without_defaults():
+    class Config(LlamaConfig):
+        def __init__(self, needed, **fields):
+            super().__init__(**fields)
+
+    model = LlamaForCausalLM(
+        Config(1, vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert 3 in entrgi.CallableDenoiser(model, tiny.tokenizer()).end_token_ids
+
+
+@pytest.mark.parametrize("given", [4, [3, 4], "[SEP]", ["[SEP]"]])
+def test_ends_that_cannot_be(given):
+    with pytest.raises(ValueError, match=r"denoiser: eos_token_id (4|'\[SEP\]') is"):
+        entrgi.MaskedLM(tiny.denoiser().model, tiny.tokenizer(), eos_token_id=given)
+
+
+def test_the_users_own_end_in_a_text_to_be_infilled():
+    """What stands behind it is the user's, too."""
+    denoiser = tiny.denoiser()
+    options = {**SIZES, "infill": True, "max_new_tokens": 0}
+    output = generate("the [MASK] [SEP] movie was [MASK] bad", denoiser, None, **options)
+    assert all(text.endswith(" bad") and " movie was " in text for text in output.texts[0])
+    early = generate("the [MASK] [SEP] movie was [MASK] bad", denoiser, None, early_exit=True, **options)
+    assert early.texts == output.texts

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import tokenizer_kinds as kinds
 import torch
+from tokenizers import normalizers, pre_tokenizers
 from typer.testing import CliRunner
 
 import entrgi
@@ -141,6 +142,74 @@ def test_nothing_is_lost_unseen():
         check_all_shown(byte_level(CHAT), chat)
 
 
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {}}}]
+TOOL = {"role": "tool", "content": "rain"}
+
+
+@pytest.mark.parametrize(
+    ("template", "chat"),
+    [
+        # As DeepSeek: calls are shown where there is no content.
+        (
+            "{% for m in messages %}{% if not m.content %}[{{ m.tool_calls[0].function.name }}]"
+            "{% else %}<{{ m.role }}>{{ m.content }}</>{% endif %}{% endfor %}",
+            [user("a"), assistant(None, tool_calls=CALLS), TOOL],
+        ),
+        (TOOL_CHAT, [user("a"), {"role": "assistant", "tool_calls": CALLS}, TOOL]),
+        (TOOL_CHAT, [user("a"), assistant("", tool_calls=CALLS), TOOL]),
+        # As Llama 3.1 and Mistral: the text beside a call is left out.
+        (
+            "{% for m in messages %}{% if m.tool_calls %}[{{ m.tool_calls[0].function.name }}]"
+            "{% else %}<{{ m.role }}>{{ m.content }}</>{% endif %}{% endfor %}",
+            [user("a"), assistant("let me see", tool_calls=CALLS), TOOL],
+        ),
+        (
+            "{% for m in messages %}<{{ m.role }}>{{ m.thinking or '' }}{{ m.content or '' }}</>{% endfor %}",
+            [user("a"), {"role": "assistant", "thinking": "hm"}, user("b")],
+        ),
+    ],
+)
+def test_calls_of_tools(template, chat):
+    opened = template + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    encode_prompt(byte_level(opened), chat)
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ([user("a"), assistant(None, function_call={"name": "weather"}), user("b")], "its tool call 'weather'"),
+        ([user("a"), assistant(None, reasoning_content="hm"), user("b")], "message 1 .* leaves out it"),
+        ([user("a"), assistant("let me see", tool_calls=CALLS)], "message 1 has tool calls, expected text alone"),
+    ],
+)
+def test_what_a_template_does_not_know(chat, message):
+    with pytest.raises(ValueError, match=message):
+        encode_prompt(byte_level(CHAT), chat)
+
+
+def test_a_template_that_changes_a_begun_turn():
+    """As DeepSeek: what stands before </think> is cut out of the assistant's turns."""
+    cut = CHAT.replace("m['content']", "m['content'].split('</think>')[-1]")
+    with pytest.raises(ValueError, match="changes the turn that the last message has begun"):
+        encode_prompt(byte_level(cut), [user("a"), assistant("<think>x</think> yo")])
+
+
+def test_what_a_reward_reads_is_what_is_looked_at():
+    """As Mistral: the system message is shown where the user has the last word, which a reward never sees."""
+    template = (
+        "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{% if loop.last and messages[0].role == "
+        "'system' %}{{ messages[0].content }}{% endif %}{{ m.content }}</>{% endif %}{% endfor %}"
+    )
+    once = template.replace("loop.last", "loop.last and m.role == 'user'")
+    chat = [{"role": "system", "content": "s"}, user("a")]
+    check_all_shown(byte_level(once), chat)
+    with pytest.raises(ValueError, match="message 0 has the role 'system': the chat template leaves out it"):
+        check_all_shown(byte_level(once), chat, turn="...")
+    reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tiny.tokenizer(chat=once))
+    with pytest.raises(ValueError, match="message 0"):
+        reward.format.frame(chat, [])
+
+
 def test_a_template_may_change_what_it_shows():
     """Reasoning that is cut out of earlier turns (Qwen3), and contents that are trimmed, are no loss."""
     template = (
@@ -193,7 +262,7 @@ def test_a_begun_turn_is_read_as_one(denoiser):
 
 def test_a_turn_that_the_template_does_not_show():
     hidden = byte_level("<user>{{ messages[0].content }}</><assistant>")
-    with pytest.raises(ValueError, match="chat template leaves out it"):
+    with pytest.raises(ValueError, match="does not show the assistant's turn exactly once"):
         encode_prompt(hidden, [user("a"), assistant("b")])
 
 
@@ -258,6 +327,15 @@ def test_a_tokenizer_that_truncates_and_pads():
     reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tok)
     assert reward.format.frame("the movie", [5, 6]) == ([5, 6] if tok.cls_token_id is None else [2, 5, 6], [3])
     assert (tok.backend_tokenizer.truncation, tok.backend_tokenizer.padding) == before
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_parts_of_a_tokenizer_that_are_replaced(part):
+    tok = kinds.trained_byte_level(["the movie was good"] * 5, 300)
+    encode_prompt(tok, "THE MOVIE")
+    new = {"normalizer": normalizers.Lowercase(), "pre_tokenizer": pre_tokenizers.Whitespace()}[part]
+    setattr(tok.backend_tokenizer, part, new)
+    assert encode_prompt(tok, "THE MOVIE").body == tok("THE MOVIE", add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_added_later_are_known():

@@ -369,6 +369,11 @@ def test_what_cannot_be_scored(item):
         tiny.bert_reward().score(["w1", item])
 
 
+def test_a_tuple_of_two_texts_is_neither():
+    with pytest.raises(ValueError, match="may be a pair or two texts"):
+        tiny.bert_reward().score(("the", "w1"))
+
+
 @pytest.mark.parametrize("given", [None, 3, {"w1": "w2"}], ids=str)
 def test_what_holds_no_texts(given):
     for reward in (tiny.bert_reward(), short("weighted")(extended())):

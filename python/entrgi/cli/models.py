@@ -118,7 +118,11 @@ class Models:
         own = {field.name: options[field.name] for field in fields(cls) if field.name != "rewards"}
         for name in ("chat_template_kwargs", "reward_chat_template_kwargs"):
             own[name] = _json_object(f"--{name.replace('_', '-')}", own[name])
-        if names == [NO_REWARD]:
+        if NO_REWARD in names:
+            for name in ("reward", "reward_weight", "reward_kind", "reward_label", "adapter"):
+                given = options[name] if name != "reward" else names[1:]
+                if given:
+                    raise ValueError(f"--{name.replace('_', '-')}: expected nothing beside --reward none, got {given}")
             rewards = ()
         models = cls(rewards=rewards, **own)
         models.check()

@@ -85,6 +85,9 @@ def read_lines(file: Path) -> list[Prompt]:
         place = f"{str(file)!r}, line {number}"
         prompt = parse_json(option, place, line)
         if isinstance(prompt, dict):
+            for key in ("tools", "system", "documents"):
+                if prompt.get(key):
+                    raise ValueError(f"{option}: {place}: {key!r} is not read, expected 'prompt' or 'messages' alone")
             prompt = next((prompt[key] for key in ("prompt", "messages") if key in prompt), None)
         if not isinstance(prompt, str | list):
             raise ValueError(

@@ -158,7 +158,7 @@ class BidirectionalLM:
                 warn_of_unread(name, fields, cls.fields_read)
                 modules = cls._modules(model)
                 load_weights(model, folder, weights, modules, dtype, place)
-                keep_end_ids("denoiser", model, folder, fields)
+                keep_end_ids("denoiser", model, folder, fields, tokenizer)
                 if adapter is not None:
                     model = _with_adapter(model, modules, adapter, hub(hub_options))
             return cls(

@@ -40,10 +40,13 @@ def choose_end_ids(
         ValueError: for ``given`` ids that are none of the logits.
     """
     if given is not None:
-        ids = list(given) if isinstance(given, Sequence | set | frozenset) else [given]
+        several = isinstance(given, Sequence | set | frozenset) and not isinstance(given, str)
+        ids = list(given) if several else [given]
         for token_id in ids:
             if not isinstance(token_id, Integral) or isinstance(token_id, bool) or not 0 <= token_id < vocab_size:
                 raise ValueError(f"denoiser: eos_token_id {token_id!r} is not an id below vocab_size {vocab_size}")
+            if token_id == mask_token_id:
+                raise ValueError(f"denoiser: eos_token_id {token_id} is the mask token, expected one that is written")
         return tuple(dict.fromkeys(map(int, ids)))
     own = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     ids = [own, *declared, turn_end(tokenizer, options)]

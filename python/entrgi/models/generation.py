@@ -6,30 +6,37 @@ from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.models.fields import read_json
 
 _FILE = "generation_config.json"
 
 
-def keep_end_ids(argument: str, model: PreTrainedModel, folder: Path, fields: Mapping[str, object]) -> None:
+def keep_end_ids(
+    argument: str,
+    model: PreTrainedModel,
+    folder: Path,
+    fields: Mapping[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Have ``model`` carry the end ids of its config.json and generation_config.json.
+
+    An ordinary word in config.json is none: some classes write a default of their own there.
 
     Args:
         argument: what an error calls the model.
         fields: of config.json.
+        tokenizer: of the checkpoint.
 
     Raises:
         ValueError: for ids that are none.
     """
     file = folder / _FILE
     generation = read_json(argument, file) if file.is_file() else {}
-    ids = [
-        token_id
-        for name, source in (("config.json", fields), (_FILE, generation))
-        for token_id in _listed(f"{argument}: {name}", source.get("eos_token_id"))
-    ]
+    own = _listed(f"{argument}: config.json", fields.get("eos_token_id"))
+    ids = [token_id for token_id in own if token_id in tokenizer.added_tokens_decoder]
+    ids += _listed(f"{argument}: {_FILE}", generation.get("eos_token_id"))
     model.generation_config = GenerationConfig(eos_token_id=list(dict.fromkeys(ids)) or None)
 
 
@@ -39,7 +46,10 @@ def declared_end_ids(model: object) -> list[int]:
         return []
     # A class's own default says nothing about the checkpoint: Llama's is 2, whatever the vocabulary.
     own, kind = getattr(model.config, "eos_token_id", None), type(model.config)
-    default = None if getattr(kind, "has_no_defaults_at_init", False) else getattr(kind(), "eos_token_id", None)
+    try:
+        default = getattr(kind(), "eos_token_id", None)
+    except Exception:  # a class whose arguments have no defaults
+        default = None
     values = [None if own == default else own]
     generation = getattr(model, "generation_config", None)
     if generation is not None and not getattr(generation, "_from_model_config", False):

@@ -26,6 +26,11 @@ def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str)
     """
     if isinstance(texts, str | Completion):
         texts = [texts]
+    if isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            "completions: a tuple of two texts may be a pair or two texts, expected [(prompt, response)] or "
+            f"[text, text], got {texts!r:.80}"
+        )
     if not isinstance(texts, Sequence):
         raise ValueError(f"completions: expected texts, pairs (prompt, response) or Completions, got {texts!r:.80}")
     completions = []
@@ -96,7 +101,7 @@ class TextFormat:
         """
         prompt = as_prompt(prompt)
         if self.is_chat:
-            check_all_shown(self.tokenizer, prompt, self.options)
+            check_all_shown(self.tokenizer, prompt, self.options, turn="...")
             label = f"reward: the chat template of {self.name}"
             head, tail = split_chat(self.tokenizer, prompt, self.options, label)
             return plain_ids(self.tokenizer, head), plain_ids(self.tokenizer, tail)
