@@ -76,7 +76,7 @@ def test_image_shows_both_runs(tmp_path):
 
 
 def test_other_endings_and_missing_matplotlib(monkeypatch):
-    with pytest.raises(ValueError, match=r"--plot: expected a file name ending in \.png, \.pdf, \.svg, got 'out\.jpg'"):
+    with pytest.raises(ValueError, match=r"plot: expected a file name ending in \.png, \.pdf, \.svg, got 'out\.jpg'"):
         plot.check(Path("out.jpg"))
     monkeypatch.setattr(
         plot, "find_spec", lambda name: None if name == "matplotlib" else importlib.util.find_spec(name)

@@ -64,7 +64,7 @@ def figure(trace: Trace) -> Figure:
     curves = {name: [trajectory_curves(run, name) for run in trace.runs] for name, _, _ in PANELS}
     panels = [panel for panel in PANELS if any(curves[panel[0]])]
     if not panels:
-        raise ValueError("--plot: expected at least one finished step, got none")
+        raise ValueError("trace: expected at least one finished step to draw, got none")
     result = Figure(figsize=(4.2 * len(panels), 3.1), layout="constrained")
     for axes, (name, title, label) in zip(result.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, run in enumerate(trace.runs):
