@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import pickle
 import weakref
@@ -391,6 +392,141 @@ def test_attributes_lead_to_twins():
     assert twin.a is not source.a
     assert source.plain == [source.b]
     assert torch.equal(twin(torch.ones(2)), 2 * torch.ones(2))
+
+
+def compiled_child(model):
+    model.get_submodule("bert.encoder.layer")[0] = torch.compile(model.bert.encoder.layer[0], backend="eager")
+
+
+def compiled_regions(model):
+    return accelerate.utils.compile_regions(model, backend="eager")
+
+
+def compiled_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def patched_forward(model):
+    old = model.forward
+    model.forward = lambda *arguments, **options: old(*arguments, **options)
+
+
+def decorated_forward(model):
+    """A decorator's function with another inside, which is also in its defaults and ``__wrapped__``."""
+
+    def decorator(function):
+        @functools.wraps(function)
+        def inner(*arguments, _function=function, **options):
+            return _function(*arguments, **options)
+
+        return inner
+
+    model.bert.forward = decorator(decorator(model.bert.forward))
+
+
+def hook_over_a_module(model):
+    dropout = model.bert.encoder.layer[0].output.dropout
+    model.bert.embeddings.register_forward_hook(lambda _module, _inputs, output: dropout(output))
+
+
+def hook_of_a_class(model):
+    class Hook:
+        def __init__(self, module):
+            self.module = module
+
+        def __call__(self, _module, _inputs, output):
+            return self.module(output)
+
+        def method(self, _module, _inputs, output):
+            return self.module(output)
+
+    dropout = model.bert.encoder.layer[0].output.dropout
+    model.bert.embeddings.register_forward_hook(Hook(dropout))
+    model.bert.encoder.register_forward_pre_hook(lambda _module, inputs: (dropout(inputs[0]), *inputs[1:]))
+    model.bert.encoder.layer[0].attention.output.register_forward_hook(Hook(dropout).method)
+
+
+def replaced_by_itself(model):
+    """A function that holds itself."""
+    old = model.bert.encoder.forward
+
+    def forward(*arguments, again=True, **options):
+        return forward(*arguments, again=False, **options) if again else old(*arguments, **options)
+
+    model.bert.encoder.forward = forward
+
+
+INSIDE = [compiled_child, compiled_regions, compiled_forward, patched_forward, decorated_forward]
+INSIDE += [hook_over_a_module, replaced_by_itself]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", INSIDE)
+@pytest.mark.parametrize("name", ["MaskedLM", "classifier bert"])
+def test_modules_inside_of_functions(name, change):
+    """The twin's run, without dropout, and not the user's in training."""
+    kind = KINDS[name]
+    model, plain = kind.model(), kind.model()
+    model = change(model) or model
+    if change is hook_over_a_module:
+        change(plain)
+    ran = []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, _inputs: ran.append(module.training))
+    assert same_output(kind.generate(kind.make(model)), kind.generate(kind.make(plain.eval())))
+    assert ran
+    assert not any(ran)
+    assert model.training
+
+
+def test_modules_inside_of_hooks_that_are_objects():
+    model = KINDS["classifier bert"].model()
+    hook_of_a_class(model)
+    reward = KINDS["classifier bert"].make(model)
+    assert torch.equal(reward.score(TEXTS), reward.score(TEXTS))
+    assert torch.equal(
+        reward.score(TEXTS), KINDS["classifier bert"].make(KINDS["classifier bert"].model()).score(TEXTS)
+    )
+
+
+def test_what_a_hook_counts_stays_in_one_place():
+    """Only the cells that lead to modules are new."""
+    count = 0
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.a(x)
+
+    net = Net()
+
+    def hook(_module, _inputs, output):
+        nonlocal count
+        count += 1
+        return net.a(output)
+
+    net.register_forward_hook(hook)
+    twin = Twin(net)
+    assert torch.equal(twin.module(torch.ones(99)), torch.ones(99))
+    assert count == 1
+    assert net.training
+
+
+def test_a_module_behind_a_global_variable_is_refused():
+    model = KINDS["MaskedLM"].model()
+    scope = {"old": model.forward, "model": 3}
+    exec("def forward(*a, **k):\n    return old(*a, **k)", scope)
+    model.forward = scope["forward"]
+    with pytest.raises(ValueError, match=r"BertForMaskedLM: 'forward', a function .* global variable 'old', which"):
+        MaskedLM(model, tiny.tokenizer())
+    scope = {"forward": model}
+    exec("hook = lambda module, _: module.forward and None", scope)
+    del model.forward
+    model.register_forward_pre_hook(scope["hook"])
+    MaskedLM(model, tiny.tokenizer())  # an attribute of that name
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,11 +9,12 @@ for weights, and an optimiser's step is seen at once.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
-from types import MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -29,6 +30,9 @@ _MEMBERS = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_p
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _DEPTH = 4  # of containers in attributes that are searched for modules
+_OF_FUNCTIONS = ("__defaults__", "__kwdefaults__", "__dict__")
+# Of a module compiled by itself: bound to the module inside it, and made anew with the twin of that.
+_COMPILED = ("forward", "_forward", "dynamo_ctx")
 
 
 def unwrap(argument: str, model: nn.Module) -> nn.Module:
@@ -114,6 +118,7 @@ class Twin:
         self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
         self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
         self._configs: dict[int, object] = {}
+        self._callables: dict[int, tuple[object, object]] = {}  # by id, those that hold modules and their twins
         self._lock = Lock()
 
     def __getstate__(self) -> nn.Module:
@@ -142,6 +147,7 @@ class Twin:
 
     def _take_stock(self) -> None:
         """Lay out side by side what is compared, so that comparing is a single call."""
+        self._callables = {}
         now, then, parameters = [], [], []
         for pair in self._pairs:
             now += [pair.source.__dict__, *(pair.source.__dict__[name] for name in _MEMBERS)]
@@ -173,7 +179,11 @@ class Twin:
             return twin
         if isinstance(module, torch.jit.ScriptModule):
             return torch.jit._recursive.wrap_cpp_module(_script_twin(module._c))
-        twin = self._twins[id(module)] = object.__new__(type(module))
+        if "torch.OptimizedModule" in _kinds(module):
+            twin = type(module)(self._twin(module._orig_mod), module.dynamo_ctx)
+        else:
+            twin = object.__new__(type(module))
+        self._twins[id(module)] = twin
         pair = _Pair(module, twin)
         self._follow(pair)
         self._pairs.append(pair)
@@ -195,10 +205,13 @@ class Twin:
     def _follow(self, pair: _Pair) -> None:
         """Give the twin what is new in its source since the last time; what the twin alone has stays."""
         source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
+        made = _COMPILED if "torch.OptimizedModule" in _kinds(pair.source) else ()
         pair.attributes = dict(source)
         for name in before.keys() - source.keys():
             twin.pop(name, None)
         for name, value in source.items():
+            if name in made:
+                continue
             if name == "training":
                 twin[name] = False
             elif name in _BACKWARD:
@@ -241,13 +254,19 @@ class Twin:
             return self._twin(value)
         if isinstance(value, PretrainedConfig):
             return copy.deepcopy(value, self._configs)
-        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-            return MethodType(value.__func__, self._twin(value.__self__))
+        if isinstance(value, MethodType):
+            function, owner = self._mapped(value.__func__, depth), self._mapped(value.__self__, depth)
+            same = function is value.__func__ and owner is value.__self__
+            return value if same else MethodType(function, owner)
         if isinstance(value, functools.partial):
             parts = self._mapped((value.func, value.args, value.keywords), depth)
             new = functools.partial(parts[0], *parts[1], **parts[2])
             new.__dict__.update(self._mapped(value.__dict__, depth))
             return new
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if _is_plain_callable(value):
+            return self._callable(value, depth)
         if depth == _DEPTH:
             return value
         if type(value) in (dict, OrderedDict):
@@ -257,6 +276,48 @@ class Twin:
             items = [(self._mapped(item, depth + 1), item) for item in value]
             return value if all(a is b for a, b in items) else type(value)(a for a, _ in items)
         return value
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        """``function`` over twins; cells that hold no module are shared, so that what it counts stays in one place."""
+        if id(function) in self._callables:
+            return self._callables[id(function)][1]
+        self._refuse_globals(function)
+        if next(_modules_in(function), None) is None:
+            return function
+        cells = tuple(CellType() if _holds_module(cell) else cell for cell in function.__closure__ or ())
+        new = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+        self._callables[id(function)] = function, new  # before what is in it: it may hold itself
+        functools.update_wrapper(new, function, updated=())
+        new.__dict__.pop("__wrapped__", None)
+        new.__kwdefaults__ = self._mapped(function.__kwdefaults__)
+        new.__defaults__ = self._mapped(function.__defaults__)
+        new.__dict__.update(self._mapped(function.__dict__))
+        for cell, theirs in zip(cells, function.__closure__ or (), strict=True):
+            if cell is not theirs:
+                cell.cell_contents = self._mapped(theirs.cell_contents)
+        return new
+
+    def _callable(self, value: object, depth: int) -> object:
+        """An object of a class with ``__call__`` over twins; all else in it is shared."""
+        if id(value) in self._callables:
+            return self._callables[id(value)][1]
+        if next(_modules_in(value), None) is None:
+            return value
+        new = object.__new__(type(value))
+        self._callables[id(value)] = value, new
+        new.__dict__.update({name: self._mapped(item, depth) for name, item in value.__dict__.items()})
+        return new
+
+    def _refuse_globals(self, function: FunctionType) -> None:
+        """Raise ValueError for a function that reaches a module of the model as a global variable."""
+        for name in _globals_read(function.__code__):
+            held = {id(part) for module in _modules_in(function.__globals__.get(name)) for part in module.modules()}
+            if held and not held.isdisjoint(map(id, self.source.modules())):
+                raise ValueError(
+                    f"{type(self.source).__name__}: {function.__qualname__!r}, a function that it calls, uses the "
+                    f"global variable {name!r}, which leads back to the model's own modules; expected them among its "
+                    "arguments or in its closure, where they can be replaced"
+                )
 
 
 class _Pair:
@@ -301,17 +362,53 @@ def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
     return twin
 
 
-def _modules_in(value: object, depth: int = 0) -> Iterator[nn.Module]:
+def _modules_in(value: object, depth: int = 0, seen: set[int] | None = None) -> Iterator[nn.Module]:
     """The modules that :meth:`Twin._mapped` finds in ``value``."""
+    seen = set() if seen is None else seen
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, MethodType):
-        yield from _modules_in(value.__self__, depth)
+        yield from _modules_in((value.__func__, value.__self__), depth, seen)
     elif isinstance(value, functools.partial):
-        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth)
+        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth, seen)
+    elif isinstance(value, FunctionType) or _is_plain_callable(value):
+        if id(value) not in seen:  # it may hold itself
+            seen.add(id(value))
+            cells = [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
+            held = _OF_FUNCTIONS if isinstance(value, FunctionType) else ("__dict__",)
+            for item in (*cells, *(getattr(value, name) for name in held)):
+                yield from _modules_in(item, 0, seen)
     elif type(value) in (dict, OrderedDict, list, tuple, set) and depth <= _DEPTH:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _modules_in(item, depth + 1)
+        for item in list(value.values() if isinstance(value, dict) else value):
+            yield from _modules_in(item, depth + 1, seen)
+
+
+def _globals_read(code: CodeType) -> set[str]:
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return names.union(*(_globals_read(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+def _contents(cell: CellType) -> object:
+    """None for one that is still empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _holds_module(cell: CellType) -> bool:
+    return next(_modules_in(_contents(cell)), None) is not None
+
+
+def _is_plain_callable(value: object) -> bool:
+    """Whether it is an object of a class with ``__call__`` that can be made anew from what is in it."""
+    kind = type(value)
+    return (
+        any(isinstance(cls.__dict__.get("__call__"), FunctionType) for cls in kind.__mro__)
+        and not issubclass(kind, type)
+        and kind.__new__ is object.__new__
+        and hasattr(value, "__dict__")
+    )
 
 
 def _kinds(model: nn.Module) -> set[str]:

@@ -115,7 +115,9 @@ def twin_of(model: PreTrainedModel) -> Twin:
     """
     model = unwrap("reward", model)
     name = type(model).__name__
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
+    # A function in place of ``forward`` may hand on whatever it is given.
+    taken = {*inspect.signature(model.forward).parameters, *inspect.signature(type(model).forward).parameters}
+    if "inputs_embeds" not in taken or model.config.is_encoder_decoder:
         raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
     try:
         model.get_input_embeddings()
