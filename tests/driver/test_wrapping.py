@@ -359,6 +359,64 @@ def test_changes_that_are_not_in_place_are_followed(name, change):
     assert not same_output(first, second)
 
 
+def copied_body(model):
+    name = model.base_model_prefix
+    setattr(model, name, copy.deepcopy(getattr(model, name)))
+
+
+def other_embedding(model):
+    model.set_input_embeddings(nn.Embedding(64, model.get_input_embeddings().weight.shape[1]))
+
+
+def wider_head(model):
+    model.set_output_embeddings(nn.Linear(32, 70))
+
+
+def copied_layer(model):
+    """With a config of its own, and so the attention that the twin's is not."""
+    layers = model.base_model.encoder.layer if hasattr(model.base_model, "encoder") else model.base_model.layers
+    layers[0] = copy.deepcopy(layers[0])
+
+
+REPLACEMENTS = [(name, change) for name in wrappers.KINDS for change in (copied_body, copied_layer, other_embedding)]
+REPLACEMENTS = [
+    (name, change)
+    for name, change in REPLACEMENTS
+    if name not in ("CallableDenoiser", "CallableReward")
+    and not (KINDS[name].is_denoiser and change is other_embedding)
+    and not (name == "likelihood tied" and change is copied_layer)
+]
+REPLACEMENTS += [("MaskedLM", wider_head), ("Dream", wider_head), ("likelihood untied", wider_head)]
+
+
+@pytest.mark.parametrize(("name", "change"), REPLACEMENTS)
+def test_what_the_wrapper_holds_on_to_cannot_be_replaced(name, change):
+    """An error each time, and none once the model is wrapped again."""
+    kind = KINDS[name]
+    model = kind.model()
+    wrapped = kind.make(model)
+    kind.generate(wrapped)
+    change(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"was replaced after it was wrapped, .*expected .*: wrap it again"):
+            kind.generate(wrapped)
+    if change is not wider_head:
+        assert same_output(kind.generate(kind.make(model)), kind.generate(kind.make(frozen(model))))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "CallableReward"])
+def test_another_dtype_is_followed(name):
+    kind = KINDS[name]
+    model = kind.model()
+    wrapped = kind.make(model)
+    first = kind.generate(wrapped)
+    model.bfloat16()
+    assert not kind.is_denoiser or wrapped.dtype == torch.bfloat16
+    second = kind.generate(wrapped)
+    assert same_output(second, kind.generate(kind.make(frozen(model))))
+    assert not same_output(first, second)
+
+
 def test_a_parameter_of_one_number_that_equals_the_one_before():
     layer = nn.Linear(1, 1, bias=False)
     twin = Twin(layer)

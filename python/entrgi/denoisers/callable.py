@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.denoisers.ends import choose_end_ids
@@ -77,10 +77,22 @@ class CallableDenoiser:
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
         self.shift, self.chat, self.max_length = shift, chat, max_length
-        weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-        own = (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
-        self.device = choose_device("denoiser: device", device) or own[0]
-        self.dtype = choose_dtype("denoiser", dtype) or own[1]
+        self._device, self._dtype = choose_device("denoiser: device", device), choose_dtype("denoiser", dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """What was given, or the module's, as it is now."""
+        weight = self._weight()
+        return self._device or (torch.device("cpu") if weight is None else weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What was given, or the module's, as it is now."""
+        weight = self._weight()
+        return self._dtype or (torch.float32 if weight is None else weight.dtype)
+
+    def _weight(self) -> Tensor | None:
+        return None if self._twin is None else next(self._twin.source.parameters(), None)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""

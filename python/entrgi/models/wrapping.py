@@ -119,6 +119,8 @@ class Twin:
         self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
         self._configs: dict[int, object] = {}
         self._callables: dict[int, tuple[object, object]] = {}  # by id, those that hold modules and their twins
+        self._watched: list[tuple[str, nn.Module]] = []
+        self._replaced: str | None = None
         self._lock = Lock()
 
     def __getstate__(self) -> nn.Module:
@@ -135,15 +137,41 @@ class Twin:
 
         What is changed in place needs no refresh. To be called before each use: where nothing has changed, it takes
         a third of a microsecond for each module.
+
+        Raises:
+            ValueError: where what is watched (see :meth:`watch`) was replaced.
         """
         if self._is_fresh():
             return
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            self._aliases = {}
+            self._aliases, self._callables = {}, {}
             for pair in list(self._pairs):
                 self._follow(pair)
+            self._check_watched()
             self._drop_unreachable()
             self._take_stock()
+
+    def watch(self, *modules: nn.Module) -> None:
+        """Name modules of the twin that its user holds on to, or has changed: from now on they cannot be replaced.
+
+        Nor can configs, since the twin's may have another attention.
+        """
+        names = {id(module): name for name, module in self.module.named_modules()}
+        self._watched = [(names[id(module)], module) for module in modules if id(module) in names]
+
+    def _check_watched(self) -> None:
+        for name, module in self._watched:
+            try:
+                same = self.module.get_submodule(name) is module
+            except AttributeError:
+                same = False
+            if not same:
+                self._replaced = name
+        if self._replaced is not None:  # for good: what is new in it was not followed as it should be
+            raise ValueError(
+                f"{type(self.source).__name__}: {self._replaced!r} of the model was replaced after it was wrapped, "
+                "expected the modules that it had: wrap it again"
+            )
 
     def _take_stock(self) -> None:
         """Lay out side by side what is compared, so that comparing is a single call."""
@@ -185,7 +213,11 @@ class Twin:
             twin = object.__new__(type(module))
         self._twins[id(module)] = twin
         pair = _Pair(module, twin)
-        self._follow(pair)
+        try:
+            self._follow(pair)
+        except BaseException:
+            del self._twins[id(module)]
+            raise
         self._pairs.append(pair)
         if _changes_itself(module):
             twin.forward = _InTurn(twin.forward)
@@ -206,7 +238,6 @@ class Twin:
         """Give the twin what is new in its source since the last time; what the twin alone has stays."""
         source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
         made = _COMPILED if "torch.OptimizedModule" in _kinds(pair.source) else ()
-        pair.attributes = dict(source)
         for name in before.keys() - source.keys():
             twin.pop(name, None)
         for name, value in source.items():
@@ -223,7 +254,13 @@ class Twin:
             elif name in _OF_EVERY_MODULE and isinstance(value, dict | set):
                 twin.setdefault(name, type(value)()).update(value)
             elif name not in before or before[name] is not value:
+                if self._watched and isinstance(value, PretrainedConfig) and id(value) not in self._configs:
+                    self._replaced = self._name(pair.source)
                 twin[name] = self._mapped(value)
+        pair.attributes = dict(source)  # last, so that an error comes again
+
+    def _name(self, module: nn.Module) -> str:
+        return next((name for name, other in self.source.named_modules() if other is module), type(module).__name__)
 
     def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
         own = pair.twin.__dict__.setdefault(name, type(members)())

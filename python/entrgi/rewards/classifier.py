@@ -97,6 +97,7 @@ class SequenceClassifierReward(EmbeddingReward):
             self.backbone, self.pooled_before = CausalBackbone(model), model.config.get_text_config().pad_token_id
         else:
             self.masks = prepared_masks(model)
+        self.twin.watch(model.base_model if self.backbone is None else self.backbone.model, table)
         check_own_score(self, self.probes(), self._own_score)
         if compile:
             (model.base_model if self.backbone is None else self.backbone.model).compile()

@@ -99,6 +99,7 @@ class LogLikelihoodReward(EmbeddingReward):
             chat_template_kwargs=chat_template_kwargs,
         )
         self.backbone = CausalBackbone(model)
+        self.twin.watch(self.backbone.model, layer, head)
         self._check_logits()
         check_own_score(self, self.probes(), self._own_score)
         if compile:
