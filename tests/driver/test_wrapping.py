@@ -409,12 +409,62 @@ def test_another_dtype_is_followed(name):
     kind = KINDS[name]
     model = kind.model()
     wrapped = kind.make(model)
-    first = kind.generate(wrapped)
+    kind.generate(wrapped)
     model.bfloat16()
     assert not kind.is_denoiser or wrapped.dtype == torch.bfloat16
-    second = kind.generate(wrapped)
-    assert same_output(second, kind.generate(kind.make(frozen(model))))
-    assert not same_output(first, second)
+    assert same_output(kind.generate(wrapped), kind.generate(kind.make(frozen(model))))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def transposed_in_place(layer):
+    layer.weight.data = layer.weight.data.t()
+
+
+def of_another_class(layer):
+    layer.__class__ = Doubled
+
+
+@pytest.mark.parametrize(
+    "change", [transposed_in_place, of_another_class, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
+def test_the_same_memory_read_in_another_way(change):
+    layer = nn.Linear(3, 3)
+    twin = Twin(layer)
+    change(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+    twin.refresh()
+    x = torch.randn(2, 3)
+    assert torch.equal(twin.module(x), layer.eval()(x))
+    assert not any(parameter.requires_grad for parameter in twin.module.parameters())
+
+
+def test_lists_of_modules_are_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts, self.named = [nn.Linear(2, 2)], {"a": nn.Linear(2, 2)}
+
+        def forward(self, x):
+            for part in (*self.parts, *self.named.values()):
+                x = part(x)
+            return x
+
+    net, x = Net(), torch.ones(2)
+    twin = Twin(net)
+    for _ in range(2):
+        net.parts.append(nn.Linear(2, 2))
+        net.named["a"] = nn.Linear(2, 2)
+        twin.refresh()
+        assert torch.equal(twin.module(x), net(x))
+    kept = twin.module.parts
+    twin.refresh()
+    assert twin.module.parts is kept
 
 
 def test_a_parameter_of_one_number_that_equals_the_one_before():

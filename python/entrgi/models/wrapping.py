@@ -17,7 +17,7 @@ from threading import Lock
 from types import CellType, CodeType, FunctionType, MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 _PARALLEL = {"torch.DistributedDataParallel", "torch.DataParallel"}
@@ -177,27 +177,31 @@ class Twin:
         """Lay out side by side what is compared, so that comparing is a single call."""
         self._callables = {}
         now, then, parameters = [], [], []
+        sources = [pair.source for pair in self._pairs]
         for pair in self._pairs:
             now += [pair.source.__dict__, *(pair.source.__dict__[name] for name in _MEMBERS)]
             then += [pair.attributes, *(pair.members[name] for name in _MEMBERS)]
+            for name, held in pair.held.items():
+                now.append(pair.source.__dict__[name])
+                then.append(held)
             own, theirs = pair.twin.__dict__["_parameters"], pair.source.__dict__["_parameters"]
             for name, parameter in pair.members["_parameters"].items():
                 if parameter is not None:
-                    memory = None if own[name] is parameter else parameter.data_ptr()
-                    parameters.append((theirs, name, parameter, parameter.requires_grad, memory))
-        self._stock = now, then, parameters
+                    alias = None if own[name] is parameter else own[name]
+                    parameters.append((theirs, name, parameter, parameter.requires_grad, alias))
+        self._stock = now, then, parameters, sources, list(map(type, sources))
 
     def _is_fresh(self) -> bool:
-        now, then, parameters = self._stock
+        now, then, parameters, sources, types = self._stock
         try:
-            if now != then:
+            if now != then or list(map(type, sources)) != types:
                 return False
         except Exception:  # other tensors in place of the same ones, which have no truth value
             return False
-        for owner, name, parameter, required, memory in parameters:
+        for owner, name, parameter, required, alias in parameters:
             if owner[name] is not parameter or parameter.requires_grad is not required:  # one number may equal another
                 return False
-            if memory is not None and parameter.data_ptr() != memory:
+            if alias is not None and not _shares(alias, parameter):
                 return False
         return True
 
@@ -237,6 +241,8 @@ class Twin:
     def _follow(self, pair: _Pair) -> None:
         """Give the twin what is new in its source since the last time; what the twin alone has stays."""
         source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
+        if type(pair.twin) is not type(pair.source):
+            pair.twin.__class__ = type(pair.source)
         made = _COMPILED if "torch.OptimizedModule" in _kinds(pair.source) else ()
         for name in before.keys() - source.keys():
             twin.pop(name, None)
@@ -253,10 +259,14 @@ class Twin:
                 self._follow_members(pair, name, value)
             elif name in _OF_EVERY_MODULE and isinstance(value, dict | set):
                 twin.setdefault(name, type(value)()).update(value)
-            elif name not in before or before[name] is not value:
+            elif name not in before or before[name] is not value or pair.held.get(name, value) != value:
                 if self._watched and isinstance(value, PretrainedConfig) and id(value) not in self._configs:
                     self._replaced = self._name(pair.source)
                 twin[name] = self._mapped(value)
+                pair.held.pop(name, None)
+                if twin[name] is not value and type(value) in (list, dict, OrderedDict, set):
+                    pair.held[name] = copy.copy(value)
+        pair.held = {name: held for name, held in pair.held.items() if name in source}
         pair.attributes = dict(source)  # last, so that an error comes again
 
     def _name(self, module: nn.Module) -> str:
@@ -280,7 +290,7 @@ class Twin:
         if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
             return parameter
         alias = self._aliases.get(id(parameter), known)
-        if alias is parameter or type(alias) is not nn.Parameter or not alias.is_set_to(parameter):
+        if alias is parameter or type(alias) is not nn.Parameter or not _shares(alias, parameter):
             alias = nn.Parameter(parameter.detach(), requires_grad=False)
         self._aliases[id(parameter)] = alias
         return alias
@@ -360,12 +370,18 @@ class Twin:
 class _Pair:
     """A module, its twin, and what the module was like when the twin last followed it."""
 
-    __slots__ = ("attributes", "members", "source", "twin")
+    __slots__ = ("attributes", "held", "members", "source", "twin")
 
     def __init__(self, source: nn.Module, twin: nn.Module) -> None:
         self.source, self.twin = source, twin
         self.attributes: dict[str, object] = {}
         self.members: dict[str, dict[str, object]] = {}
+        self.held: dict[str, object] = {}  # what was in containers that hold modules
+
+
+def _shares(alias: Tensor, parameter: Tensor) -> bool:
+    """Whether both are the same numbers in the same memory in the same layout."""
+    return alias.dtype is parameter.dtype and alias.is_set_to(parameter)
 
 
 def _changes_itself(module: nn.Module) -> bool:
