@@ -13,6 +13,7 @@ import tiny
 import torch
 import wrappers
 from torch import nn
+from transformers import BigBirdConfig, BigBirdForMaskedLM, BigBirdForSequenceClassification
 from wrappers import KINDS, OPTIONS, PROMPTS, REWARDS, TRANSFORMERS, appearance, frozen, same_output
 
 from entrgi import (
@@ -465,6 +466,61 @@ def test_lists_of_modules_are_followed():
     kept = twin.module.parts
     twin.refresh()
     assert twin.module.parts is kept
+
+
+@pytest.mark.parametrize(
+    "name", ["MaskedLM", "Dream", "LLaDA", "CallableDenoiser", "classifier bert", "likelihood untied"]
+)
+def test_what_is_no_model_or_no_tokenizer(name):
+    kind, tok = KINDS[name], tiny.tokenizer()
+    model = kind.model()
+    cls, what = type(kind.make(model)), "denoiser" if kind.is_denoiser else "reward"
+    for given in (None, model, "bert-base-uncased", tok.backend_tokenizer):
+        shown = "None" if given is None else type(given).__name__
+        with pytest.raises(ValueError, match=rf"^{what}: expected a tokenizer, got {shown}$"):
+            cls(model, given)
+    if cls is CallableDenoiser:
+        return
+    for given in (None, tok):
+        shown = "None" if given is None else type(given).__name__
+        with pytest.raises(ValueError, match=rf"^{what}: expected a model, got {shown}$"):
+            cls(given, model)
+    with pytest.raises(ValueError, match=rf"^{what}: expected a model of transformers, got Linear$"):
+        cls(nn.Linear(2, 2), tok)
+
+
+@pytest.mark.parametrize("name", ["MaskedLM", "Dream", "CallableDenoiser"])
+@pytest.mark.parametrize("length", [0, -1, True, 2.5, "12"])
+def test_a_length_that_is_none(name, length):
+    model = KINDS[name].model()
+    with pytest.raises(ValueError, match=rf"^denoiser: max_length must be an integer >= 1, got {length!r}$"):
+        type(KINDS[name].make(model))(model, tiny.tokenizer(), mask_token_id=4, max_length=length)
+
+
+def test_no_head_of_a_causal_model():
+    with pytest.raises(ValueError, match=r"^denoiser: BertForMaskedLM has no lm_head, expected a .* for a Dream"):
+        KINDS["Dream"].make(KINDS["MaskedLM"].model())
+
+
+@pytest.mark.parametrize("cls", [MaskedLM, SequenceClassifierReward])
+def test_attention_that_a_short_text_switches(cls):
+    """For all later calls, of whatever length."""
+    config = BigBirdConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        num_labels=1,
+        attention_type="block_sparse",
+    )
+    build = BigBirdForMaskedLM if cls is MaskedLM else BigBirdForSequenceClassification
+    model = build(config)
+    with pytest.raises(ValueError, match=rf"{build.__name__} has attention_type 'block_sparse', .* load it with"):
+        cls(model, tiny.tokenizer())
+    config.attention_type = "original_full"
+    cls(build(config).eval(), tiny.tokenizer())
 
 
 def test_a_parameter_of_one_number_that_equals_the_one_before():

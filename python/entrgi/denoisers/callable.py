@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.denoisers.protocol import check_ids, check_max_length, choose_id, choose_mask_token_id, shifted_positions
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
-from entrgi.models.wrapping import callable_twin
+from entrgi.models.wrapping import callable_twin, check_tokenizer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
@@ -63,6 +63,8 @@ class CallableDenoiser:
     ) -> None:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
+        check_tokenizer("denoiser", tokenizer)
+        max_length = check_max_length(max_length)
         function, self._twin = callable_twin("denoiser", function)
         if vocab_size is None:
             vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)

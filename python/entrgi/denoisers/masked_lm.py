@@ -24,9 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from entrgi.checkpoints import context_length, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, check_width, choose_id, choose_mask_token_id
+from entrgi.denoisers.protocol import check_ids, check_max_length, check_width, choose_id, choose_mask_token_id
 from entrgi.models.generation import declared_end_ids
-from entrgi.models.wrapping import Twin, unwrap, wrapped_layer
+from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained, wrapped_layer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 _SDPA_ON_DEVICE = "entrgi_sdpa"
@@ -76,7 +76,9 @@ class MaskedLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
-        model = unwrap("denoiser", model)
+        model = unwrap_pretrained("denoiser", model)
+        check_tokenizer("denoiser", tokenizer)
+        max_length = check_max_length(max_length)
         _check_bidirectional(model)
         head = model.get_output_embeddings()
         if not isinstance(wrapped_layer(head), nn.Linear):
@@ -92,7 +94,7 @@ class MaskedLM:
         )
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
-        self.max_length = max_length or context_length(model, tokenizer)
+        self.max_length = context_length(model, tokenizer) if max_length is None else max_length
         _keep_masks_on_device(model)
         # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
         # to the chosen positions on its way to the head.

@@ -50,6 +50,15 @@ class Denoiser(Protocol):
         ...
 
 
+def check_max_length(max_length: int | None) -> int | None:
+    """``max_length``; ValueError unless it is None or an integer >= 1."""
+    if max_length is None:
+        return None
+    if not isinstance(max_length, Integral) or isinstance(max_length, bool) or max_length < 1:
+        raise ValueError(f"denoiser: max_length must be an integer >= 1, got {max_length!r}")
+    return int(max_length)
+
+
 def check_width(logits: Tensor, vocab_size: int) -> Tensor:
     """``logits``; ValueError where the model's head has become one of another width."""
     if logits.shape[-1] != vocab_size:

@@ -18,7 +18,7 @@ from types import CellType, CodeType, FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 _PARALLEL = {"torch.DistributedDataParallel", "torch.DataParallel"}
 _SHARDED = {"torch.FullyShardedDataParallel", "torch.FSDPModule"}
@@ -35,15 +35,41 @@ _OF_FUNCTIONS = ("__defaults__", "__kwdefaults__", "__dict__")
 _COMPILED = ("forward", "_forward", "dynamo_ctx")
 
 
-def unwrap(argument: str, model: nn.Module) -> nn.Module:
+def check_tokenizer(argument: str, tokenizer: object) -> None:
+    """Raise ValueError for what is no tokenizer of transformers, as a model in its place."""
+    if isinstance(tokenizer, nn.Module) or not all(hasattr(tokenizer, name) for name in ("decode", "pad_token_id")):
+        raise ValueError(f"{argument}: expected a tokenizer, got {_shown(tokenizer)}")
+
+
+def unwrap_pretrained(argument: str, model: object) -> PreTrainedModel:
+    """:func:`unwrap`, of a model of transformers.
+
+    Raises:
+        ValueError: also for anything else, and for BigBird's sparse attention.
+    """
+    model = unwrap(argument, model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{argument}: expected a model of transformers, got {_shown(model)}")
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ValueError(
+            f"{argument}: {type(model).__name__} has attention_type 'block_sparse', which gives way to full attention "
+            "for good after the first short text; expected 'original_full': load it with "
+            'attention_type="original_full"'
+        )
+    return model
+
+
+def unwrap(argument: str, model: object) -> nn.Module:
     """The model inside what ``torch.compile``, (distributed) data parallelism and peft put around it.
 
     Adapters stay where they are, in the layers, and are applied as the model's own forward pass does.
 
     Raises:
-        ValueError: for a model whose weights are spread over processes, or an adapter that does more than change
-            layers.
+        ValueError: for what is no module, a model whose weights are spread over processes, or an adapter that does
+            more than change layers.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{argument}: expected a model, got {_shown(model)}")
     while True:
         kinds = _kinds(model)
         if "torch.OptimizedModule" in kinds:
@@ -462,6 +488,10 @@ def _is_plain_callable(value: object) -> bool:
         and kind.__new__ is object.__new__
         and hasattr(value, "__dict__")
     )
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _kinds(model: nn.Module) -> set[str]:
