@@ -267,7 +267,21 @@ def test_padded_batches_have_the_models_own_likelihoods(kind, chat, normalize):
 
 class Draws(Member):
     def pooled(self, logits, embeds):
-        return logits + 1e-3 * torch.randn_like(logits)
+        return logits + self.size * torch.randn_like(logits)
+
+    size = 1e-6
+
+
+def test_a_model_that_draws_at_random(monkeypatch):
+    """Least-significant differences, of the order of sums, are none."""
+    SequenceClassifierReward(member(Draws), tiny.tokenizer())
+    monkeypatch.setattr(Draws, "size", 1e-2)
+    number = r"-?[\d.e-]+"
+    with pytest.raises(
+        ValueError,
+        match=rf"reward: Draws gives the same text of \d+ tokens two scores, {number} and {number}, expected one: ",
+    ):
+        SequenceClassifierReward(member(Draws), tiny.tokenizer())
 
 
 @pytest.mark.parametrize("kind", [Member, Draws])
@@ -287,9 +301,9 @@ def test_it_costs_a_few_short_passes(compile, monkeypatch):
     model = tiny.qwen3_classifier()
     model.model.register_forward_hook(lambda *x: sizes.append(x[-1].last_hidden_state.shape[:2].numel()))
     SequenceClassifierReward(model, tiny.tokenizer(chat=tiny.CHAT), compile=compile)
-    assert len(sizes) == 6
+    assert len(sizes) == 7
     assert sum(sizes) < 250
-    assert compiled == ([6] if compile else [])
+    assert compiled == ([7] if compile else [])
 
 
 def test_the_probes():

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import pickle
 import weakref
@@ -12,6 +13,7 @@ import tiny
 import torch
 import wrappers
 from torch import nn
+from transformers import BigBirdConfig, BigBirdForMaskedLM, BigBirdForSequenceClassification
 from wrappers import KINDS, OPTIONS, PROMPTS, REWARDS, TRANSFORMERS, appearance, frozen, same_output
 
 from entrgi import (
@@ -358,6 +360,169 @@ def test_changes_that_are_not_in_place_are_followed(name, change):
     assert not same_output(first, second)
 
 
+def copied_body(model):
+    name = model.base_model_prefix
+    setattr(model, name, copy.deepcopy(getattr(model, name)))
+
+
+def other_embedding(model):
+    model.set_input_embeddings(nn.Embedding(64, model.get_input_embeddings().weight.shape[1]))
+
+
+def wider_head(model):
+    model.set_output_embeddings(nn.Linear(32, 70))
+
+
+def copied_layer(model):
+    """With a config of its own, and so the attention that the twin's is not."""
+    layers = model.base_model.encoder.layer if hasattr(model.base_model, "encoder") else model.base_model.layers
+    layers[0] = copy.deepcopy(layers[0])
+
+
+REPLACEMENTS = [(name, change) for name in wrappers.KINDS for change in (copied_body, copied_layer, other_embedding)]
+REPLACEMENTS = [
+    (name, change)
+    for name, change in REPLACEMENTS
+    if name not in ("CallableDenoiser", "CallableReward")
+    and not (KINDS[name].is_denoiser and change is other_embedding)
+    and not (name == "likelihood tied" and change is copied_layer)
+]
+REPLACEMENTS += [("MaskedLM", wider_head), ("Dream", wider_head), ("likelihood untied", wider_head)]
+
+
+@pytest.mark.parametrize(("name", "change"), REPLACEMENTS)
+def test_what_the_wrapper_holds_on_to_cannot_be_replaced(name, change):
+    """An error each time, and none once the model is wrapped again."""
+    kind = KINDS[name]
+    model = kind.model()
+    wrapped = kind.make(model)
+    kind.generate(wrapped)
+    change(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"was replaced after it was wrapped, .*expected .*: wrap it again"):
+            kind.generate(wrapped)
+    if change is not wider_head:
+        assert same_output(kind.generate(kind.make(model)), kind.generate(kind.make(frozen(model))))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "CallableReward"])
+def test_another_dtype_is_followed(name):
+    kind = KINDS[name]
+    model = kind.model()
+    wrapped = kind.make(model)
+    kind.generate(wrapped)
+    model.bfloat16()
+    assert not kind.is_denoiser or wrapped.dtype == torch.bfloat16
+    assert same_output(kind.generate(wrapped), kind.generate(kind.make(frozen(model))))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def transposed_in_place(layer):
+    layer.weight.data = layer.weight.data.t()
+
+
+def of_another_class(layer):
+    layer.__class__ = Doubled
+
+
+@pytest.mark.parametrize(
+    "change", [transposed_in_place, of_another_class, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
+def test_the_same_memory_read_in_another_way(change):
+    layer = nn.Linear(3, 3)
+    twin = Twin(layer)
+    change(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+    twin.refresh()
+    x = torch.randn(2, 3)
+    assert torch.equal(twin.module(x), layer.eval()(x))
+    assert not any(parameter.requires_grad for parameter in twin.module.parameters())
+
+
+def test_lists_of_modules_are_followed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts, self.named = [nn.Linear(2, 2)], {"a": nn.Linear(2, 2)}
+
+        def forward(self, x):
+            for part in (*self.parts, *self.named.values()):
+                x = part(x)
+            return x
+
+    net, x = Net(), torch.ones(2)
+    twin = Twin(net)
+    for _ in range(2):
+        net.parts.append(nn.Linear(2, 2))
+        net.named["a"] = nn.Linear(2, 2)
+        twin.refresh()
+        assert torch.equal(twin.module(x), net(x))
+    kept = twin.module.parts
+    twin.refresh()
+    assert twin.module.parts is kept
+
+
+@pytest.mark.parametrize(
+    "name", ["MaskedLM", "Dream", "LLaDA", "CallableDenoiser", "classifier bert", "likelihood untied"]
+)
+def test_what_is_no_model_or_no_tokenizer(name):
+    kind, tok = KINDS[name], tiny.tokenizer()
+    model = kind.model()
+    cls, what = type(kind.make(model)), "denoiser" if kind.is_denoiser else "reward"
+    for given in (None, model, "bert-base-uncased", tok.backend_tokenizer):
+        shown = "None" if given is None else type(given).__name__
+        with pytest.raises(ValueError, match=rf"^{what}: expected a tokenizer, got {shown}$"):
+            cls(model, given)
+    if cls is CallableDenoiser:
+        return
+    for given in (None, tok):
+        shown = "None" if given is None else type(given).__name__
+        with pytest.raises(ValueError, match=rf"^{what}: expected a model, got {shown}$"):
+            cls(given, model)
+    with pytest.raises(ValueError, match=rf"^{what}: expected a model of transformers, got Linear$"):
+        cls(nn.Linear(2, 2), tok)
+
+
+@pytest.mark.parametrize("name", ["MaskedLM", "Dream", "CallableDenoiser"])
+@pytest.mark.parametrize("length", [0, -1, True, 2.5, "12"])
+def test_a_length_that_is_none(name, length):
+    model = KINDS[name].model()
+    with pytest.raises(ValueError, match=rf"^denoiser: max_length must be an integer >= 1, got {length!r}$"):
+        type(KINDS[name].make(model))(model, tiny.tokenizer(), mask_token_id=4, max_length=length)
+
+
+def test_no_head_of_a_causal_model():
+    with pytest.raises(ValueError, match=r"^denoiser: BertForMaskedLM has no lm_head, expected a .* for a Dream"):
+        KINDS["Dream"].make(KINDS["MaskedLM"].model())
+
+
+@pytest.mark.parametrize("cls", [MaskedLM, SequenceClassifierReward])
+def test_attention_that_a_short_text_switches(cls):
+    """For all later calls, of whatever length."""
+    config = BigBirdConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        num_labels=1,
+        attention_type="block_sparse",
+    )
+    build = BigBirdForMaskedLM if cls is MaskedLM else BigBirdForSequenceClassification
+    model = build(config)
+    with pytest.raises(ValueError, match=rf"{build.__name__} has attention_type 'block_sparse', .* load it with"):
+        cls(model, tiny.tokenizer())
+    config.attention_type = "original_full"
+    cls(build(config).eval(), tiny.tokenizer())
+
+
 def test_a_parameter_of_one_number_that_equals_the_one_before():
     layer = nn.Linear(1, 1, bias=False)
     twin = Twin(layer)
@@ -391,6 +556,141 @@ def test_attributes_lead_to_twins():
     assert twin.a is not source.a
     assert source.plain == [source.b]
     assert torch.equal(twin(torch.ones(2)), 2 * torch.ones(2))
+
+
+def compiled_child(model):
+    model.get_submodule("bert.encoder.layer")[0] = torch.compile(model.bert.encoder.layer[0], backend="eager")
+
+
+def compiled_regions(model):
+    return accelerate.utils.compile_regions(model, backend="eager")
+
+
+def compiled_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def patched_forward(model):
+    old = model.forward
+    model.forward = lambda *arguments, **options: old(*arguments, **options)
+
+
+def decorated_forward(model):
+    """A decorator's function with another inside, which is also in its defaults and ``__wrapped__``."""
+
+    def decorator(function):
+        @functools.wraps(function)
+        def inner(*arguments, _function=function, **options):
+            return _function(*arguments, **options)
+
+        return inner
+
+    model.bert.forward = decorator(decorator(model.bert.forward))
+
+
+def hook_over_a_module(model):
+    dropout = model.bert.encoder.layer[0].output.dropout
+    model.bert.embeddings.register_forward_hook(lambda _module, _inputs, output: dropout(output))
+
+
+def hook_of_a_class(model):
+    class Hook:
+        def __init__(self, module):
+            self.module = module
+
+        def __call__(self, _module, _inputs, output):
+            return self.module(output)
+
+        def method(self, _module, _inputs, output):
+            return self.module(output)
+
+    dropout = model.bert.encoder.layer[0].output.dropout
+    model.bert.embeddings.register_forward_hook(Hook(dropout))
+    model.bert.encoder.register_forward_pre_hook(lambda _module, inputs: (dropout(inputs[0]), *inputs[1:]))
+    model.bert.encoder.layer[0].attention.output.register_forward_hook(Hook(dropout).method)
+
+
+def replaced_by_itself(model):
+    """A function that holds itself."""
+    old = model.bert.encoder.forward
+
+    def forward(*arguments, again=True, **options):
+        return forward(*arguments, again=False, **options) if again else old(*arguments, **options)
+
+    model.bert.encoder.forward = forward
+
+
+INSIDE = [compiled_child, compiled_regions, compiled_forward, patched_forward, decorated_forward]
+INSIDE += [hook_over_a_module, replaced_by_itself]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", INSIDE)
+@pytest.mark.parametrize("name", ["MaskedLM", "classifier bert"])
+def test_modules_inside_of_functions(name, change):
+    """The twin's run, without dropout, and not the user's in training."""
+    kind = KINDS[name]
+    model, plain = kind.model(), kind.model()
+    model = change(model) or model
+    if change is hook_over_a_module:
+        change(plain)
+    ran = []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, _inputs: ran.append(module.training))
+    assert same_output(kind.generate(kind.make(model)), kind.generate(kind.make(plain.eval())))
+    assert ran
+    assert not any(ran)
+    assert model.training
+
+
+def test_modules_inside_of_hooks_that_are_objects():
+    model = KINDS["classifier bert"].model()
+    hook_of_a_class(model)
+    reward = KINDS["classifier bert"].make(model)
+    assert torch.equal(reward.score(TEXTS), reward.score(TEXTS))
+    assert torch.equal(
+        reward.score(TEXTS), KINDS["classifier bert"].make(KINDS["classifier bert"].model()).score(TEXTS)
+    )
+
+
+def test_what_a_hook_counts_stays_in_one_place():
+    """Only the cells that lead to modules are new."""
+    count = 0
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.a(x)
+
+    net = Net()
+
+    def hook(_module, _inputs, output):
+        nonlocal count
+        count += 1
+        return net.a(output)
+
+    net.register_forward_hook(hook)
+    twin = Twin(net)
+    assert torch.equal(twin.module(torch.ones(99)), torch.ones(99))
+    assert count == 1
+    assert net.training
+
+
+def test_a_module_behind_a_global_variable_is_refused():
+    model = KINDS["MaskedLM"].model()
+    scope = {"old": model.forward, "model": 3}
+    exec("def forward(*a, **k):\n    return old(*a, **k)", scope)
+    model.forward = scope["forward"]
+    with pytest.raises(ValueError, match=r"BertForMaskedLM: 'forward', a function .* global variable 'old', which"):
+        MaskedLM(model, tiny.tokenizer())
+    scope = {"forward": model}
+    exec("hook = lambda module, _: module.forward and None", scope)
+    del model.forward
+    model.register_forward_pre_hook(scope["hook"])
+    MaskedLM(model, tiny.tokenizer())  # an attribute of that name
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.denoisers.protocol import check_ids, check_max_length, choose_id, choose_mask_token_id, shifted_positions
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
-from entrgi.models.wrapping import callable_twin
+from entrgi.models.wrapping import callable_twin, check_tokenizer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
@@ -63,6 +63,8 @@ class CallableDenoiser:
     ) -> None:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
+        check_tokenizer("denoiser", tokenizer)
+        max_length = check_max_length(max_length)
         function, self._twin = callable_twin("denoiser", function)
         if vocab_size is None:
             vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)
@@ -77,10 +79,22 @@ class CallableDenoiser:
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
         self.shift, self.chat, self.max_length = shift, chat, max_length
-        weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-        own = (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
-        self.device = choose_device("denoiser: device", device) or own[0]
-        self.dtype = choose_dtype("denoiser", dtype) or own[1]
+        self._device, self._dtype = choose_device("denoiser: device", device), choose_dtype("denoiser", dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """What was given, or the module's, as it is now."""
+        weight = self._weight()
+        return self._device or (torch.device("cpu") if weight is None else weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What was given, or the module's, as it is now."""
+        weight = self._weight()
+        return self._dtype or (torch.float32 if weight is None else weight.dtype)
+
+    def _weight(self) -> Tensor | None:
+        return None if self._twin is None else next(self._twin.source.parameters(), None)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""

@@ -20,7 +20,14 @@ from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenize
 from entrgi.checkpoints import context_length, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.denoisers.protocol import (
+    check_ids,
+    check_max_length,
+    check_width,
+    choose_id,
+    choose_mask_token_id,
+    shifted_positions,
+)
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import loading, refuse_unknown
@@ -28,7 +35,7 @@ from entrgi.models.fields import architectures_of, check_layers, read_fields, wa
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
 from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
-from entrgi.models.wrapping import Twin, unwrap
+from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
 
 _ATTENTION = "entrgi_bidirectional"
@@ -79,7 +86,14 @@ class BidirectionalLM:
         max_length: int | None = None,
         compile: bool = False,
     ) -> None:
-        self._twin = Twin(unwrap("denoiser", model))
+        model = unwrap_pretrained("denoiser", model)
+        check_tokenizer("denoiser", tokenizer)
+        max_length = check_max_length(max_length)
+        if not isinstance(getattr(model, "lm_head", None), nn.Module):
+            raise ValueError(
+                f"denoiser: {type(model).__name__} has no lm_head, expected a *ForCausalLM for a {type(self).__name__}"
+            )
+        self._twin = Twin(model)
         model = self._twin.module
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.vocab_size = model.lm_head.out_features
@@ -90,8 +104,7 @@ class BidirectionalLM:
         )
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
-        self.max_length = max_length or context_length(model, tokenizer)
-        self.device, self.dtype = model.device, model.dtype
+        self.max_length = context_length(model, tokenizer) if max_length is None else max_length
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
         with torch.inference_mode(False):
             model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
@@ -99,6 +112,7 @@ class BidirectionalLM:
         # as none, whatever a version does for causal models.
         AttentionInterface.register(_ATTENTION, _bidirectional_attention)
         model.set_attn_implementation(_ATTENTION)
+        self._twin.watch(model.model)
         if compile:
             compile_blocks(model)
 
@@ -198,6 +212,16 @@ class BidirectionalLM:
         """
         raise NotImplementedError
 
+    @property
+    def device(self) -> torch.device:
+        """Of the user's model, as it is now."""
+        return self._twin.source.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the user's model, as it is now."""
+        return self._twin.source.dtype
+
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
         encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
@@ -214,7 +238,7 @@ class BidirectionalLM:
         hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         if self.shift:
             positions = shifted_positions(positions, tokens.shape[1])
-        return self.model.lm_head(hidden.flatten(0, 1).index_select(0, positions))
+        return check_width(self.model.lm_head(hidden.flatten(0, 1).index_select(0, positions)), self.vocab_size)
 
     @staticmethod
     def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

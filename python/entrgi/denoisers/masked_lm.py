@@ -24,9 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from entrgi.checkpoints import context_length, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, choose_id, choose_mask_token_id
+from entrgi.denoisers.protocol import check_ids, check_max_length, check_width, choose_id, choose_mask_token_id
 from entrgi.models.generation import declared_end_ids
-from entrgi.models.wrapping import Twin, unwrap, wrapped_layer
+from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained, wrapped_layer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 _SDPA_ON_DEVICE = "entrgi_sdpa"
@@ -76,7 +76,9 @@ class MaskedLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
     ) -> None:
-        model = unwrap("denoiser", model)
+        model = unwrap_pretrained("denoiser", model)
+        check_tokenizer("denoiser", tokenizer)
+        max_length = check_max_length(max_length)
         _check_bidirectional(model)
         head = model.get_output_embeddings()
         if not isinstance(wrapped_layer(head), nn.Linear):
@@ -92,12 +94,12 @@ class MaskedLM:
         )
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
-        self.max_length = max_length or context_length(model, tokenizer)
-        self.device, self.dtype = model.device, model.dtype
+        self.max_length = context_length(model, tokenizer) if max_length is None else max_length
         _keep_masks_on_device(model)
         # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
         # to the chosen positions on its way to the head.
         model.base_model.register_forward_hook(_pick)
+        self._twin.watch(model.base_model)
         if compile:
             compile_blocks(model)
 
@@ -141,6 +143,16 @@ class MaskedLM:
             compile=compile,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Of the user's model, as it is now."""
+        return self._twin.source.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the user's model, as it is now."""
+        return self._twin.source.dtype
+
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
         encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
@@ -155,7 +167,7 @@ class MaskedLM:
             logits = self.model(input_ids=tokens, attention_mask=attention_mask).logits
         finally:
             _positions.reset(token)
-        return logits.view(positions.shape[0], self.vocab_size)
+        return check_width(logits, self.vocab_size).view(positions.shape[0], self.vocab_size)
 
 
 def _pick(_module: nn.Module, _inputs: object, output: object) -> object:

@@ -50,6 +50,25 @@ class Denoiser(Protocol):
         ...
 
 
+def check_max_length(max_length: int | None) -> int | None:
+    """``max_length``; ValueError unless it is None or an integer >= 1."""
+    if max_length is None:
+        return None
+    if not isinstance(max_length, Integral) or isinstance(max_length, bool) or max_length < 1:
+        raise ValueError(f"denoiser: max_length must be an integer >= 1, got {max_length!r}")
+    return int(max_length)
+
+
+def check_width(logits: Tensor, vocab_size: int) -> Tensor:
+    """``logits``; ValueError where the model's head has become one of another width."""
+    if logits.shape[-1] != vocab_size:
+        raise ValueError(
+            f"denoiser: the model's head was replaced after it was wrapped, by one of width {logits.shape[-1]}, "
+            f"expected {vocab_size}: wrap it again"
+        )
+    return logits
+
+
 def choose_mask_token_id(tokenizer: PreTrainedTokenizerBase, given: int | None, vocab_size: int) -> int:
     """``given``, or the tokenizer's mask token; ValueError where there is none or it lies beyond the logits."""
     mask_token_id = choose_id("mask_token_id", given, tokenizer.mask_token_id, vocab_size)

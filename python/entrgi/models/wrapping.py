@@ -9,15 +9,16 @@ for weights, and an optimiser's step is seen at once.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
-from types import MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 
 import torch
-from torch import nn
-from transformers import PretrainedConfig
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 _PARALLEL = {"torch.DistributedDataParallel", "torch.DataParallel"}
 _SHARDED = {"torch.FullyShardedDataParallel", "torch.FSDPModule"}
@@ -29,17 +30,46 @@ _MEMBERS = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_p
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _DEPTH = 4  # of containers in attributes that are searched for modules
+_OF_FUNCTIONS = ("__defaults__", "__kwdefaults__", "__dict__")
+# Of a module compiled by itself: bound to the module inside it, and made anew with the twin of that.
+_COMPILED = ("forward", "_forward", "dynamo_ctx")
 
 
-def unwrap(argument: str, model: nn.Module) -> nn.Module:
+def check_tokenizer(argument: str, tokenizer: object) -> None:
+    """Raise ValueError for what is no tokenizer of transformers, as a model in its place."""
+    if isinstance(tokenizer, nn.Module) or not all(hasattr(tokenizer, name) for name in ("decode", "pad_token_id")):
+        raise ValueError(f"{argument}: expected a tokenizer, got {_shown(tokenizer)}")
+
+
+def unwrap_pretrained(argument: str, model: object) -> PreTrainedModel:
+    """:func:`unwrap`, of a model of transformers.
+
+    Raises:
+        ValueError: also for anything else, and for BigBird's sparse attention.
+    """
+    model = unwrap(argument, model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{argument}: expected a model of transformers, got {_shown(model)}")
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ValueError(
+            f"{argument}: {type(model).__name__} has attention_type 'block_sparse', which gives way to full attention "
+            "for good after the first short text; expected 'original_full': load it with "
+            'attention_type="original_full"'
+        )
+    return model
+
+
+def unwrap(argument: str, model: object) -> nn.Module:
     """The model inside what ``torch.compile``, (distributed) data parallelism and peft put around it.
 
     Adapters stay where they are, in the layers, and are applied as the model's own forward pass does.
 
     Raises:
-        ValueError: for a model whose weights are spread over processes, or an adapter that does more than change
-            layers.
+        ValueError: for what is no module, a model whose weights are spread over processes, or an adapter that does
+            more than change layers.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{argument}: expected a model, got {_shown(model)}")
     while True:
         kinds = _kinds(model)
         if "torch.OptimizedModule" in kinds:
@@ -114,6 +144,9 @@ class Twin:
         self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
         self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
         self._configs: dict[int, object] = {}
+        self._callables: dict[int, tuple[object, object]] = {}  # by id, those that hold modules and their twins
+        self._watched: list[tuple[str, nn.Module]] = []
+        self._replaced: str | None = None
         self._lock = Lock()
 
     def __getstate__(self) -> nn.Module:
@@ -130,40 +163,71 @@ class Twin:
 
         What is changed in place needs no refresh. To be called before each use: where nothing has changed, it takes
         a third of a microsecond for each module.
+
+        Raises:
+            ValueError: where what is watched (see :meth:`watch`) was replaced.
         """
         if self._is_fresh():
             return
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            self._aliases = {}
+            self._aliases, self._callables = {}, {}
             for pair in list(self._pairs):
                 self._follow(pair)
+            self._check_watched()
             self._drop_unreachable()
             self._take_stock()
 
+    def watch(self, *modules: nn.Module) -> None:
+        """Name modules of the twin that its user holds on to, or has changed: from now on they cannot be replaced.
+
+        Nor can configs, since the twin's may have another attention.
+        """
+        names = {id(module): name for name, module in self.module.named_modules()}
+        self._watched = [(names[id(module)], module) for module in modules if id(module) in names]
+
+    def _check_watched(self) -> None:
+        for name, module in self._watched:
+            try:
+                same = self.module.get_submodule(name) is module
+            except AttributeError:
+                same = False
+            if not same:
+                self._replaced = name
+        if self._replaced is not None:  # for good: what is new in it was not followed as it should be
+            raise ValueError(
+                f"{type(self.source).__name__}: {self._replaced!r} of the model was replaced after it was wrapped, "
+                "expected the modules that it had: wrap it again"
+            )
+
     def _take_stock(self) -> None:
         """Lay out side by side what is compared, so that comparing is a single call."""
+        self._callables = {}
         now, then, parameters = [], [], []
+        sources = [pair.source for pair in self._pairs]
         for pair in self._pairs:
             now += [pair.source.__dict__, *(pair.source.__dict__[name] for name in _MEMBERS)]
             then += [pair.attributes, *(pair.members[name] for name in _MEMBERS)]
+            for name, held in pair.held.items():
+                now.append(pair.source.__dict__[name])
+                then.append(held)
             own, theirs = pair.twin.__dict__["_parameters"], pair.source.__dict__["_parameters"]
             for name, parameter in pair.members["_parameters"].items():
                 if parameter is not None:
-                    memory = None if own[name] is parameter else parameter.data_ptr()
-                    parameters.append((theirs, name, parameter, parameter.requires_grad, memory))
-        self._stock = now, then, parameters
+                    alias = None if own[name] is parameter else own[name]
+                    parameters.append((theirs, name, parameter, parameter.requires_grad, alias))
+        self._stock = now, then, parameters, sources, list(map(type, sources))
 
     def _is_fresh(self) -> bool:
-        now, then, parameters = self._stock
+        now, then, parameters, sources, types = self._stock
         try:
-            if now != then:
+            if now != then or list(map(type, sources)) != types:
                 return False
         except Exception:  # other tensors in place of the same ones, which have no truth value
             return False
-        for owner, name, parameter, required, memory in parameters:
+        for owner, name, parameter, required, alias in parameters:
             if owner[name] is not parameter or parameter.requires_grad is not required:  # one number may equal another
                 return False
-            if memory is not None and parameter.data_ptr() != memory:
+            if alias is not None and not _shares(alias, parameter):
                 return False
         return True
 
@@ -173,9 +237,17 @@ class Twin:
             return twin
         if isinstance(module, torch.jit.ScriptModule):
             return torch.jit._recursive.wrap_cpp_module(_script_twin(module._c))
-        twin = self._twins[id(module)] = object.__new__(type(module))
+        if "torch.OptimizedModule" in _kinds(module):
+            twin = type(module)(self._twin(module._orig_mod), module.dynamo_ctx)
+        else:
+            twin = object.__new__(type(module))
+        self._twins[id(module)] = twin
         pair = _Pair(module, twin)
-        self._follow(pair)
+        try:
+            self._follow(pair)
+        except BaseException:
+            del self._twins[id(module)]
+            raise
         self._pairs.append(pair)
         if _changes_itself(module):
             twin.forward = _InTurn(twin.forward)
@@ -195,10 +267,14 @@ class Twin:
     def _follow(self, pair: _Pair) -> None:
         """Give the twin what is new in its source since the last time; what the twin alone has stays."""
         source, twin, before = pair.source.__dict__, pair.twin.__dict__, pair.attributes
-        pair.attributes = dict(source)
+        if type(pair.twin) is not type(pair.source):
+            pair.twin.__class__ = type(pair.source)
+        made = _COMPILED if "torch.OptimizedModule" in _kinds(pair.source) else ()
         for name in before.keys() - source.keys():
             twin.pop(name, None)
         for name, value in source.items():
+            if name in made:
+                continue
             if name == "training":
                 twin[name] = False
             elif name in _BACKWARD:
@@ -209,8 +285,18 @@ class Twin:
                 self._follow_members(pair, name, value)
             elif name in _OF_EVERY_MODULE and isinstance(value, dict | set):
                 twin.setdefault(name, type(value)()).update(value)
-            elif name not in before or before[name] is not value:
+            elif name not in before or before[name] is not value or pair.held.get(name, value) != value:
+                if self._watched and isinstance(value, PretrainedConfig) and id(value) not in self._configs:
+                    self._replaced = self._name(pair.source)
                 twin[name] = self._mapped(value)
+                pair.held.pop(name, None)
+                if twin[name] is not value and type(value) in (list, dict, OrderedDict, set):
+                    pair.held[name] = copy.copy(value)
+        pair.held = {name: held for name, held in pair.held.items() if name in source}
+        pair.attributes = dict(source)  # last, so that an error comes again
+
+    def _name(self, module: nn.Module) -> str:
+        return next((name for name, other in self.source.named_modules() if other is module), type(module).__name__)
 
     def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
         own = pair.twin.__dict__.setdefault(name, type(members)())
@@ -230,7 +316,7 @@ class Twin:
         if type(parameter) is not nn.Parameter or not parameter.requires_grad:  # quantised ones are of their own types
             return parameter
         alias = self._aliases.get(id(parameter), known)
-        if alias is parameter or type(alias) is not nn.Parameter or not alias.is_set_to(parameter):
+        if alias is parameter or type(alias) is not nn.Parameter or not _shares(alias, parameter):
             alias = nn.Parameter(parameter.detach(), requires_grad=False)
         self._aliases[id(parameter)] = alias
         return alias
@@ -241,13 +327,19 @@ class Twin:
             return self._twin(value)
         if isinstance(value, PretrainedConfig):
             return copy.deepcopy(value, self._configs)
-        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-            return MethodType(value.__func__, self._twin(value.__self__))
+        if isinstance(value, MethodType):
+            function, owner = self._mapped(value.__func__, depth), self._mapped(value.__self__, depth)
+            same = function is value.__func__ and owner is value.__self__
+            return value if same else MethodType(function, owner)
         if isinstance(value, functools.partial):
             parts = self._mapped((value.func, value.args, value.keywords), depth)
             new = functools.partial(parts[0], *parts[1], **parts[2])
             new.__dict__.update(self._mapped(value.__dict__, depth))
             return new
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if _is_plain_callable(value):
+            return self._callable(value, depth)
         if depth == _DEPTH:
             return value
         if type(value) in (dict, OrderedDict):
@@ -258,16 +350,64 @@ class Twin:
             return value if all(a is b for a, b in items) else type(value)(a for a, _ in items)
         return value
 
+    def _function(self, function: FunctionType) -> FunctionType:
+        """``function`` over twins; cells that hold no module are shared, so that what it counts stays in one place."""
+        if id(function) in self._callables:
+            return self._callables[id(function)][1]
+        self._refuse_globals(function)
+        if next(_modules_in(function), None) is None:
+            return function
+        cells = tuple(CellType() if _holds_module(cell) else cell for cell in function.__closure__ or ())
+        new = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+        self._callables[id(function)] = function, new  # before what is in it: it may hold itself
+        functools.update_wrapper(new, function, updated=())
+        new.__dict__.pop("__wrapped__", None)
+        new.__kwdefaults__ = self._mapped(function.__kwdefaults__)
+        new.__defaults__ = self._mapped(function.__defaults__)
+        new.__dict__.update(self._mapped(function.__dict__))
+        for cell, theirs in zip(cells, function.__closure__ or (), strict=True):
+            if cell is not theirs:
+                cell.cell_contents = self._mapped(theirs.cell_contents)
+        return new
+
+    def _callable(self, value: object, depth: int) -> object:
+        """An object of a class with ``__call__`` over twins; all else in it is shared."""
+        if id(value) in self._callables:
+            return self._callables[id(value)][1]
+        if next(_modules_in(value), None) is None:
+            return value
+        new = object.__new__(type(value))
+        self._callables[id(value)] = value, new
+        new.__dict__.update({name: self._mapped(item, depth) for name, item in value.__dict__.items()})
+        return new
+
+    def _refuse_globals(self, function: FunctionType) -> None:
+        """Raise ValueError for a function that reaches a module of the model as a global variable."""
+        for name in _globals_read(function.__code__):
+            held = {id(part) for module in _modules_in(function.__globals__.get(name)) for part in module.modules()}
+            if held and not held.isdisjoint(map(id, self.source.modules())):
+                raise ValueError(
+                    f"{type(self.source).__name__}: {function.__qualname__!r}, a function that it calls, uses the "
+                    f"global variable {name!r}, which leads back to the model's own modules; expected them among its "
+                    "arguments or in its closure, where they can be replaced"
+                )
+
 
 class _Pair:
     """A module, its twin, and what the module was like when the twin last followed it."""
 
-    __slots__ = ("attributes", "members", "source", "twin")
+    __slots__ = ("attributes", "held", "members", "source", "twin")
 
     def __init__(self, source: nn.Module, twin: nn.Module) -> None:
         self.source, self.twin = source, twin
         self.attributes: dict[str, object] = {}
         self.members: dict[str, dict[str, object]] = {}
+        self.held: dict[str, object] = {}  # what was in containers that hold modules
+
+
+def _shares(alias: Tensor, parameter: Tensor) -> bool:
+    """Whether both are the same numbers in the same memory in the same layout."""
+    return alias.dtype is parameter.dtype and alias.is_set_to(parameter)
 
 
 def _changes_itself(module: nn.Module) -> bool:
@@ -301,17 +441,57 @@ def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
     return twin
 
 
-def _modules_in(value: object, depth: int = 0) -> Iterator[nn.Module]:
+def _modules_in(value: object, depth: int = 0, seen: set[int] | None = None) -> Iterator[nn.Module]:
     """The modules that :meth:`Twin._mapped` finds in ``value``."""
+    seen = set() if seen is None else seen
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, MethodType):
-        yield from _modules_in(value.__self__, depth)
+        yield from _modules_in((value.__func__, value.__self__), depth, seen)
     elif isinstance(value, functools.partial):
-        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth)
+        yield from _modules_in((value.func, value.args, value.keywords, value.__dict__), depth, seen)
+    elif isinstance(value, FunctionType) or _is_plain_callable(value):
+        if id(value) not in seen:  # it may hold itself
+            seen.add(id(value))
+            cells = [_contents(cell) for cell in getattr(value, "__closure__", None) or ()]
+            held = _OF_FUNCTIONS if isinstance(value, FunctionType) else ("__dict__",)
+            for item in (*cells, *(getattr(value, name) for name in held)):
+                yield from _modules_in(item, 0, seen)
     elif type(value) in (dict, OrderedDict, list, tuple, set) and depth <= _DEPTH:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _modules_in(item, depth + 1)
+        for item in list(value.values() if isinstance(value, dict) else value):
+            yield from _modules_in(item, depth + 1, seen)
+
+
+def _globals_read(code: CodeType) -> set[str]:
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return names.union(*(_globals_read(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+
+
+def _contents(cell: CellType) -> object:
+    """None for one that is still empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _holds_module(cell: CellType) -> bool:
+    return next(_modules_in(_contents(cell)), None) is not None
+
+
+def _is_plain_callable(value: object) -> bool:
+    """Whether it is an object of a class with ``__call__`` that can be made anew from what is in it."""
+    kind = type(value)
+    return (
+        any(isinstance(cls.__dict__.get("__call__"), FunctionType) for cls in kind.__mro__)
+        and not issubclass(kind, type)
+        and kind.__new__ is object.__new__
+        and hasattr(value, "__dict__")
+    )
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _kinds(model: nn.Module) -> set[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.wrapping import check_tokenizer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, input_layer, scales_by_share, twin_of
@@ -77,6 +78,7 @@ class SequenceClassifierReward(EmbeddingReward):
         compile: bool = False,
     ) -> None:
         self.twin = twin_of(model)
+        check_tokenizer("reward", tokenizer)
         model = self.twin.module
         name = type(model).__name__
         self.label = choose_label(model, label)
@@ -97,6 +99,7 @@ class SequenceClassifierReward(EmbeddingReward):
             self.backbone, self.pooled_before = CausalBackbone(model), model.config.get_text_config().pad_token_id
         else:
             self.masks = prepared_masks(model)
+        self.twin.watch(model.base_model if self.backbone is None else self.backbone.model, table)
         check_own_score(self, self.probes(), self._own_score)
         if compile:
             (model.base_model if self.backbone is None else self.backbone.model).compile()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.models.errors import reason_of
-from entrgi.models.wrapping import Twin, refuse_inference_weights, unwrap
+from entrgi.models.wrapping import Twin, check_tokenizer, refuse_inference_weights, unwrap_pretrained
 from entrgi.prompts import Completion, Prompt, check_template_options, plain_ids
 from entrgi.rewards.masks import attention_mask
 from entrgi.rewards.sequences import Frame, RewardSequences, build_reward_sequences
@@ -113,9 +113,11 @@ def twin_of(model: PreTrainedModel) -> Twin:
     Raises:
         ValueError: for a model that cannot be fed input embeddings, or through which no gradient passes.
     """
-    model = unwrap("reward", model)
+    model = unwrap_pretrained("reward", model)
     name = type(model).__name__
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters or model.config.is_encoder_decoder:
+    # A function in place of ``forward`` may hand on whatever it is given.
+    taken = {*inspect.signature(model.forward).parameters, *inspect.signature(type(model).forward).parameters}
+    if "inputs_embeds" not in taken or model.config.is_encoder_decoder:
         raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
     try:
         model.get_input_embeddings()
@@ -159,6 +161,7 @@ class EmbeddingReward:
         score_batch_size: int,
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> None:
+        check_tokenizer("reward", tokenizer)
         for option, value in {"max_length": max_length, "score_batch_size": score_batch_size}.items():
             if value is None and option == "max_length":
                 continue

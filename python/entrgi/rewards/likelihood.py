@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.checkpoints import context_length, exact_attention, load_pretrained
-from entrgi.models.wrapping import wrapped_layer
+from entrgi.models.wrapping import check_tokenizer, wrapped_layer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, twin_of
@@ -73,6 +73,7 @@ class LogLikelihoodReward(EmbeddingReward):
         compile: bool = False,
     ) -> None:
         self.twin = twin_of(model)
+        check_tokenizer("reward", tokenizer)
         model = self.twin.module
         name = type(model).__name__
         head = model.get_output_embeddings()
@@ -99,6 +100,7 @@ class LogLikelihoodReward(EmbeddingReward):
             chat_template_kwargs=chat_template_kwargs,
         )
         self.backbone = CausalBackbone(model)
+        self.twin.watch(self.backbone.model, layer, head)
         self._check_logits()
         check_own_score(self, self.probes(), self._own_score)
         if compile:

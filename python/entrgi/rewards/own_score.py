@@ -45,6 +45,7 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             expected = torch.cat([own(row) for row in rows])
+            again = own(rows[0])
             alone = torch.cat([reward.score_rows([row]) for row in rows])
             padded = reward.score_rows(rows)
             rounding = _rounding(reward)
@@ -53,6 +54,7 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
         raise
     except Exception as error:
         raise ValueError(f"reward: {reward.name} cannot be read over embeddings: {reason_of(error)}") from error
+    _check_repeated(reward.name, len(rows[0][0]), expected[:1], again, _rounding(reward))
     noise, largest = moved.double().square().mean().sqrt(), expected.double().abs().max()
     allowed = float(_MARGIN * noise + 2 * rounding * largest)
     longest = max(len(ids) for ids, _ in rows)
@@ -64,6 +66,16 @@ def check_own_score(reward: EmbeddingReward, rows: Sequence[Row], own: Callable[
                     f"and {wanted:.6g} over ids, expected the same up to {allowed:.2g}: it reads more than the "
                     "embeddings of a text, so guidance would follow another score than its own"
                 )
+
+
+def _check_repeated(name: str, length: int, first: Tensor, second: Tensor, rounding: float) -> None:
+    """Raise ValueError where one text's two scores differ by more than the order in which sums are taken."""
+    first, second = first.item(), second.item()
+    if abs(first - second) > rounding * max(abs(first), abs(second)):
+        raise ValueError(
+            f"reward: {name} gives the same text of {length} tokens two scores, {first:.6g} and {second:.6g}, expected "
+            "one: it draws at random, or a part of it is in training mode"
+        )
 
 
 def _rounding(reward: EmbeddingReward) -> float:
