@@ -162,7 +162,7 @@ class Twin:
         """Follow what has changed in ``source``: tensors, modules, hooks and attributes that were replaced.
 
         What is changed in place needs no refresh. To be called before each use: where nothing has changed, it takes
-        a third of a microsecond for each module.
+        less than a microsecond for each module.
 
         Raises:
             ValueError: where what is watched (see :meth:`watch`) was replaced.

@@ -115,8 +115,9 @@ def twin_of(model: PreTrainedModel) -> Twin:
     """
     model = unwrap_pretrained("reward", model)
     name = type(model).__name__
-    # A function in place of ``forward`` may hand on whatever it is given.
-    taken = {*inspect.signature(model.forward).parameters, *inspect.signature(type(model).forward).parameters}
+    taken = inspect.signature(model.forward).parameters
+    if "forward" in vars(model) and any(option.kind is option.VAR_KEYWORD for option in taken.values()):
+        taken = inspect.signature(type(model).forward).parameters  # to which it hands on whatever it is given
     if "inputs_embeds" not in taken or model.config.is_encoder_decoder:
         raise ValueError(f"reward: {name} does not take inputs_embeds, so no gradient can reach its input")
     try:
