@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
 
 import checkpoints
@@ -733,6 +734,11 @@ def test_a_typo_costs_no_import() -> None:
 
 
 @pytest.mark.parametrize("module", ["entrgi", "entrgi.cli"])
+def test_the_version_is_one():
+    assert entrgi.__version__ == metadata.version("entrgi")
+    assert entrgi.__version__ in CliRunner().invoke(cli.app, ["--version"]).output
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["--help"], ["sample", "-h"], ["view", "--help"]])
 def test_help_and_version_need_no_torch(module, arguments) -> None:
     command = [sys.executable, "-X", "importtime", "-m", module, *arguments]
