@@ -733,12 +733,12 @@ def test_a_typo_costs_no_import() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["entrgi", "entrgi.cli"])
 def test_the_version_is_one():
     assert entrgi.__version__ == metadata.version("entrgi")
     assert entrgi.__version__ in CliRunner().invoke(cli.app, ["--version"]).output
 
 
+@pytest.mark.parametrize("module", ["entrgi", "entrgi.cli"])
 @pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["--help"], ["sample", "-h"], ["view", "--help"]])
 def test_help_and_version_need_no_torch(module, arguments) -> None:
     command = [sys.executable, "-X", "importtime", "-m", module, *arguments]
