@@ -39,7 +39,7 @@ def begun_turn(prompt: Prompt) -> str | None:
     """What the assistant has said already, to be continued; None where its turn is yet to come."""
     if isinstance(prompt, str) or prompt[-1]["role"] != ASSISTANT:
         return None
-    return prompt[-1]["content"] or ""
+    return prompt[-1].get("content") or ""
 
 
 def check_text(text: str, label: str) -> str:

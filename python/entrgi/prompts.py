@@ -175,23 +175,18 @@ def check_all_shown(
         place = f"message {len(messages) - 1}"
         raise ValueError(f"prompts: {place} has tool calls, expected text alone in a turn that is to be continued")
     marks = [{name: uuid4().hex for name in _SPOKEN if message.get(name)} for message in messages]
+    if begun is not None and turn is not None:
+        marks[-1] = {}  # the turn stands in its place
     marked = [{**message, **own} for message, own in zip(messages, marks, strict=True)]
     try:  # a template may change the case of what it shows
         shown = render_chat(tokenizer, marked, (begun or "") + turn if turn is not None else None, options).lower()
     except ValueError:  # it reads what the contents say, and the real ones are rendered next
         return
-    last = len(messages) - 1 if begun is not None and turn is not None else None
     for i, (message, own) in enumerate(zip(messages, marks, strict=True)):
-        names = [_function_name(call) for call in [*(message.get("tool_calls") or ()), message.get("function_call")]]
-        names = [name for name in names if name]
-        lost = [f"its tool call {name!r}" for name in names if name.lower() not in shown]
-        if "content" in own and i != last and not names and own["content"] not in shown:
-            lost.append("it")
-        if "content" not in own and not names and own and not any(mark in shown for mark in own.values()):
-            lost.append("it")
+        lost = _left_out(message, own, shown)
         if lost:
             role = f"{message['role']!r:.40}"
-            raise ValueError(f"prompts: message {i} has the role {role}: the chat template leaves out {lost[0]}")
+            raise ValueError(f"prompts: message {i} has the role {role}: the chat template leaves out {lost}")
 
 
 def check_template_options(
@@ -249,6 +244,17 @@ def _render(
         raise ValueError(f"prompts: the chat template refuses {prompt!r:.80}: {error}") from error
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"prompts: the chat template cannot render {prompt!r:.80}: {error}") from error
+
+
+def _left_out(message: Message, marks: Mapping[str, str], shown: str) -> str:
+    """What ``shown`` lacks of a message, whose texts have ``marks`` in their place; nothing where it has all."""
+    calls = [*(message.get("tool_calls") or ()), message.get("function_call")]
+    names = [name for name in map(_function_name, calls) if name]
+    for name in names:
+        if name.lower() not in shown:
+            return f"its tool call {name!r}"
+    said = [marks["content"]] if "content" in marks else list(marks.values())
+    return "it" if said and not names and not any(mark in shown for mark in said) else ""
 
 
 def _function_name(call: object) -> str:

@@ -129,7 +129,7 @@ def with_system(prompt: Prompt, system: str) -> list[Message]:
 
 def as_text(prompt: Prompt) -> str:
     """A chat as the embedded pair reads it, which knows no turns: what was said, to be continued."""
-    return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else " ".join(message["content"] or "" for message in prompt)
 
 
 def parse_json(option: str, place: str, text: str, expected: str = CHATS) -> object:
