@@ -62,7 +62,11 @@ def _plain(message: Message, label: str) -> Message:
 
 
 def _says_something(message: Message) -> bool:
-    return "content" in message or any(message.get(name) for name in _BESIDE_CONTENT)
+    return "content" in message or _says_more(message)
+
+
+def _says_more(message: Message) -> bool:
+    return any(message.get(name) for name in _BESIDE_CONTENT)
 
 
 def _content(message: Message, label: str) -> str | None:
@@ -70,7 +74,7 @@ def _content(message: Message, label: str) -> str | None:
     if isinstance(content, str):
         return check_text(content, label)
     if content is None:
-        if any(message.get(name) for name in _BESIDE_CONTENT):
+        if _says_more(message):
             return None  # a template may ask whether it is
         raise ValueError(f"{label} has the content None, expected text")
     if not isinstance(content, list | tuple):

@@ -65,7 +65,7 @@ class Task:
     @property
     def ranked_ends(self) -> tuple[int, ...]:
         """The ends that guidance hides what follows from, and that rank last: one as published, or all."""
-        return self.ends if self.config.end_tokens == "all" else self.ends[:1]
+        return self.layouts[0].end_ids
 
     def decode(self, layouts: list[Layout] | None = None) -> list[list[Completion]]:
         """What was written, [B][N], up to the first token that ends it, behind the prompts of ``layouts``."""

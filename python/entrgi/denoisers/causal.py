@@ -28,6 +28,7 @@ from entrgi.denoisers.protocol import (
     choose_mask_token_id,
     shifted_positions,
 )
+from entrgi.denoisers.twinned import Twinned
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import loading, refuse_unknown
@@ -41,7 +42,7 @@ from entrgi.prompts import Encoded, Prompt, check_template_options, encode_promp
 _ATTENTION = "entrgi_bidirectional"
 
 
-class BidirectionalLM:
+class BidirectionalLM(Twinned):
     """A ``*ForCausalLM`` of transformers whose every position sees every real one, as a denoiser.
 
     A chat is the rendered template; plain text follows the tokenizer's BOS token where it has one. The output
@@ -211,16 +212,6 @@ class BidirectionalLM:
             ValueError: for a field that is missing, or that asks for something not supported.
         """
         raise NotImplementedError
-
-    @property
-    def device(self) -> torch.device:
-        """Of the user's model, as it is now."""
-        return self._twin.source.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the user's model, as it is now."""
-        return self._twin.source.dtype
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""

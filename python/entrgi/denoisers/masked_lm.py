@@ -25,6 +25,7 @@ from entrgi.checkpoints import context_length, load_pretrained
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, check_max_length, check_width, choose_id, choose_mask_token_id
+from entrgi.denoisers.twinned import Twinned
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained, wrapped_layer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
@@ -34,7 +35,7 @@ _SDPA_ON_DEVICE = "entrgi_sdpa"
 _positions: ContextVar[Tensor | None] = ContextVar("entrgi.denoisers.positions", default=None)
 
 
-class MaskedLM:
+class MaskedLM(Twinned):
     """Any ``AutoModelForMaskedLM`` (BERT, DistilBERT, RoBERTa, ModernBERT ...) as a denoiser.
 
     The sequence is ``[CLS] prompt [MASK] * L [SEP]`` with the tokenizer's own special tokens; the
@@ -142,16 +143,6 @@ class MaskedLM:
             chat_template_kwargs=chat_template_kwargs,
             compile=compile,
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Of the user's model, as it is now."""
-        return self._twin.source.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the user's model, as it is now."""
-        return self._twin.source.dtype
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
