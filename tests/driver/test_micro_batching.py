@@ -5,8 +5,8 @@ import tiny
 import torch
 from transcribe import tiny_models
 
-from entrgi import generate
-from entrgi.task import derive_seeds
+from entrgi import generate, guidance
+from entrgi.generation import derive_seeds
 
 RAGGED = ["the", "w1 w2 w3 w4 w5 w6 w7", "movie was good", "w9 w8", "bad w40 w41 w42"]
 HOLES = ["the [MASK] was", "[MASK] [MASK] w3 [MASK] [MASK] [MASK]", "w1 [MASK] [MASK]", "[MASK]", "w5 w6 [MASK] w7"]
@@ -120,18 +120,14 @@ def test_padding_reads_no_position_that_is_not_masked(guidance):
 
 def test_bucket_pads_the_logits():
     """Every number of rows that the vocabulary operators see is a multiple."""
-    from entrgi import guidance
-
     seen = []
-    plain = guidance.optimize_logits
 
-    def optimize(logits, *args, **kwargs):
+    def optimize(logits, **options):
         seen.append(len(logits))
-        return plain(logits, *args, **kwargs)
+        return guidance.ascend(logits, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("entrgi.guidance", "entrgi.sampler"):
-            patch.setattr(f"{module}.optimize_logits", optimize)
+        patch.setattr("entrgi.sampler.ascend", optimize)
         run({}, row_bucket=16)
         assert seen
         assert all(rows % 16 == 0 for rows in seen)
