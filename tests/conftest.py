@@ -18,6 +18,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("entrgi")
+pytest.register_assert_rewrite("support")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The tensors are tiny: handing their work to other threads costs more than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def torch_devices() -> list[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_simulated import ROOT, Unavailable, build_bindings, simulator_command
-from raw_kernels import RawKernels
+
+from support.build_simulated import ROOT, Unavailable, build_bindings, simulator_command
+from support.raw_kernels import RawKernels
 
 ARCHITECTURES = ["compute_90a", "compute_80"]
 

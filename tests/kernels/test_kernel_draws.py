@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
-from build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
-from cases import DTYPES, row_keys
-from test_kernel_vocab_pass import check_draw, check_statistics, logits, require_hopper, sampled
+
+from kernels.test_kernel_vocab_pass import check_draw, check_statistics, logits, require_hopper, sampled
+from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
+from support.cases import DTYPES, row_keys
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from simulated_traffic import counting

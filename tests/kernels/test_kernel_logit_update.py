@@ -12,9 +12,10 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, assert_as_good_as, placed, relative_l2
-from raw_kernels import NAMES, RawKernels
-from variants import every_kernel, is_matmul
+
+from support.cases import DTYPES, assert_as_good_as, placed, relative_l2
+from support.raw_kernels import NAMES, RawKernels
+from support.variants import every_kernel, is_matmul
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7

@@ -5,11 +5,12 @@ The other properties (alignments, padding, infinities, ...) are tested with thos
 
 import pytest
 import torch
-from cases import DTYPES, relative_l2
-from test_kernel_logit_update import ADAM, check_adam, check_gradient
-from test_kernel_logit_update import inputs as update_inputs
-from test_kernel_relaxed_embedding import check as check_embedding
-from test_kernel_relaxed_embedding import inputs as embedding_inputs
+
+from kernels.test_kernel_logit_update import ADAM, check_adam, check_gradient
+from kernels.test_kernel_logit_update import inputs as update_inputs
+from kernels.test_kernel_relaxed_embedding import check as check_embedding
+from kernels.test_kernel_relaxed_embedding import inputs as embedding_inputs
+from support.cases import DTYPES, relative_l2
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
-from build_simulated import ROOT, Unavailable, build_bindings, simulator_command
-from raw_kernels import NAMES, RawKernels
+
+from support.build_simulated import ROOT, Unavailable, build_bindings, simulator_command
+from support.raw_kernels import NAMES, RawKernels
 
 OPERATORS = [
     "logit_statistics",

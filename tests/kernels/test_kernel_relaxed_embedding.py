@@ -11,9 +11,10 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, placed, relative_l2
-from raw_kernels import RawKernels
-from variants import every_kernel, is_matmul
+
+from support.cases import DTYPES, placed, relative_l2
+from support.raw_kernels import RawKernels
+from support.variants import every_kernel, is_matmul
 
 pytestmark = pytest.mark.simulator
 TAU = 0.7

@@ -6,8 +6,9 @@ from itertools import product
 
 import pytest
 import torch
-from cases import DTYPES, placed
-from test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
+
+from kernels.test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
+from support.cases import DTYPES, placed
 
 pytestmark = pytest.mark.simulator
 HOPPER, AMPERE = "relaxed_embedding_sm90", "relaxed_embedding_sm80"

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
+
+from support.cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
 pytestmark = pytest.mark.simulator
 
