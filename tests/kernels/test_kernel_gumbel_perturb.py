@@ -7,7 +7,7 @@ import torch
 
 from support.cases import DTYPES, assert_as_good_as, placed, row_keys
 
-pytestmark = pytest.mark.simulator
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 
 
 def logits(n, vocab, dtype, scale=3.0):

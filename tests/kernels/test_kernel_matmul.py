@@ -12,7 +12,7 @@ from kernels.test_kernel_relaxed_embedding import check as check_embedding
 from kernels.test_kernel_relaxed_embedding import inputs as embedding_inputs
 from support.cases import DTYPES, relative_l2
 
-pytestmark = pytest.mark.simulator
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 TAU = 0.7
 VOCAB, DIM = 5003, 9  # three CTAs of a row; no chunk of the tests divides it
 CHUNKS = [0, 4096, 2052]  # ids: the plan's own, which is all of them; two; three
