@@ -187,7 +187,7 @@ def guide(
     # A graph keeps `optimize` and so must not be kept by it: no `task` inside.
     config, forbidden, reward = task.config, task.forbidden, task.target.select(batch.active)
     inputs_embeds, ids = reward.inputs(sequences.tokens)
-    destinations = torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1)
+    destinations = torch.where(rows.real, reward.row_index(rows.trajectories, rows.columns), -1)
     error_flag = task.error_flags[step.index : step.index + 1]
 
     def optimize(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from entrgi.deprecated import warn_renamed
+
 if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
     from entrgi.prompts import Completion
+    from entrgi.rewards.sequences import Places
     from entrgi.sequences import Layout
 
 
@@ -18,8 +22,8 @@ class BoundReward(Protocol):
     """A reward tied to one generation: P = B * K trajectories, prompt by prompt.
 
     The reward model's input is a buffer [A, S, d] of A <= P trajectories that the driver fills: with what
-    :meth:`inputs` returns, and at the masked positions, whose rows :meth:`rows` names, with relaxed embeddings.
-    ``inputs``, ``rows`` and the call itself never wait for the device and can be captured in a CUDA graph.
+    :meth:`inputs` returns, and at the masked positions, which :meth:`row_index` finds, with relaxed embeddings.
+    ``inputs``, ``row_index`` and the call itself never wait for the device and can be captured in a CUDA graph.
 
     Attributes:
         embedding: [V, d], row i is what the buffer holds at a position whose token is the denoiser's id i.
@@ -43,7 +47,7 @@ class BoundReward(Protocol):
         """
         ...
 
-    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
         """Rows of the flattened buffer [A * S] for columns ``positions`` of the denoiser; all int64 [N]."""
         ...
 
@@ -88,3 +92,61 @@ class Reward(Protocol):
             RuntimeError: naming the text, where a reward is not finite.
         """
         ...
+
+
+class Head(Protocol):
+    """What an :class:`entrgi.rewards.EmbeddingReward` makes of input embeddings; a plain function will do.
+
+    It has to be differentiable in ``inputs_embeds``, must not wait for the device if it is to be captured in a CUDA
+    graph, and is asked in the same way in guidance and for the final score.
+    """
+
+    def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
+        """Rewards [P].
+
+        Args:
+            inputs_embeds: [P, S, d], padded on the right with zeros.
+            visible: bool [P, S]; what is not visible (padding, the response after its end) must not enter the reward.
+            places: which positions are the response's, ``places.response`` bool [P, S], among others.
+        """
+        ...
+
+
+class BoundBefore:
+    """The name that :meth:`BoundReward.row_index` had before."""
+
+    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+        """Deprecated: :meth:`BoundReward.row_index`."""
+        warn_renamed("BoundReward.rows(...)", "row_index(...)")
+        return self.row_index(trajectories, positions)
+
+
+@dataclass(frozen=True)
+class _WithRowIndex:
+    """A bound reward that somebody wrote when ``row_index`` was called ``rows``."""
+
+    bound: BoundReward
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.bound.embedding
+
+    def select(self, active: Tensor) -> _WithRowIndex:
+        return _WithRowIndex(self.bound.select(active))
+
+    def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bound.inputs(tokens)
+
+    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+        return self.bound.rows(trajectories, positions)
+
+    def __call__(self, inputs_embeds: Tensor, ids: Tensor) -> Tensor:
+        return self.bound(inputs_embeds, ids)
+
+
+def with_row_index(bound: BoundReward) -> BoundReward:
+    """``bound``; with a warning and by a wrapper where it has ``rows`` in place of ``row_index``."""
+    if hasattr(bound, "row_index") or not hasattr(bound, "rows"):
+        return bound
+    warn_renamed(f"{type(bound).__name__}.rows(...) of a bound reward", "row_index(...)")
+    return _WithRowIndex(bound)
