@@ -19,6 +19,7 @@ from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
 from entrgi.prompts import Completion
 from entrgi.rewards import Reward
+from entrgi.rewards.protocol import row_index
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
 from entrgi.sequences import Sequences
@@ -187,7 +188,7 @@ def guide(
     # A graph keeps `optimize` and so must not be kept by it: no `task` inside.
     config, forbidden, reward = task.config, task.forbidden, task.target.select(batch.active)
     inputs_embeds, ids = reward.inputs(sequences.tokens)
-    destinations = torch.where(rows.real, reward.row_index(rows.trajectories, rows.columns), -1)
+    destinations = torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1)
     error_flag = task.error_flags[step.index : step.index + 1]
 
     def optimize(

@@ -95,10 +95,8 @@ def holds_any(tokens: Tensor, ids: Sequence[int]) -> Tensor:
     return reduce(torch.logical_or, (tokens == token_id for token_id in ids))
 
 
-def check_length(name: str, value: int | None) -> int | None:
-    """``value``, such as the context of a model; ValueError unless it is None or an integer >= 1."""
-    if value is None:
-        return None
+def check_length(name: str, value: int) -> int:
+    """``value``, such as the context of a model; ValueError unless it is an integer >= 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
     return int(value)

@@ -53,7 +53,7 @@ class Denoiser(Protocol):
 
 def check_max_length(max_length: int | None) -> int | None:
     """``max_length``; ValueError unless it is None or an integer >= 1."""
-    return check_length("denoiser: max_length", max_length)
+    return None if max_length is None else check_length("denoiser: max_length", max_length)
 
 
 def check_width(logits: Tensor, vocab_size: int) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from entrgi.deprecated import rename_option
+from entrgi.models.errors import refuse_unknown
 from entrgi.sequences import check_length
 from entrgi.vocabulary import UNMAPPED_ROWS
 
@@ -77,9 +77,8 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         if self.unmapped not in UNMAPPED_ROWS:
             raise ValueError(f"reward: unmapped must be one of {', '.join(UNMAPPED_ROWS)}, got {self.unmapped!r}")
-        check_length("reward: max_length", self.max_length)
-        if self.score_batch_size is None:
-            raise ValueError("reward: score_batch_size must be an integer >= 1, got None")
+        if self.max_length is not None:
+            check_length("reward: max_length", self.max_length)
         check_length("reward: score_batch_size", self.score_batch_size)
 
     @classmethod
@@ -87,16 +86,11 @@ class ReadingOptions:
         """From the keyword arguments of ``owner``'s constructor.
 
         Raises:
-            TypeError: for a name that is none of the fields.
+            ValueError: for a name that is none of the fields, or a value out of range.
         """
         given = dict(given)
         rename_option(given, "missing", "unmapped")
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                meant = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"{owner.__name__} got an unknown option {name!r}, expected one of {known}{meant}")
+        refuse_unknown(owner.__name__, given, [field.name for field in fields(cls)])
         return cls(**given)
 
     def within(self, context: int | None) -> Self:

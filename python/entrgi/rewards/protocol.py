@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -107,7 +106,8 @@ class Head(Protocol):
         Args:
             inputs_embeds: [P, S, d], padded on the right with zeros.
             visible: bool [P, S]; what is not visible (padding, the response after its end) must not enter the reward.
-            places: which positions are the response's, ``places.response`` bool [P, S], among others.
+            places: what the columns are. For a reader with ``judges_response``, ``places.response`` (bool [P, S]) is
+                the response; for others that is the response's window in guidance and the whole text in the score.
         """
         ...
 
@@ -121,32 +121,14 @@ class BoundBefore:
         return self.row_index(trajectories, positions)
 
 
-@dataclass(frozen=True)
-class _WithRowIndex:
-    """A bound reward that somebody wrote when ``row_index`` was called ``rows``."""
-
-    bound: BoundReward
-
-    @property
-    def embedding(self) -> Tensor:
-        return self.bound.embedding
-
-    def select(self, active: Tensor) -> _WithRowIndex:
-        return _WithRowIndex(self.bound.select(active))
-
-    def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bound.inputs(tokens)
-
-    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
-        return self.bound.rows(trajectories, positions)
-
-    def __call__(self, inputs_embeds: Tensor, ids: Tensor) -> Tensor:
-        return self.bound(inputs_embeds, ids)
+def check_bound(bound: BoundReward) -> BoundReward:
+    """``bound``, with a warning where it has ``rows`` in place of ``row_index``."""
+    if hasattr(bound, "rows") and not hasattr(bound, "row_index"):
+        warn_renamed(f"{type(bound).__name__}.rows(...) of a bound reward", "row_index(...)")
+    return bound
 
 
-def with_row_index(bound: BoundReward) -> BoundReward:
-    """``bound``; with a warning and by a wrapper where it has ``rows`` in place of ``row_index``."""
-    if hasattr(bound, "row_index") or not hasattr(bound, "rows"):
-        return bound
-    warn_renamed(f"{type(bound).__name__}.rows(...) of a bound reward", "row_index(...)")
-    return _WithRowIndex(bound)
+def row_index(bound: BoundReward, trajectories: Tensor, positions: Tensor) -> Tensor:
+    """``bound.row_index(...)``, also of bound rewards that call it ``rows``."""
+    find = bound.row_index if hasattr(bound, "row_index") else bound.rows
+    return find(trajectories, positions)

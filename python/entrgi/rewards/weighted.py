@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entrgi.prompts import Completion, Prompt
-from entrgi.rewards.protocol import BoundBefore, BoundReward, Reward, with_row_index
+from entrgi.rewards.protocol import BoundBefore, BoundReward, Reward, check_bound, row_index
 from entrgi.rewards.text import as_completions
 from entrgi.sequences import Layout
 
@@ -70,7 +70,7 @@ class WeightedReward:
         Raises:
             ValueError: also where one reward's embedding is float64 and another's is not.
         """
-        bound = tuple(with_row_index(reward.bind(denoiser, layouts, copies)) for reward in self.rewards)
+        bound = tuple(check_bound(reward.bind(denoiser, layouts, copies)) for reward in self.rewards)
         dtypes = [child.embedding.dtype for child in bound]
         if len({dtype == torch.float64 for dtype in dtypes}) > 1:
             raise ValueError(f"rewards: embeddings are {', '.join(map(str, dtypes))}, expected float64 for all or none")
@@ -163,7 +163,7 @@ class BoundWeightedReward(BoundBefore):
             with torch.no_grad():
                 buffer, child_ids = child.inputs(tokens)
                 positions = torch.where(self.inside, self.columns, self.start[:, None])
-                rows = child.row_index(trajectories, positions.reshape(-1))
+                rows = row_index(child, trajectories, positions.reshape(-1))
                 rows = torch.where(self.inside.reshape(-1), rows, count * buffer.shape[1])
                 flat = torch.cat([buffer.flatten(0, 1), buffer.new_zeros(1, buffer.shape[2])])
             filled = flat.index_copy(0, rows, part.flatten(0, 1).to(flat.dtype))
