@@ -14,8 +14,8 @@ from torch import nn
 import entrgi.vocabulary
 from entrgi import CallableReward, LogLikelihoodReward, WeightedReward, generate, load_reward
 from entrgi.prompts import Completion
-from entrgi.rewards import EmbeddingReward, ModelOptions, Reader, ReadingOptions
-from entrgi.rewards.options import ModelArguments, ReadingArguments
+from entrgi.rewards import EmbeddingReward, ModelRewardOptions, Reader, RewardOptions
+from entrgi.rewards.options import ModelRewardArguments, RewardArguments
 from entrgi.vocabulary import align, align_embedding
 from support import architectures, binding, tiny
 
@@ -82,7 +82,7 @@ def test_guided_as_it_is_scored():
 
 
 def test_a_function_as_head():
-    reader = Reader("sum", tiny.tokenizer(), [table()], ReadingOptions(include_prompt=False))
+    reader = Reader("sum", tiny.tokenizer(), [table()], RewardOptions(include_prompt=False))
     reward = EmbeddingReward(reader, lambda embeds, visible, places: embeds.sum((1, 2)))
     expected = torch.stack([table()[[2, *row, 3]].sum() for row in ([6, 7, 8], [9])])
     torch.testing.assert_close(reward.score(TEXTS[:2]), expected)
@@ -102,7 +102,9 @@ def test_relaxed_likelihoods_begin_at_the_second_position():
 
 
 @pytest.mark.parametrize(
-    ("options", "arguments"), [(ReadingOptions, ReadingArguments), (ModelOptions, ModelArguments)], ids=["read", "run"]
+    ("options", "arguments"),
+    [(RewardOptions, RewardArguments), (ModelRewardOptions, ModelRewardArguments)],
+    ids=["read", "run"],
 )
 def test_editors_see_the_options(options, arguments):
     assert get_type_hints(options) == get_type_hints(arguments)

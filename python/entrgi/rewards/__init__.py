@@ -18,7 +18,7 @@ from entrgi.rewards.embedding import EmbeddingReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
 from entrgi.rewards.loading import load_reward
 from entrgi.rewards.masks import attention_mask
-from entrgi.rewards.options import ModelOptions, ReadingOptions
+from entrgi.rewards.options import ModelRewardOptions, RewardOptions
 from entrgi.rewards.protocol import BoundReward, Head, Reward
 from entrgi.rewards.reader import Reader
 from entrgi.rewards.sequences import Places
@@ -30,11 +30,11 @@ __all__ = [
     "EmbeddingReward",
     "Head",
     "LogLikelihoodReward",
-    "ModelOptions",
+    "ModelRewardOptions",
     "Places",
     "Reader",
-    "ReadingOptions",
     "Reward",
+    "RewardOptions",
     "SequenceClassifierReward",
     "WeightedReward",
     "attention_mask",

@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from entrgi.models.wrapping import callable_twin, refuse_inference_weights
 from entrgi.rewards.embedding import EmbeddingReward
-from entrgi.rewards.options import ReadingOptions
+from entrgi.rewards.options import RewardOptions
 from entrgi.rewards.reader import Reader
 from entrgi.rewards.sequences import Places
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from entrgi.rewards.options import ReadingArguments
+    from entrgi.rewards.options import RewardArguments
 
 
 class CallableReward(EmbeddingReward):
@@ -34,7 +34,7 @@ class CallableReward(EmbeddingReward):
         tokenizer: maps texts to the ids of ``weight``.
         weight: [V, d], the input embedding by the tokenizer's ids.
         name: what errors call it; None takes the callable's own.
-        options: fields of :class:`entrgi.rewards.options.ReadingOptions`: ``unmapped``, ``include_prompt``,
+        options: fields of :class:`entrgi.rewards.options.RewardOptions`: ``unmapped``, ``include_prompt``,
             ``max_length``, ``score_batch_size``, ``chat_template_kwargs``.
 
     Raises:
@@ -48,7 +48,7 @@ class CallableReward(EmbeddingReward):
         weight: Tensor,
         *,
         name: str | None = None,
-        **options: Unpack[ReadingArguments],
+        **options: Unpack[RewardArguments],
     ) -> None:
         if not callable(function):
             raise ValueError(f"function: expected a callable, got {function!r:.80}")
@@ -56,7 +56,7 @@ class CallableReward(EmbeddingReward):
             got = f"{weight.dtype} {list(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)[:80]
             raise ValueError(f"weight: expected a floating tensor [V, d], got {got}")
         name = name or getattr(function, "__name__", type(function).__name__)
-        reader = Reader(name, tokenizer, [weight.detach()], ReadingOptions.of(type(self), options))
+        reader = Reader(name, tokenizer, [weight.detach()], RewardOptions.of(type(self), options))
         if isinstance(function, nn.Module):
             refuse_inference_weights("reward", function)
         function, twin = callable_twin("reward", function)

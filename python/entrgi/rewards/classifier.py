@@ -17,7 +17,7 @@ from entrgi.models.wrapping import check_tokenizer
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, twin_of
 from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, CAUSAL_WITH_HEAD, prepared_masks
-from entrgi.rewards.options import OPTION_NAMES, ModelOptions, split_options
+from entrgi.rewards.options import OPTION_NAMES, ModelRewardOptions, split_options
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.reader import Reader
 from entrgi.rewards.sequences import Places
@@ -26,7 +26,7 @@ from entrgi.rewards.tables import input_table, scales_by_share
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from entrgi.rewards.options import LoadingArguments, ModelArguments
+    from entrgi.rewards.options import LoadingArguments, ModelRewardArguments
 
 
 class SequenceClassifierReward(EmbeddingReward):
@@ -44,7 +44,7 @@ class SequenceClassifierReward(EmbeddingReward):
         tokenizer: its tokenizer.
         label: which of several labels, by its name in ``id2label`` or its index. The reward is the label's raw logit,
             not its probability.
-        options: fields of :class:`entrgi.rewards.options.ModelOptions`: ``unmapped``, ``include_prompt``,
+        options: fields of :class:`entrgi.rewards.options.ModelRewardOptions`: ``unmapped``, ``include_prompt``,
             ``max_length``, ``score_batch_size``, ``chat_template_kwargs``, ``reuse_prefix``, ``compile``.
 
     Raises:
@@ -66,9 +66,9 @@ class SequenceClassifierReward(EmbeddingReward):
         tokenizer: PreTrainedTokenizerBase,
         *,
         label: int | str | None = None,
-        **options: Unpack[ModelArguments],
+        **options: Unpack[ModelRewardArguments],
     ) -> None:
-        options = ModelOptions.of(type(self), options)
+        options = ModelRewardOptions.of(type(self), options)
         twin = twin_of(model)
         check_tokenizer("reward", tokenizer)
         self.model, self.label = twin.module, choose_label(twin.module, label)

@@ -16,7 +16,7 @@ from entrgi.models.wrapping import check_tokenizer, wrapped_layer
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, twin_of
 from entrgi.rewards.logsumexp import LogSumExp
-from entrgi.rewards.options import OPTION_NAMES, ModelOptions, split_options
+from entrgi.rewards.options import OPTION_NAMES, ModelRewardOptions, split_options
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.reader import Reader
 from entrgi.rewards.sequences import Places
@@ -25,7 +25,7 @@ from entrgi.rewards.tables import EmbeddingTable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from entrgi.rewards.options import LoadingArguments, ModelArguments
+    from entrgi.rewards.options import LoadingArguments, ModelRewardArguments
 
 
 class LogLikelihoodReward(EmbeddingReward):
@@ -41,7 +41,7 @@ class LogLikelihoodReward(EmbeddingReward):
             itself.
         tokenizer: its tokenizer.
         normalize: mean over the visible response tokens instead of the sum.
-        options: fields of :class:`entrgi.rewards.options.ModelOptions`: ``unmapped`` (for both embeddings),
+        options: fields of :class:`entrgi.rewards.options.ModelRewardOptions`: ``unmapped`` (for both embeddings),
             ``include_prompt``, ``max_length``, ``score_batch_size``, ``chat_template_kwargs``, ``reuse_prefix``,
             ``compile``.
 
@@ -57,9 +57,9 @@ class LogLikelihoodReward(EmbeddingReward):
         tokenizer: PreTrainedTokenizerBase,
         *,
         normalize: bool = True,
-        **options: Unpack[ModelArguments],
+        **options: Unpack[ModelRewardArguments],
     ) -> None:
-        options = ModelOptions.of(type(self), options)
+        options = ModelRewardOptions.of(type(self), options)
         twin = twin_of(model)
         check_tokenizer("reward", tokenizer)
         self.model = twin.module

@@ -43,7 +43,7 @@ def load_reward(
         device: a name or an index; None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts it.
         adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft); several are merged in turn.
         options: of the class (``label`` for a classifier with several, ``normalize`` for a likelihood, and those of
-            :class:`entrgi.rewards.options.ModelOptions`); others go to ``from_pretrained``.
+            :class:`entrgi.rewards.options.ModelRewardOptions`); others go to ``from_pretrained``.
 
     Raises:
         ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.

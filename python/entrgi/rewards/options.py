@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ReadingArguments(TypedDict, total=False):
-    """The fields of :class:`ReadingOptions` as keyword arguments."""
+class RewardArguments(TypedDict, total=False):
+    """The fields of :class:`RewardOptions` as keyword arguments."""
 
     unmapped: str
     include_prompt: bool
@@ -30,15 +30,15 @@ class ReadingArguments(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, object] | None
 
 
-class ModelArguments(ReadingArguments, total=False):
-    """The fields of :class:`ModelOptions` as keyword arguments."""
+class ModelRewardArguments(RewardArguments, total=False):
+    """The fields of :class:`ModelRewardOptions` as keyword arguments."""
 
     reuse_prefix: bool
     compile: bool
 
 
-class LoadingArguments(ModelArguments, total=False):
-    """:class:`ModelArguments` and where a checkpoint is looked for; see :func:`entrgi.checkpoints.load_pretrained`."""
+class LoadingArguments(ModelRewardArguments, total=False):
+    """The same, and where a checkpoint is looked for; see :func:`entrgi.checkpoints.load_pretrained`."""
 
     revision: str
     cache_dir: str | Path
@@ -51,7 +51,7 @@ class LoadingArguments(ModelArguments, total=False):
 
 
 @dataclass(frozen=True)
-class ReadingOptions:
+class RewardOptions:
     """How a reward reads texts.
 
     Attributes:
@@ -99,7 +99,7 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions(ReadingOptions):
+class ModelRewardOptions(RewardOptions):
     """How a reward reads texts and runs its model.
 
     Attributes:
@@ -112,7 +112,7 @@ class ModelOptions(ReadingOptions):
     compile: bool = False
 
 
-OPTION_NAMES = (*(field.name for field in fields(ModelOptions)), "missing")
+OPTION_NAMES = (*(field.name for field in fields(ModelRewardOptions)), "missing")
 
 
 def split_options(options: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from entrgi.models.wrapping import check_tokenizer
 from entrgi.prompts import Completion, check_template_options, plain_ids
-from entrgi.rewards.options import ReadingOptions
+from entrgi.rewards.options import RewardOptions
 from entrgi.rewards.sequences import Places
 from entrgi.rewards.tables import EmbeddingTable
 from entrgi.rewards.text import TextFormat
@@ -37,7 +37,7 @@ class Reader:
         tokenizer: its tokenizer.
         tables: one or more of an embedding [V, d], the layer that has it, or an :class:`EmbeddingTable`. A position
             holds its rows of all of them, side by side; the first is what the model reads.
-        options: which prompt, context and template, see :class:`ReadingOptions`.
+        options: which prompt, context and template, see :class:`RewardOptions`.
         judges_response: the reward is of the response after what stands before it, not of the text as a whole. What
             follows the response is then left out, and something always stands before it.
         padding_id: what the model takes for padding at a text's end, so that it is not read there.
@@ -52,14 +52,14 @@ class Reader:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         tables: Sequence[EmbeddingTable | nn.Module | Tensor],
-        options: ReadingOptions | None = None,
+        options: RewardOptions | None = None,
         *,
         judges_response: bool = False,
         padding_id: int | None = None,
         refused: Mapping[int, str] | None = None,
     ) -> None:
         check_tokenizer("reward", tokenizer)
-        self.name, self.tokenizer, self.options = name, tokenizer, options or ReadingOptions()
+        self.name, self.tokenizer, self.options = name, tokenizer, options or RewardOptions()
         self.tables = tuple(map(EmbeddingTable.of, tables))
         template = check_template_options("reward", tokenizer, self.options.chat_template_kwargs)
         self.format = TextFormat(name, tokenizer, self.options.include_prompt, template)
