@@ -260,6 +260,24 @@ def test_a_begun_turn_is_read_as_one(denoiser):
     assert denoiser.tokenizer.decode(right) == "the"
 
 
+def test_parts_are_scored_as_text():
+    """In a completion as in a prompt, and in the turn that it continues."""
+    reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tiny.tokenizer(chat=tiny.CHAT))
+    for end in ([], ["w2 "]):
+        plain = [user("w1"), *map(assistant, end)]
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+        scores = [reward.score([Completion(chat, "".join([*end, "w3"]), "w3")]) for chat in (plain, parts)]
+        assert torch.equal(*scores)
+
+
+def test_a_finished_turn_may_be_changed_by_the_template():
+    """Only what is to be continued must be shown as it is."""
+    trims = tiny.CHAT.replace("m['content']", "m['content'] | trim")
+    words = entrgi.rewards.text.TextFormat("it", tiny.tokenizer(chat=trims), True)
+    before, response = words.split(Completion([user("w1"), assistant("")], " the movie", " the movie"))
+    assert tiny.tokenizer().decode([*before, *response]) == "user : w1 [SEP] assistant : the movie"
+
+
 def test_a_turn_that_the_template_does_not_show():
     hidden = byte_level("<user>{{ messages[0].content }}</><assistant>")
     with pytest.raises(ValueError, match="does not show the assistant's turn exactly once"):

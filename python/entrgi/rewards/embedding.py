@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from entrgi.models.wrapping import Twin, callable_twin, refuse_inference_weights, unwrap_pretrained
 from entrgi.prompts import Completion, Prompt
 from entrgi.rewards.masks import attention_mask
-from entrgi.rewards.protocol import BoundBefore, Head
+from entrgi.rewards.protocol import DeprecatedRows, Head
 from entrgi.rewards.reader import Reader
 from entrgi.rewards.sequences import Places, RewardSequences, build_reward_sequences
 from entrgi.rewards.text import as_completions
@@ -171,7 +171,7 @@ class EmbeddingReward:
 
 
 @dataclass(frozen=True)
-class BoundEmbeddingReward(BoundBefore):
+class BoundEmbeddingReward(DeprecatedRows):
     """See :class:`entrgi.rewards.BoundReward`.
 
     Attributes:

@@ -112,7 +112,7 @@ class Head(Protocol):
         ...
 
 
-class BoundBefore:
+class DeprecatedRows:
     """The name that :meth:`BoundReward.row_index` had before."""
 
     def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entrgi.prompts import Completion, Prompt
-from entrgi.rewards.protocol import BoundBefore, BoundReward, Reward, check_bound, row_index
+from entrgi.rewards.protocol import DeprecatedRows, BoundReward, Reward, check_bound, row_index
 from entrgi.rewards.text import as_completions
 from entrgi.sequences import Layout
 
@@ -114,7 +114,7 @@ class WeightedReward:
 
 
 @dataclass(frozen=True)
-class BoundWeightedReward(BoundBefore):
+class BoundWeightedReward(DeprecatedRows):
     """See :class:`entrgi.rewards.BoundReward`. The buffer is the response window alone, [A, W, d_1 + d_2 + ...].
 
     Attributes:
