@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entrgi.prompts import Completion, Prompt
-from entrgi.rewards.protocol import DeprecatedRows, BoundReward, Reward, check_bound, row_index
+from entrgi.rewards.protocol import BoundReward, DeprecatedRows, Reward, check_bound, row_index
 from entrgi.rewards.text import as_completions
 from entrgi.sequences import Layout
 
