@@ -298,7 +298,7 @@ def test_likelihood_rewards_missing_rows_and_dtypes(folders) -> None:
         (["--reward", folders["other"]], entrgi.load_reward(folders["other"]), None),
         (
             ["--reward", folders["other"], "--missing", "zero"],
-            entrgi.load_reward(folders["other"], missing="zero"),
+            entrgi.load_reward(folders["other"], unmapped="zero"),
             None,
         ),
     ):

@@ -771,7 +771,7 @@ def test_shells_complete(line, expected) -> None:
 
 
 def test_demo_is_a_name() -> None:
-    named = entrgi.load_denoiser("demo"), entrgi.load_reward("demo", missing="zero")
+    named = entrgi.load_denoiser("demo"), entrgi.load_reward("demo", unmapped="zero")
     pair = entrgi.MaskedLM(*entrgi.demo.load_denoiser()), entrgi.SequenceClassifierReward(*entrgi.demo.load_reward())
     options = {"max_new_tokens": 3, "steps": 3, "num_return_sequences": 1, "guidance_steps": 1, "seed": 0}
     made, expected = (entrgi.generate("The movie was", *models, **options) for models in (named, pair))
