@@ -125,7 +125,7 @@ def prepare(
 ) -> Task:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
-    copies = config.trajectories
+    copies = config.num_trajectories
     memory.check(config, len(prompts), denoiser.vocab_size, denoiser.dtype.itemsize, torch.device(denoiser.device))
     if trajectory_seeds is None:
         seeds = derive_seeds(_base_seed(seed, generator), len(prompts), copies)

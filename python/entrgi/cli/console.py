@@ -19,7 +19,7 @@ from types import FrameType
 import typer
 from rich.console import Console
 
-from entrgi.files import write_text
+from entrgi.files import check_target, write_text
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -114,13 +114,25 @@ def print_error(error: BaseException | str) -> None:
     errors.print(f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
-def write_json(target: Path, data: dict[str, object]) -> None:
-    """One JSON object to a file, or to standard output where ``target`` is ``-``."""
+def check_json(target: Path | None) -> None:
+    """Raise ValueError where the file of --json cannot be written; None and ``-``, standard output, are none."""
+    if target is not None and str(target) != "-":
+        check_target("--json", target)
+
+
+def write_json(target: Path | None, data: dict[str, object]) -> bool:
+    """One JSON object to a file, to standard output where ``target`` is ``-``, or, None, nowhere.
+
+    Returns whether standard output has it, where nothing else is to be shown then.
+    """
+    if target is None:
+        return False
     text = json.dumps(data, allow_nan=False)
     if str(target) == "-":
         print(text, flush=True)
-    else:
-        write_text(target, text + "\n")
+        return True
+    write_text(target, text + "\n")
+    return False
 
 
 def tolerant_streams() -> None:

@@ -8,24 +8,21 @@ from typing import Annotated
 
 import typer
 
-from entrgi.cli.console import console, reported_errors, write_json
-from entrgi.cli.options import JSON_FILE
-from entrgi.files import check_target
+from entrgi.cli.console import check_json, console, reported_errors, write_json
+from entrgi.cli.options import JSON_FILE, accepts
 
 
-def doctor(as_json: Annotated[Path | None, JSON_FILE] = None) -> None:
+@accepts()
+def doctor(json: Annotated[Path | None, JSON_FILE] = None) -> None:
     """Show what is installed and loaded, and what to do where something is missing. Exit code 1 then."""
     with reported_errors():
-        if as_json is not None and str(as_json) != "-":
-            check_target("--json", as_json)
+        check_json(json)
 
         from entrgi.cli.display import doctor_table
         from entrgi.doctor import examine
 
         report = examine()
-        if as_json is not None:
-            write_json(as_json, asdict(report))
-        if str(as_json) != "-":
+        if not write_json(json, asdict(report)):
             console.print(doctor_table(report))
             console.print(report.advice, style="green" if report.healthy else "bold red")
         raise typer.Exit(0 if report.healthy else 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrgi.cli.options import Option, dtype
+from entrgi.cli.options import Option
 from entrgi.cli.prompts import parse_json
 from entrgi.config import DTYPES
 
@@ -169,7 +169,7 @@ class Models:
         import entrgi
 
         device = usable_device(self.device)
-        shared = {"dtype": None if self.dtype is None else dtype(self.dtype), "device": device, "compile": self.compile}
+        shared = {"dtype": self.dtype, "device": device, "compile": self.compile}
         denoiser = entrgi.load_denoiser(
             self.model,
             adapter=self.model_adapter,

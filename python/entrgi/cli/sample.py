@@ -15,7 +15,7 @@ from entrgi import memory
 from entrgi.cli.batches import Batch, Work
 from entrgi.cli.console import code_of, console, errors, exit_code, print_error, reported_errors, silence, write_json
 from entrgi.cli.models import MODELS, Models
-from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, checked, sampler_config
+from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, Option, accepts, sampler_config
 from entrgi.cli.prompts import PROMPTS, STDIN, read_prompts
 from entrgi.cli.results import Results, Settings
 from entrgi.files import check_distinct, check_target
@@ -34,37 +34,19 @@ EXACT = 2**53  # integers beyond are rounded by many readers of JSON
 @accepts(PROMPTS, MODELS, SAMPLER)
 def sample(
     preset: Annotated[str, PRESET] = "paper",
-    compare: Annotated[bool, typer.Option("--compare", help="Unguided beside guided, same seeds.")] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="Same seed, same device: same texts, bit for bit.", **checked("--seed", int))
-    ] = None,
+    compare: Annotated[bool, Option(help="Unguided beside guided, same seeds.")] = False,
+    seed: Annotated[int | None, Option(help="Same seed, same device: same texts, bit for bit.")] = None,
     trajectory_seeds: Annotated[
         list[str] | None,
-        typer.Option(
-            help="One seed for each text, prompt by prompt, with commas or repeated: those that --json reports.",
-            **checked("--trajectory-seeds"),
-        ),
+        Option(help="One seed for each text, prompt by prompt, with commas or repeated: those that --json reports."),
     ] = None,
-    json_file: Annotated[Path | None, JSON_FILE] = None,
+    json: Annotated[Path | None, JSON_FILE] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Add every finished prompt to this file, a line of JSON each.",
-            **checked("--output", Path),
-        ),
+        Path | None, Option(help="Add every finished prompt to this file, a line of JSON each.", short="-o")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --output: the prompts that it holds are left out.")
-    ] = False,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write every step to this file, for `entrgi view`.", **checked("--trace", Path))
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw reward and entropy curves to this .png, .pdf or .svg.", **checked("--plot", Path)),
-    ] = None,
+    resume: Annotated[bool, Option(help="Go on with --output: the prompts that it holds are left out.")] = False,
+    trace: Annotated[Path | None, Option(help="Write every step to this file, for `entrgi view`.")] = None,
+    plot: Annotated[Path | None, Option(help="Draw reward and entropy curves to this .png, .pdf or .svg.")] = None,
     **options: object,
 ) -> None:
     """Write texts with a masked diffusion LM, steered by a reward model.
@@ -79,10 +61,10 @@ def sample(
         check_judged(models, runs)
         for each in runs.values():
             memory.check(each, 1)
-        files = Files(json_file, trace, plot, output, resume)
+        files = Files(json, trace, plot, output, resume)
         files.check([options["prompts_file"], options["messages"]])
         prompts = read_prompts(options, models.is_embedded)
-        seeds = Seeds.of(seed, trajectory_seeds, len(prompts), config.trajectories)
+        seeds = Seeds.of(seed, trajectory_seeds, len(prompts), config.num_trajectories)
         run_sample(prompts, runs, models, seeds, files)
 
 
@@ -221,12 +203,11 @@ def run_sample(
         errors.print(f"{len(finished)} of {len(prompts)} prompts are in {files.output}", style="dim", markup=False)
     left = [index for index in range(len(prompts)) if index not in finished]
     if not left:
-        if files.json is not None:
-            write_json(files.json, {**models.describe(), **seeds.describe(), "runs": {}, "not_finite": {}})
+        write_json(files.json, {**models.describe(), **seeds.describe(), "runs": {}, "not_finite": {}})
         return
 
     denoiser, reward = models.load()
-    copies = next(iter(runs.values())).trajectories
+    copies = next(iter(runs.values())).num_trajectories
     work = Work(
         [prompts[index] for index in left],
         left,
