@@ -209,7 +209,15 @@ def test_every_field_has_its_option() -> None:
     ):
         assert shown[name] == expected
     with_choices = {option.name: option.choices for option in SAMPLER if option.choices}
-    assert list(with_choices) == "schedule end_tokens alg entropy_rule guidance optimizer logits_dtype".split()
+    assert list(with_choices) == [
+        "schedule",
+        "end_tokens",
+        "alg",
+        "entropy_rule",
+        "guidance",
+        "optimizer",
+        "logits_dtype",
+    ]
     assert with_choices["logits_dtype"] == DTYPES
     for option in SAMPLER:
         assert re.fullmatch(r"[A-Z].*\.", option.help), f"{option.name} has no text in SamplerConfig"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from entrgi.config import SamplerConfig, resolve
+from entrgi.config import SamplerConfig, SamplerOptions, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.matmul import fast_products
 from entrgi.outputs import StepState
@@ -18,6 +19,9 @@ from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
 from entrgi.sampler import generate
 from entrgi.timing import Recorder, StepTimes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 IDLE = "idle"
 ORDER = (
@@ -114,7 +118,7 @@ def profile(
     first_steps: int | None = None,
     repeats: int = 3,
     on_step: Callable[[str], object] | None = None,
-    **options: object,
+    **options: Unpack[SamplerOptions],
 ) -> Profile:
     """Run the same generation several times: once to count its work, then, after a step to warm up, ``repeats`` times
     to measure it, of which the median counts.
