@@ -343,6 +343,14 @@ def test_adapters(folders, tmp_path) -> None:
         seed=SEED,
     )
     assert plain.texts != expected.texts  # the adapters do something
+    both = [on_denoiser, checkpoints.adapter(tmp_path / "c", folders["denoiser"], None, 13)]
+    result = run_json(
+        *("sample", "--model", folders["denoiser"], "--reward", folders["reward"], *named),
+        *(part for adapter in both for part in ("--model-adapter", adapter)),
+    )
+    denoiser = entrgi.load_denoiser(folders["denoiser"], adapter=both)
+    expected = generate(["the movie"], denoiser, entrgi.load_reward(folders["reward"]), config, seed=SEED)
+    matches(result["runs"]["entrgi"], expected)
 
 
 def test_compile_reaches_both_models(folders, monkeypatch: pytest.MonkeyPatch) -> None:
