@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from entrgi import memory
-from entrgi.cli.console import console, errors, exit_code, reported_errors, write_json
+from entrgi.cli.console import console, end_with, errors, reported_errors, write_json
 from entrgi.cli.models import MODELS, Models
 from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, Option, accepts, sampler_config
 from entrgi.cli.prompts import PROMPTS, read_prompts
-from entrgi.cli.sample import Files
+from entrgi.cli.targets import Files
 from entrgi.config import MAX_STEPS
 
 MAX_REPEATS = 10_000
@@ -46,7 +44,7 @@ def profile(
         config = sampler_config(preset, options, models.is_embedded)
         memory.check(config, 1)
         files = Files(json=json, plot=plot)
-        files.check([options["prompts_file"], options["messages"]])
+        files.check(options)
         prompts = read_prompts(options, models.is_embedded)
 
         from entrgi import profile as profiling
@@ -68,8 +66,7 @@ def profile(
                     on_step=on_step,
                 )
         except KeyboardInterrupt as interrupt:
-            errors.print("interrupted: nothing is profiled until all runs are done", style="bold red")
-            raise typer.Exit(exit_code(interrupt)) from None
+            end_with(interrupt, "interrupted: nothing is profiled until all runs are done")
         if plot is not None:
             figure.write(plot, result, denoiser.device)
         if json is not None:
