@@ -39,7 +39,7 @@ class Seeds:
         """int64 [prompts, num_trajectories]."""
         import torch
 
-        from entrgi.task import derive_seeds
+        from entrgi.generation import derive_seeds
 
         return derive_seeds(self.base, prompts, num_trajectories) if self.given is None else torch.tensor(self.given)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from typing_extensions import Unpack
 
 from entrgi.config import SamplerConfig, SamplerOptions, resolve
 from entrgi.denoisers import Denoiser
-from entrgi.matmul import fast_products
+from entrgi.matmul import onednn_matmul
 from entrgi.outputs import StepState
 from entrgi.profile.rates import Rates, measure_rates
 from entrgi.profile.work import Work, WorkCounter
@@ -19,9 +19,6 @@ from entrgi.prompts import Prompt
 from entrgi.rewards import Reward
 from entrgi.sampler import generate
 from entrgi.timing import Recorder, StepTimes
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 IDLE = "idle"
 ORDER = (
@@ -178,7 +175,7 @@ def profile(
     _check_same(counter.counted, steps)
 
     dtypes = {name for step in counter.counted for work in step for name in work.flops}
-    with fast_products(denoiser.device):  # as in the generations
+    with onednn_matmul(denoiser.device):  # as in the generations
         rates = measure_rates(denoiser.device, [getattr(torch, name) for name in sorted(dtypes)], working_set(counter))
     profiles = [_step_profile(times, work, rates) for times, work in zip(steps, counter.counted, strict=True)]
     return _summary(profiles, steps, counter, rates, repeats)
