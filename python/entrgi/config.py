@@ -7,11 +7,12 @@ An option is added here and where it is used: :class:`SamplerConfig` has its tex
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from entrgi.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     import torch
@@ -314,9 +315,7 @@ class SamplerConfig:
     @property
     def trajectories(self) -> int:
         """The old name of ``num_trajectories``."""
-        warnings.warn(
-            "SamplerConfig.trajectories is deprecated, use num_trajectories", DeprecationWarning, stacklevel=2
-        )
+        warn_renamed("SamplerConfig.trajectories", "num_trajectories")
         return self.num_trajectories
 
     @property

@@ -73,8 +73,9 @@ def test_every_option_is_documented():
 
 
 def test_the_old_name_of_the_number_of_trajectories():
-    with pytest.warns(DeprecationWarning, match="trajectories is deprecated, use num_trajectories"):
+    with pytest.warns(DeprecationWarning, match=r"trajectories is deprecated .*, use num_trajectories") as caught:
         assert SamplerConfig(best_of=7).trajectories == SamplerConfig(best_of=7).num_trajectories == 7
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("name", ["int8", "float33", "torch", ""])
