@@ -14,6 +14,11 @@ from collections.abc import Iterable
 import pytest
 
 
+def few(values: Iterable, *kept: object) -> list:
+    """The values as parameters of a test, of which those that are not kept are slow."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def choose(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """The items to collect, in their order; those beyond the cover of a grid are marked."""
     kept = []
