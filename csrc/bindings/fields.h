@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "kernels/plan.h"
+#include "params.h"
 
 namespace entrgi {
 
@@ -65,6 +66,13 @@ class Fields {
     } else {
       field = read<T>(name, value);
     }
+  }
+
+  // name=, name_stride=, name_dtype=; fp32 where no dtype is given.
+  void operator()(Matrix& matrix, const std::string& name) const {
+    (*this)(matrix.data, name.c_str());
+    (*this)(matrix.stride, (name + "_stride").c_str());
+    (*this)(matrix.dtype, (name + "_dtype").c_str());
   }
 
   void done() const {
