@@ -171,14 +171,21 @@ struct Relaxation {
   void check_soft(const Argument& soft) const {
     check_matrix(soft, rows(), width(), logits.accumulator(), logits);
   }
+};
 
-  void bind(RelaxationParams& p, const Dense& dense_logsumexp, const Argument& soft,
-            const Dense& row_index) const {
-    bind_logits(p, logits);
-    p.logsumexp = dense_logsumexp.as();
-    p.embedding = embedding.matrix();
-    p.dim = width();
-    p.temperature = temperature;
+// The parameters of an operator, and the dense copies that they may point to.
+template <typename Params>
+struct Bound {
+  Dense logsumexp, row_index;
+  Params p{};
+
+  Bound(const Relaxation& relaxation, const Argument& soft, const Argument& row_index_)
+      : logsumexp(relaxation.logsumexp), row_index(row_index_) {
+    bind_logits(p, relaxation.logits);
+    p.logsumexp = logsumexp.as();
+    p.embedding = relaxation.embedding.matrix();
+    p.dim = relaxation.width();
+    p.temperature = relaxation.temperature;
     p.soft = soft.matrix();
     p.row_index = row_index.as<int64_t>();
   }
@@ -195,18 +202,18 @@ struct Blend {
   }
 };
 
-void embed(const Relaxation& relaxation, const Blend& blend, const Argument& output, const Argument& soft,
-           const Argument& row_index) {
-  const Dense logsumexp(relaxation.logsumexp), rows(row_index), tokens(blend.hard_tokens),
-      weight(blend.weight);
-  RelaxedEmbeddingParams p{};
-  relaxation.bind(p, logsumexp, soft, rows);
-  p.hard_tokens = tokens.as<int64_t>();
-  p.weight = weight.as();
-  p.output = output.matrix();
-  p.target_rows = output.sizes[0];
-  backend::run(p, relaxation.logits);
-}
+struct BoundEmbedding : Bound<RelaxedEmbeddingParams> {
+  Dense tokens, weight;
+
+  BoundEmbedding(const Relaxation& relaxation, const Blend& blend, const Argument& output,
+                 const Argument& soft, const Argument& row_index_)
+      : Bound(relaxation, soft, row_index_), tokens(blend.hard_tokens), weight(blend.weight) {
+    p.hard_tokens = tokens.as<int64_t>();
+    p.weight = weight.as();
+    p.output = output.matrix();
+    p.target_rows = output.sizes[0];
+  }
+};
 
 std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor& logsumexp,
                                              const Tensor& embedding, OptionalTensor hard_tokens,
@@ -220,7 +227,8 @@ std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor&
     return empty_matrix(relaxation.logits, relaxation.rows(), relaxation.width(), dtype);
   };
   const Tensor output = empty(relaxation.embedding.dtype), soft = empty(relaxation.logits.accumulator());
-  embed(relaxation, blend, {"output", output}, {"soft", soft}, {"row_index", std::nullopt});
+  BoundEmbedding bound(relaxation, blend, {"output", output}, {"soft", soft}, {"row_index", std::nullopt});
+  backend::run(bound.p, relaxation.logits);
   return {output, soft};
 }
 
@@ -240,7 +248,8 @@ void relaxed_embedding_(const Tensor& output_, const Tensor& soft_, const Tensor
   check_apart({&output, &soft}, {&relaxation.logits, &relaxation.logsumexp, &relaxation.embedding,
                                  &blend.hard_tokens, &blend.weight, &row_index});
   count_as_written(output, soft);
-  embed(relaxation, blend, output, soft, row_index);
+  BoundEmbedding bound(relaxation, blend, output, soft, row_index);
+  backend::run(bound.p, relaxation.logits);
 }
 
 // What every update begins with.
@@ -263,13 +272,14 @@ struct Update {
   void check_step_apart(std::initializer_list<const Argument*> written) const {
     check_apart(written, {&grad, &relaxation.logsumexp, &relaxation.embedding, &soft, &row_index});
   }
+};
 
-  void run(LogitUpdateParams& p) const {
-    const Dense logsumexp(relaxation.logsumexp), rows(row_index);
-    relaxation.bind(p, logsumexp, soft, rows);
-    p.grad = grad.matrix();
-    p.target_rows = grad.sizes[0];
-    backend::run(p, relaxation.logits);
+struct BoundUpdate : Bound<LogitUpdateParams> {
+  BoundUpdate(const Update& update, UpdateRule rule)
+      : Bound(update.relaxation, update.soft, update.row_index) {
+    p.rule = rule;
+    p.grad = update.grad.matrix();
+    p.target_rows = update.grad.sizes[0];
   }
 };
 
@@ -282,10 +292,9 @@ Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& lo
                       {"row_index", row_index}};
   update.check();
   const Tensor out = empty_accumulator_rows(update.relaxation.logits);
-  LogitUpdateParams p{};
-  p.rule = UpdateRule::kGradient;
-  p.gradient = Argument("gradient", out).matrix();
-  update.run(p);
+  BoundUpdate bound(update, UpdateRule::kGradient);
+  bound.p.gradient = Argument("gradient", out).matrix();
+  backend::run(bound.p, update.relaxation.logits);
   return out;
 }
 
@@ -315,8 +324,8 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg_, OptionalTensor ex
   }
   update.check_step_apart({&z, &exp_avg, &exp_avg_sq});
   count_as_written(z, exp_avg, exp_avg_sq);
-  LogitUpdateParams p{};
-  p.rule = UpdateRule::kAdam;
+  BoundUpdate bound(update, UpdateRule::kAdam);
+  LogitUpdateParams& p = bound.p;
   p.exp_avg = exp_avg.matrix();
   p.exp_avg_sq = exp_avg_sq.matrix();
   p.lr = lr;
@@ -325,7 +334,7 @@ void adam_step_(const Tensor& logits, OptionalTensor exp_avg_, OptionalTensor ex
   p.eps = eps;
   p.step = step;
   p.last = last;
-  update.run(p);
+  backend::run(p, z);
 }
 
 void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp, const Tensor& embedding,
@@ -337,10 +346,9 @@ void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp
   update.check_step(lr);
   update.check_step_apart({&update.relaxation.logits});
   count_as_written(update.relaxation.logits);
-  LogitUpdateParams p{};
-  p.rule = UpdateRule::kSgd;
-  p.lr = lr;
-  update.run(p);
+  BoundUpdate bound(update, UpdateRule::kSgd);
+  bound.p.lr = lr;
+  backend::run(bound.p, update.relaxation.logits);
 }
 
 // ---- commit -----------------------------------------------------------------------------------------------
