@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from entrgi.config import ESTIMATORS, OPTIMIZERS
+from entrgi.deprecation import former_names
 from entrgi.rows import empty_rows
 from entrgi.timing import span
 from entrgi_ext import ops, reference
@@ -262,3 +263,6 @@ def _check_reward(value: Tensor, scale: Tensor) -> None:
         raise ValueError(f"reward must return shape {list(scale.shape)}, got {list(value.shape)}")
     if not value.requires_grad:
         raise ValueError("reward must be differentiable in inputs_embeds, got a value without a gradient")
+
+
+__getattr__ = former_names(__name__, {"GuidanceTrace": "entrgi.guidance.GuidanceOutput"})
