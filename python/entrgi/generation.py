@@ -19,6 +19,7 @@ from entrgi.messages import Prompt, as_prompt, begun_turn
 from entrgi.prompts import Completion, with_spelled_masks
 from entrgi.rewards import BoundReward, Reward
 from entrgi.rewards.none import NoReward
+from entrgi.rewards.protocol import check_bound
 from entrgi.schedule import Step, plan
 from entrgi.sequences import Layout, Sequences, build_sequences
 from entrgi.tokenizing import plain_ids
@@ -144,7 +145,7 @@ def prepare(
     judged = None
     if reward_prompts is not None:
         judged = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config, reward)
-    target = reward.bind(denoiser, judged or layouts, num_trajectories)
+    target = check_bound(reward.bind(denoiser, judged or layouts, num_trajectories))
     if target is not None:
         _check_target(denoiser, target.embedding, config)
 

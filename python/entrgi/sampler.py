@@ -21,6 +21,7 @@ from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
 from entrgi.prompts import Completion
 from entrgi.rewards import Reward
+from entrgi.rewards.protocol import row_index
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
 from entrgi.sequences import Sequences
@@ -187,7 +188,7 @@ def guide(
     tensors = {
         "logits": logits,
         "inputs_embeds": inputs_embeds,
-        "rows": torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1),
+        "rows": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
         "tokens": tokens,
         "keys": rows.keys,
         "error_flag": generation.error_flags[step.index : step.index + 1],

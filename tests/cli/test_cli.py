@@ -120,6 +120,7 @@ def test_what_is_not_given_is_what_it_is_in_python(name: str, length: int | None
         assert sampler_config(name, given, embedded=True) == preset(name, **given)
 
 
+@pytest.mark.slow  # the same of the library: tests/models/test_demo.py
 def test_reward_scale_steers_both_ways() -> None:
     arguments = ["sample", "--prompt", "The movie was", "-k", "4", "-l", "8", "--seed", "0"]
     up, down = (
@@ -311,7 +312,7 @@ def test_likelihood_rewards_missing_rows_and_dtypes(folders) -> None:
         (["--reward", folders["other"]], entrgi.load_reward(folders["other"]), None),
         (
             ["--reward", folders["other"], "--missing", "zero"],
-            entrgi.load_reward(folders["other"], missing="zero"),
+            entrgi.load_reward(folders["other"], unmapped="zero"),
             None,
         ),
     ):
@@ -572,7 +573,13 @@ def test_interrupt_before_the_first_step(quick, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda each: str(each)
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+    ids=lambda each: str(each),
 )
 def test_signals_end_a_running_generation(tmp_path, number: signal.Signals, code: int) -> None:
     """The real thing: a process, a signal in the middle, its exit code, a valid trace and nothing else left."""

@@ -180,7 +180,7 @@ class Models:
         )
         if not self.rewards:
             return denoiser, None
-        shared["missing"] = self.missing
+        shared["unmapped"] = self.missing
         if self.reward_chat_template_kwargs is not None:
             shared["chat_template_kwargs"] = self.reward_chat_template_kwargs
         if self.include_prompt is not None:
