@@ -14,8 +14,8 @@ export ENTRGI_WERROR ?= 1
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test test-all lint format wheel wheel-test bench bench-check bench-simulated ptxas-report \
-  gpu-pack gpu-day-dry-run clean
+.PHONY: FORCE env build demo test test-all lint format wheel wheel-test bench bench-check bench-simulated \
+  ptxas-report docs gpu-pack gpu-day-dry-run clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -94,6 +94,11 @@ bench-check: build
 # Memory traffic of the CUDA kernels, counted in the simulator that the kernel tests use.
 bench-simulated: build
 	$(BIN)/python benchmarks/simulated.py
+
+# The site of docs/ with the reference from the docstrings, into build/site.
+docs: build
+	$(PIP) install -q -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # For the GPU day: the folder that is carried there, and the day itself with the simulator in place of the GPU.
 gpu-pack: build
