@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc
+from support.build_simulated import ROOT
+from support.compiled import compile_command
 
 
 def _load_tool():
@@ -86,19 +87,6 @@ __global__ void serialised_kernel(float* out, uint64_t a, int n) {
 #endif
 }  // namespace entrgi
 """
-
-
-def compile_command(*options: str, strict: bool = True) -> list[str]:
-    """As the build compiles, launcher included."""
-    try:
-        nvcc = find_nvcc()
-        import cutlass_library
-    except (Unavailable, ImportError) as reason:
-        pytest.skip(f"kernels cannot be compiled here: {reason}")
-    cutlass = f"{cutlass_library.__path__[0]}/source/include"
-    launcher = [sys.executable, str(ROOT / "cmake" / "read_ptxas.py"), *(["--strict"] if strict else [])]
-    flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", f"-I{SOURCES}", "-isystem", cutlass]
-    return [*launcher, nvcc, *flags, *options]
 
 
 def disassembled(path) -> list:
