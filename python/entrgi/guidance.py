@@ -134,7 +134,7 @@ def optimize_logits(
     Raises:
         ValueError: for an unknown estimator or optimiser, a shape that does not fit, or a ``reward`` that returns
             another shape or is not differentiable.
-        RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
+        RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows (their row_index).
     """
     _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, optimizer, steps)
     count, width = logits.shape

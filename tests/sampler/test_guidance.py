@@ -334,5 +334,5 @@ def test_bad_input(change, message):
 def test_rows_out_of_range():
     task = problem(torch.float32)
     task.rows[0] = 3 * S
-    with pytest.raises(RuntimeError, match=r"rows must be -1 or in \[0, 42\), got 42"):
+    with pytest.raises(RuntimeError, match=r"row_index must be -1 or in \[0, 42\), got 42"):
         ours(task, "entrgi", 1, network(torch.float32))
