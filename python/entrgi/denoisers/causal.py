@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entrgi.checkpoints import context_length, hub, load_tokenizer, refuse_remote_code
 from entrgi.denoisers.compilation import compile_blocks
@@ -31,6 +30,7 @@ from entrgi.denoisers.protocol import (
 from entrgi.denoisers.twinned import Twinned
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
+from entrgi.models.attention import padding_mask, see_everything
 from entrgi.models.errors import loading, refuse_unknown
 from entrgi.models.fields import architectures_of, check_layers, read_fields, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
@@ -38,8 +38,6 @@ from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
-
-_ATTENTION = "entrgi_bidirectional"
 
 
 class BidirectionalLM(Twinned):
@@ -109,10 +107,7 @@ class BidirectionalLM(Twinned):
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
         with torch.inference_mode(False):
             model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
-        # A name without a mask function of its own: transformers hands prepared masks on as they are, and none
-        # as none, whatever a version does for causal models.
-        AttentionInterface.register(_ATTENTION, _bidirectional_attention)
-        model.set_attn_implementation(_ATTENTION)
+        see_everything(model)
         self._twin.watch(model.model)
         if compile:
             compile_blocks(model)
@@ -225,7 +220,7 @@ class BidirectionalLM(Twinned):
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
         self._twin.refresh()
-        mask = None if attention_mask is None else _additive_mask(attention_mask, self.dtype)
+        mask = None if attention_mask is None else padding_mask(attention_mask, self.dtype)
         hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         if self.shift:
             positions = shifted_positions(positions, tokens.shape[1])
@@ -239,34 +234,6 @@ class BidirectionalLM(Twinned):
     def _modules(model: PreTrainedModel) -> dict[str, str]:
         """The model's name of each module, by the official checkpoint's name, where the two differ."""
         return {}
-
-
-def _additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """[P, 1, 1, S]: 0 on real tokens, the lowest number of ``dtype`` on padding, for every head and query."""
-    padding = attention_mask[:, None, None, :] == 0
-    return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, torch.finfo(dtype).min)
-
-
-def _bidirectional_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_options: object,
-) -> tuple[Tensor, None]:
-    """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
-    # Rotations in full precision leave query and key wider than the model.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = module.num_key_value_groups
-    if groups > 1 and attention_mask is not None:  # with a mask, grouped heads have only the slow math kernel on CUDA
-        key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
-        groups = 1
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=groups > 1
-    )
-    return output.transpose(1, 2).contiguous(), None
 
 
 class OfficialNames(nn.Module):

@@ -8,17 +8,8 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForMaskedLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from entrgi.checkpoints import context_length, load_pretrained
@@ -26,11 +17,11 @@ from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, check_max_length, check_width, choose_id, choose_mask_token_id
 from entrgi.denoisers.twinned import Twinned
+from entrgi.models.attention import keep_masks_on_device
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained, wrapped_layer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
-_SDPA_ON_DEVICE = "entrgi_sdpa"
 # Of the call in this thread: the hook that reads it serves all threads.
 _positions: ContextVar[Tensor | None] = ContextVar("entrgi.denoisers.positions", default=None)
 
@@ -96,7 +87,7 @@ class MaskedLM(Twinned):
         self.eos_token_id = next(iter(self.end_token_ids), None)
         self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
         self.max_length = context_length(model, tokenizer) if max_length is None else max_length
-        _keep_masks_on_device(model)
+        keep_masks_on_device(model)
         # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
         # to the chosen positions on its way to the head.
         model.base_model.register_forward_hook(_pick)
@@ -190,23 +181,3 @@ def _check_bidirectional(model: PreTrainedModel) -> None:
                 f"denoiser: the config of {type(model).__name__} has {name} {value!r}, expected {neutral!r}: every "
                 "position of a masked language model sees all others"
             )
-
-
-def _keep_masks_on_device(model: PreTrainedModel) -> None:
-    """Have ``model`` build its sdpa masks without reading them on the host; the values stay the same.
-
-    transformers asks whether a mask is all ones before it builds one, which waits for the device. Its mask
-    interface takes other mask functions by the name of the attention they belong to.
-    """
-    if model.config._attn_implementation != "sdpa" or int(transformers.__version__.split(".")[0]) < 5:
-        return
-    AttentionInterface.register(_SDPA_ON_DEVICE, sdpa_attention_forward)
-    AttentionMaskInterface.register(_SDPA_ON_DEVICE, _sdpa_mask_on_device)
-    model.set_attn_implementation(_SDPA_ON_DEVICE)
-
-
-def _sdpa_mask_on_device(*arguments: object, **options: object) -> Tensor | None:
-    # Without a mask nothing is read, and None keeps the faster attention kernels.
-    if options.get("attention_mask") is not None:
-        options["allow_is_bidirectional_skip"] = False
-    return sdpa_mask(*arguments, **options)
