@@ -163,7 +163,7 @@ def test_a_position_with_nothing_to_see(dtype):
 
 @pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
 def test_nothing_reads_the_device(kind):
-    if OLD and (kind in BIDIRECTIONAL or kind == "gemma2"):
+    if OLD and kind in [*BIDIRECTIONAL, "gemma", "gemma2", "mixtral", "qwen3_moe"]:
         pytest.skip(f"transformers {transformers.__version__} itself reads the device in {kind}")
     reward = build(kind)
     places = binding.layouts(PROMPTS, WINDOWS)
