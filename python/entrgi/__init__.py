@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from entrgi.config import SamplerConfig, preset
     from entrgi.denoisers import CallableDenoiser, DreamDenoiser, LLaDADenoiser, MaskedLM, load_denoiser
-    from entrgi.guidance import GuidanceTrace, optimize_logits
+    from entrgi.guidance import GuidanceOutput, optimize_logits
     from entrgi.outputs import History, Output, StepState
     from entrgi.rewards import (
         CallableReward,
@@ -24,7 +24,7 @@ _HOME = {
     "CallableDenoiser": "denoisers",
     "CallableReward": "rewards",
     "DreamDenoiser": "denoisers",
-    "GuidanceTrace": "guidance",
+    "GuidanceOutput": "guidance",
     "History": "outputs",
     "LLaDADenoiser": "denoisers",
     "LogLikelihoodReward": "rewards",
@@ -44,7 +44,7 @@ __all__ = [
     "CallableDenoiser",
     "CallableReward",
     "DreamDenoiser",
-    "GuidanceTrace",
+    "GuidanceOutput",
     "History",
     "LLaDADenoiser",
     "LogLikelihoodReward",

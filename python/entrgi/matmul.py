@@ -19,7 +19,7 @@ from entrgi.held import HeldSetting
 
 
 @contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
+def onednn_matmul(device: torch.device) -> Iterator[None]:
     """fp32 matrix products on the CPU through the faster library, where they stay fp32; as it was afterwards.
 
     The setting belongs to the process, so products of other threads take the same path meanwhile, and of several
