@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.models.wrapping import check_tokenizer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
@@ -123,7 +123,7 @@ class SequenceClassifierReward(EmbeddingReward):
         compile: bool = False,
         **options: object,
     ) -> SequenceClassifierReward:
-        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
+        """Load a checkpoint folder or hub id; see :func:`entrgi.models.checkpoints.load_pretrained`."""
         auto, known = AutoModelForSequenceClassification, signature(cls.from_pretrained).parameters
         model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **options)
         return cls(

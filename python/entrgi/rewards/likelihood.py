@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.models.wrapping import check_tokenizer, wrapped_layer
 from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
@@ -130,7 +130,7 @@ class LogLikelihoodReward(EmbeddingReward):
         compile: bool = False,
         **options: object,
     ) -> LogLikelihoodReward:
-        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
+        """Load a checkpoint folder or hub id; see :func:`entrgi.models.checkpoints.load_pretrained`."""
         auto, known = AutoModelForCausalLM, signature(cls.from_pretrained).parameters
         model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **options)
         return cls(
