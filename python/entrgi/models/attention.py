@@ -10,7 +10,8 @@ same numbers with it, and keeps its own otherwise.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -39,7 +40,6 @@ def padding_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return _additive(visible[:, None, None, :].bool(), dtype)
 
 
-@torch.no_grad()
 def keep_masks_on_device(model: PreTrainedModel) -> None:
     """Have ``model`` build its masks without reading them on the host, where it computes the same that way.
 
@@ -57,14 +57,22 @@ def keep_masks_on_device(model: PreTrainedModel) -> None:
     mask[1, 2:3].fill_(0)
     mask[1, 5:].fill_(0)
     body = model.base_model
-    expected = body(input_ids=ids, attention_mask=mask)[0]
-    _rename(model, _ON_DEVICE[own])
-    try:
-        same = is_close(body(input_ids=ids, attention_mask=mask)[0], expected, mask.bool())
-    except Exception:
-        same = False
+    with trial(model.device):
+        expected = body(input_ids=ids, attention_mask=mask)[0]
+        _rename(model, _ON_DEVICE[own])
+        try:
+            same = is_close(body(input_ids=ids, attention_mask=mask)[0], expected, mask.bool())
+        except Exception:
+            same = False
     if not same:
         _rename(model, own)
+
+
+@contextmanager
+def trial(device: torch.device) -> Iterator[None]:
+    """Without gradients, and with the global random state as it was before."""
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def is_close(hidden: Tensor, expected: Tensor, where: Tensor) -> bool:

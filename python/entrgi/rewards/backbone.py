@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from entrgi.models.attention import is_close, keep_masks_on_device
+from entrgi.models.attention import is_close, keep_masks_on_device, trial
 from entrgi.rewards.prefix import Prefix, PrefixCache, compute_prefix
 from entrgi.rewards.sequences import RewardSequences
 
@@ -72,21 +72,19 @@ class CausalBackbone:
             inputs_embeds=inputs_embeds, attention_mask=visible.long(), use_cache=False, **options
         ).last_hidden_state
 
-    @torch.no_grad()
     def _follows_prefix(self, embedding: nn.Module) -> bool:
         """Whether the model computes after two prefixes, one of them padded, what it does without."""
-        weight = embedding.weight
-        embeds = embedding((torch.arange(16, device=weight.device) % weight.shape[0]).view(2, 8))
-        visible = torch.ones(2, 8, dtype=torch.bool, device=weight.device)
+        device, rows = embedding.weight.device, embedding.weight.shape[0]
+        visible = torch.ones(2, 8, dtype=torch.bool, device=device)
         visible[1, 5:6].fill_(False)
-        lengths = torch.tensor([4, 2], device=weight.device)
-        columns = lengths[:, None] + torch.arange(4, device=weight.device)
-        try:
-            whole = self.hidden(embeds, visible)
-            cache = PrefixCache(self.prefix(embeds[:, :4], lengths), torch.arange(2, device=weight.device), None)
-            seen = visible.gather(1, columns)
-            rest = embeds.gather(1, columns[..., None].expand(-1, -1, embeds.shape[2]))
-            expected = whole.gather(1, columns[..., None].expand(-1, -1, whole.shape[2]))
-            return is_close(self._pass(rest, seen, columns, cache), expected, seen)
-        except Exception:
-            return False
+        lengths, both = torch.tensor([4, 2], device=device), torch.arange(2, device=device)
+        columns = lengths[:, None] + torch.arange(4, device=device)
+        with trial(device):
+            try:
+                embeds = embedding((torch.arange(16, device=device) % rows).view(2, 8))
+                expected = self.hidden(embeds, visible)[both[:, None], columns]
+                cache = PrefixCache(self.prefix(embeds[:, :4], lengths), both, None)
+                rest, seen = embeds[both[:, None], columns], visible[both[:, None], columns]
+                return is_close(self._pass(rest, seen, columns, cache), expected, seen)
+            except Exception:
+                return False
