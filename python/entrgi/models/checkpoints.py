@@ -17,7 +17,7 @@ from entrgi.held import HeldSetting
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
 from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
-from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, opened, stored_weights
+from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, read_tensors, stored_weights
 from entrgi.models.generation import keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.rope import settle_rope
@@ -186,21 +186,10 @@ def _model(
     with without_report():
         if weights.is_plain:
             return auto_class.from_pretrained(folder, config=config, use_safetensors=True, **options)
-        tensors = _read(argument, weights)
+        tensors = dict(read_tensors(argument, weights.tensors))
         if dtype is None:
             options["dtype"] = getattr(config, "dtype", None) or _float_dtype(tensors)
         return type(skeleton).from_pretrained(None, config=skeleton.config, state_dict=tensors, **options)
-
-
-def _read(argument: str, weights: Weights) -> dict[str, Tensor]:
-    """The tensors, each from its file."""
-    tensors = {}
-    for file in sorted({tensor.file for tensor in weights.tensors.values()}):
-        with opened(argument, file) as reader:
-            for name, tensor in weights.tensors.items():
-                if tensor.file == file:
-                    tensors[name] = reader.get_tensor(tensor.key)
-    return tensors
 
 
 def _float_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
