@@ -149,9 +149,9 @@ class Output:
 
     Attributes:
         sequences: int64 [B, K, S], the denoiser's ids with prompt and special tokens, padded on the right.
-        texts: [B][K], the decoded text up to the first token that ends it: prompt and response where the reward
+        texts: B lists of K, the decoded text up to the first token that ends it: prompt and response where the reward
             reads both as one plain text, otherwise the response alone.
-        responses: [B][K], the decoded response alone.
+        responses: B lists of K, the decoded response alone.
         rewards: fp32 [B, K], reward of each text; NaN where generation was interrupted.
         candidate_rewards: fp32 [B, N], rewards of all trajectories made, in the order of their seeds; N is K
             without ``best_of``.

@@ -7,14 +7,8 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from entrgi.models.attention import keep_masks_on_device
 from entrgi.sequences import holds_any
-
-# Causal classifiers whose head is more than a matrix (``score``).
-CAUSAL_WITH_HEAD = {"modernbert-decoder"}
-BIDIRECTIONAL_BY_LAYER: set[str] = set()
 
 
 def attention_mask(
@@ -42,8 +36,3 @@ def attention_mask(
     if pad_token_id is not None:
         hidden = hidden | (tokens == pad_token_id)
     return valid & ~(hidden & response)
-
-
-def prepared_masks(model: PreTrainedModel) -> None:
-    """Every model builds its masks itself, see :mod:`entrgi.models.attention`."""
-    keep_masks_on_device(model)
