@@ -104,7 +104,7 @@ class ModelRewardOptions(RewardOptions):
 
     Attributes:
         reuse_prefix: compute keys and values of what stands before the response once per generation (causal models
-            whose masks can be prepared, see :mod:`entrgi.rewards.masks`). The same rewards and gradients to rounding.
+            that compute the same after a kept one, which is tried). The same rewards and gradients to rounding.
         compile: run the transformer through ``torch.compile``.
     """
 
