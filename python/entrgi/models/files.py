@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import Tensor
 
 from entrgi.models.errors import loading
 from entrgi.models.fields import read_json
@@ -244,6 +245,15 @@ def opened(argument: str, file: Path, device: str = "cpu") -> safe_open:
         return safe_open(file, framework="pt", device=device)
     except Exception as error:
         raise ValueError(f"{argument}: cannot read {str(file)!r}: {error}") from error
+
+
+def read_tensors(argument: str, tensors: Mapping[str, Stored], device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Each of ``tensors`` with its name, file by file. Raises ValueError where a file cannot be read."""
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        with opened(argument, file, device) as reader:
+            for name, tensor in tensors.items():
+                if tensor.file == file:
+                    yield name, reader.get_tensor(tensor.key)
 
 
 def _is_derived(key: str) -> bool:
