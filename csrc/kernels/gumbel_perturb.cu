@@ -31,8 +31,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gumbel_perturb_kernel(const GumbelPerturbParams p, float scale, unsigned blocks_per_row) {
   const int64_t n = blockIdx.x / blocks_per_row;
-  const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
-  float* output = p.output + n * p.output_stride;
+  const T* logits = static_cast<const T*>(p.logits.data) + n * p.logits.stride;
+  float* output = fp32(p.output.data) + n * p.output.stride;
   const int vocab = static_cast<int>(p.vocab);
   // Ids from a boundary of the output to the row's start.
   const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(output) % 16 / sizeof(float));
@@ -85,7 +85,7 @@ cudaError_t gumbel_perturb(const GumbelPerturbParams& p, const Plan& plan, cudaS
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  return with_type(p.logits_dtype, [&]<typename T>() {
+  return with_type(p.logits.dtype, [&]<typename T>() {
     return launch_kernel<gumbel_perturb_kernel<T>>({plan.grid, kThreads}, stream, p,
                                                    static_cast<float>(p.scale),
                                                    static_cast<unsigned>(plan.grid / p.n));

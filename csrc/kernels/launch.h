@@ -24,14 +24,15 @@ cudaError_t with_type(DType dtype, const Launch& launch) {
       return launch.template operator()<__half>();
     case DType::kFloat32:
       return launch.template operator()<float>();
+    default:
+      return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
 }
 
 // The same for a matrix of 16-bit elements.
 template <typename Launch>
 cudaError_t with_16_bit_type(DType dtype, const Launch& launch) {
-  if (dtype == DType::kFloat32) return cudaErrorInvalidValue;
+  if (size_of(dtype) != 2) return cudaErrorInvalidValue;
   return dtype == DType::kBFloat16 ? launch.template operator()<__nv_bfloat16>()
                                    : launch.template operator()<__half>();
 }

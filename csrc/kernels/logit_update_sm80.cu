@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int r = threadIdx.x; r < kM; r += kThreads) {
     const int64_t row = first_row + r < p.n ? grad_row(p, first_row + r) : -1;
-    row_offset[r] = row < 0 ? -1 : row * p.grad_stride;
+    row_offset[r] = row < 0 ? -1 : row * p.grad.stride;
   }
   __syncthreads();
 
@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(kThreads)
     if (step < step_count) {
       const uint32_t stage = ring + step % kStages * kStageBytes;
       GTile::template fill<kThreads>(
-          stage, static_cast<const T*>(p.grad), [&](int r) { return row_offset[r]; }, int64_t{step} * kStep,
-          p.dim, g_granule);
+          stage, static_cast<const T*>(p.grad.data), [&](int r) { return row_offset[r]; },
+          int64_t{step} * kStep, p.dim, g_granule);
       ETile::template fill<kThreads>(
-          stage + GTile::kBytes, static_cast<const T*>(p.embedding),
+          stage + GTile::kBytes, static_cast<const T*>(p.embedding.data),
           [&](int r) {
-            return first_column + r < p.vocab ? (first_column + r) * p.embedding_stride : int64_t{-1};
+            return first_column + r < p.vocab ? (first_column + r) * p.embedding.stride : int64_t{-1};
           },
           int64_t{step} * kStep, p.dim, e_granule);
     }
@@ -163,8 +163,8 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
   return launch_kernel<logit_update_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>, kBytes>(
       {plan.grid, kThreads, kBytes}, stream, p, UpdateScalars(p),
-      copy_granule(p.grad, p.grad_stride, sizeof(T)),
-      copy_granule(p.embedding, p.embedding_stride, sizeof(T)));
+      copy_granule(p.grad.data, p.grad.stride, sizeof(T)),
+      copy_granule(p.embedding.data, p.embedding.stride, sizeof(T)));
 }
 
 template <typename Z, typename T>
@@ -179,8 +179,8 @@ cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream
 
 cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kThreads || plan.block_k != kStep) return cudaErrorInvalidValue;
-  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
-    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
+  return with_16_bit_type(p.embedding.dtype, [&]<typename T>() {
+    return with_type(p.logits.dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
   });
 }
 

@@ -244,11 +244,11 @@ cudaError_t launch(const LogitUpdateParams& p, const Plan& plan, cudaStream_t st
 
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
-  cudaError_t error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim,
+  cudaError_t error = make_tensor_map(&grad_map, p.embedding.dtype, gathered, p.n, p.dim,
                                       GatheredGrad::pitch(p.dim), kM / plan.cluster_n);
   if (error != cudaSuccess) return error;
-  error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
-                          kN / plan.cluster_m);
+  error = make_tensor_map(&embedding_map, p.embedding.dtype, p.embedding.data, p.vocab, p.dim,
+                          p.embedding.stride, kN / plan.cluster_m);
   if (error != cudaSuccess) return error;
   const Schedule schedule{plan.cluster_m,
                           plan.cluster_n,
@@ -273,12 +273,12 @@ cudaError_t choose_tile(const LogitUpdateParams& p, const Plan& plan, cudaStream
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   const auto one_or_two = [](int size) { return size == 1 || size == 2; };
   if (plan.threads != kThreads || plan.block_k != Shared::kStep || !one_or_two(plan.cluster_m) ||
-      !one_or_two(plan.cluster_n) || !rows_aligned(p)) {
+      !one_or_two(plan.cluster_n) || !shape_of(p).logits_aligned) {
     return cudaErrorInvalidValue;
   }
-  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
-    if (p.logits_dtype == p.embedding_dtype) return choose_tile<T, T>(p, plan, stream);
-    if (p.logits_dtype == DType::kFloat32) return choose_tile<float, T>(p, plan, stream);
+  return with_16_bit_type(p.embedding.dtype, [&]<typename T>() {
+    if (p.logits.dtype == p.embedding.dtype) return choose_tile<T, T>(p, plan, stream);
+    if (p.logits.dtype == DType::kFloat32) return choose_tile<float, T>(p, plan, stream);
     return cudaErrorInvalidValue;
   });
 }

@@ -13,6 +13,8 @@ const char* name_of(DType dtype) {
       return "float16";
     case DType::kFloat32:
       return "float32";
+    case DType::kFloat64:
+      return "float64";
   }
   return "";
 }

@@ -6,13 +6,10 @@
 #include <cstdint>
 #include <string>
 
+#include "params.h"
+
 namespace entrgi {
 
-enum class DType { kBFloat16, kFloat16, kFloat32 };
-
-constexpr int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
-}
 const char* name_of(DType dtype);
 
 enum class Op {

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int r = threadIdx.x; r < kM; r += kThreads) {
     const int64_t n = first_row + r;
-    row_offset[r] = n < p.n && output_row(p, n) >= 0 ? n * p.logits_stride : -1;
+    row_offset[r] = n < p.n && output_row(p, n) >= 0 ? n * p.logits.stride : -1;
   }
   // Rows that are not there have logsumexp = inf: q = 0.
   float lse[kFragmentsM][2];
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int64_t n = first_row + warp_row + m * 16 + h * 8 + group;
-      lse[m][h] = n < p.n && output_row(p, n) >= 0 ? p.logsumexp[n] : CUDART_INF_F;
+      lse[m][h] = n < p.n && output_row(p, n) >= 0 ? fp32(p.logsumexp)[n] : CUDART_INF_F;
     }
   }
   __syncthreads();
@@ -92,11 +92,11 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t id = (first_step + step) * kStep;
       const uint32_t stage = ring + step % kStages * kStageBytes;
       ZTile::template fill<kThreads>(
-          stage, static_cast<const Z*>(p.logits), [&](int r) { return row_offset[r]; }, id, p.vocab,
+          stage, static_cast<const Z*>(p.logits.data), [&](int r) { return row_offset[r]; }, id, p.vocab,
           z_granule);
       ETile::template fill<kThreads>(
-          stage + ZTile::kBytes, static_cast<const T*>(p.embedding),
-          [&](int r) { return id + r < p.vocab ? (id + r) * p.embedding_stride : int64_t{-1}; }, first_column,
+          stage + ZTile::kBytes, static_cast<const T*>(p.embedding.data),
+          [&](int r) { return id + r < p.vocab ? (id + r) * p.embedding.stride : int64_t{-1}; }, first_column,
           p.dim, e_granule);
     }
     commit_copies();
@@ -180,8 +180,8 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
   if (plan.stages != kStages || plan.shared_bytes != kBytes) return cudaErrorInvalidValue;
   return launch_kernel<relaxed_embedding_sm80_kernel<Z, T, kM, kN, kWarpsM, kStages>, kBytes>(
       {plan.grid, kThreads, kBytes}, stream, p, SoftmaxScale(p.temperature), pitch_of(p.dim),
-      static_cast<int>(plan.splits), copy_granule(p.logits, p.logits_stride, sizeof(Z)),
-      copy_granule(p.embedding, p.embedding_stride, sizeof(T)));
+      static_cast<int>(plan.splits), copy_granule(p.logits.data, p.logits.stride, sizeof(Z)),
+      copy_granule(p.embedding.data, p.embedding.stride, sizeof(T)));
 }
 
 template <typename Z, typename T>
@@ -196,8 +196,8 @@ cudaError_t choose_tile(const RelaxedEmbeddingParams& p, const Plan& plan, cudaS
 
 cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   if (plan.threads != kThreads || plan.block_k != kStep) return cudaErrorInvalidValue;
-  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
-    return with_type(p.logits_dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
+  return with_16_bit_type(p.embedding.dtype, [&]<typename T>() {
+    return with_type(p.logits.dtype, [&]<typename Z>() { return choose_tile<Z, T>(p, plan, stream); });
   });
 }
 

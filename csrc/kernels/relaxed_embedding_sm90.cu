@@ -248,7 +248,8 @@ __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const S
   // Rows that are not there have logsumexp = inf: q = 0.
   float lse[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) lse[h] = present(p, row + 8 * h) ? p.logsumexp[row + 8 * h] : CUDART_INF_F;
+  for (int h = 0; h < 2; ++h)
+    lse[h] = present(p, row + 8 * h) ? fp32(p.logsumexp)[row + 8 * h] : CUDART_INF_F;
   const Reader read(warp * 16, lane);
   const Release release(work.sharing, lane);
 
@@ -376,10 +377,10 @@ cudaError_t launch(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream
   const int64_t steps = ceil_div(p.vocab, kStep);
   const int logit_parts = std::max(plan.cluster_n, tiles.rest_n);
   CUtensorMap embedding, logits;
-  cudaError_t error =
-      make_tensor_map(&embedding, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride, kStep);
+  cudaError_t error = make_tensor_map(&embedding, p.embedding.dtype, p.embedding.data, p.vocab, p.dim,
+                                      p.embedding.stride, kStep);
   if (error == cudaSuccess) {
-    error = make_tensor_map(&logits, p.logits_dtype, p.logits, p.n, p.vocab, p.logits_stride,
+    error = make_tensor_map(&logits, p.logits.dtype, p.logits.data, p.n, p.vocab, p.logits.stride,
                             L::kM / logit_parts);
   }
   if (error != cudaSuccess) return error;
@@ -414,9 +415,9 @@ cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& 
   if ((cluster != 1 && cluster != 2 && cluster != 4) || plan.cluster_n > 2 || plan.block_k != kStep) {
     return cudaErrorInvalidValue;
   }
-  return with_16_bit_type(p.embedding_dtype, [&]<typename T>() {
-    if (p.logits_dtype == DType::kFloat32) return choose_tile<float, T>(p, plan, stream);
-    if (p.logits_dtype == p.embedding_dtype) return choose_tile<T, T>(p, plan, stream);
+  return with_16_bit_type(p.embedding.dtype, [&]<typename T>() {
+    if (p.logits.dtype == DType::kFloat32) return choose_tile<float, T>(p, plan, stream);
+    if (p.logits.dtype == p.embedding.dtype) return choose_tile<T, T>(p, plan, stream);
     return cudaErrorInvalidValue;
   });
 }

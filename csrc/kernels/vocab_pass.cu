@@ -125,7 +125,7 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
   __syncthreads();
   const int vocab = static_cast<int>(p.vocab);
   const RowScores scores{max, scales.scale, scales.bins_per_logit};
-  const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden, vocab};
+  const GlobalRow<T> row{static_cast<const T*>(p.logits.data) + n * p.logits.stride, p.forbidden, vocab};
   DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
   // Two calls, one copy of the code.
 #pragma unroll 1
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool* forbidden = kDraw ? p.forbidden : nullptr;
   SoftmaxState state = empty_state();
   if (splits == 1) {
-    const RowVectors<T> row(static_cast<const T*>(p.logits) + n * p.logits_stride, 0,
+    const RowVectors<T> row(static_cast<const T*>(p.logits.data) + n * p.logits.stride, 0,
                             static_cast<int>(p.vocab));
     state = read_part(row, forbidden, scales);
   } else if (threadIdx.x < splits) {
@@ -217,7 +217,7 @@ cudaError_t launch(const SampleTokensParams& p, const Plan& plan, cudaStream_t s
   const int splits = static_cast<int>(plan.splits);
   if (splits > 1) {
     const cudaError_t error = launch_kernel<partial_kernel<T>>(
-        {p.n * splits, kThreads}, stream, static_cast<const T*>(p.logits), p.logits_stride,
+        {p.n * splits, kThreads}, stream, static_cast<const T*>(p.logits.data), p.logits.stride,
         static_cast<int>(p.vocab), kDraw ? p.forbidden : nullptr, scales, splits,
         static_cast<SoftmaxState*>(p.workspace));
     if (error != cudaSuccess) return error;
@@ -234,7 +234,7 @@ cudaError_t dispatch(const SampleTokensParams& p, const Plan& plan, cudaStream_t
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
-  return with_type(p.logits_dtype, [&]<typename T>() { return launch<T, kDraw>(p, plan, stream); });
+  return with_type(p.logits.dtype, [&]<typename T>() { return launch<T, kDraw>(p, plan, stream); });
 }
 
 }  // namespace

@@ -126,7 +126,7 @@ def prepare(
 ) -> Generation:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
-    num_trajectories = config.trajectories
+    num_trajectories = config.num_trajectories
     memory.check(config, len(prompts), denoiser.vocab_size, denoiser.dtype.itemsize, torch.device(denoiser.device))
     if trajectory_seeds is None:
         seeds = derive_seeds(_base_seed(seed, generator), len(prompts), num_trajectories)

@@ -11,15 +11,19 @@ from torch.autograd import forward_ad
 
 import entrgi_ext
 from entrgi_ext import reference
-from support.calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, operator_schemas, schema_arguments
+from support.calls import (
+    OPERATORS,
+    WRITTEN,
+    arguments,
+    backward_arguments,
+    call,
+    names_of,
+    schema_arguments,
+)
 from support.helpers import random_embedding, random_keys, random_logits
 
 ALL = (*OPERATORS, "logit_statistics_backward")
 COMPUTED = {("logit_statistics", "logits"), ("relaxed_embedding", "logits"), ("gumbel_perturb", "logits")}
-
-
-def names_of(name: str) -> list[str]:
-    return [argument.name for argument in operator_schemas()[name].arguments]
 
 
 def valid_arguments(name: str, device: str, dtype: torch.dtype) -> dict:
@@ -112,6 +116,7 @@ def by_jacobian(run, name, keywords, argument):
     return torch.func.jacrev(loss)(keywords[argument])[0]
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("how", [by_backward, by_transform, by_jacobian])
 @pytest.mark.parametrize("run", [raw, public])
 @pytest.mark.parametrize(("name", "argument"), READ)
@@ -142,6 +147,7 @@ def tangent_by_dual_numbers(run, name, keywords, argument):
         run(name, {**keywords, argument: dual})
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("how", [tangent_by_transform, tangent_by_dual_numbers])
 @pytest.mark.parametrize("run", [raw, public])

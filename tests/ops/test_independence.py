@@ -28,6 +28,7 @@ def results(name: str, keywords: dict) -> list[torch.Tensor]:
     return [*result, *(keywords[key] for key in WRITTEN.get(name, []))]
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("n", "v", "d"), SHAPES)
 @pytest.mark.parametrize("name", OPERATORS)
@@ -63,6 +64,7 @@ def rows_of(part: slice, temperature: float, logits, embedding, gradient, keys):
 COUNTS = (*range(1, 18), 31, 100, 159, 160, 161, 175, 176, 177, 191, 192, 200, 320, 336, 399)
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("temperature", [0.7, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("n", "v", "d"), [(400, 2100, 64), (24, 20_000, 600), (200, 1100, 1030)])
@@ -89,8 +91,8 @@ def test_padding_rows_change_no_bits(threads):
     rows[3::2] = -1
     kept = rows >= 0
     some, some_soft = torch.zeros(n, d), torch.zeros(n, d)
-    entrgi_ext.relaxed_embedding_(some, some_soft, z, lse, e, 0.7, rows=rows)
+    entrgi_ext.relaxed_embedding_(some, some_soft, z, lse, e, 0.7, row_index=rows)
     assert_same(some[kept], output[kept])
     assert_same(some_soft[kept], soft[kept])
     slope = entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7)
-    assert_same(entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7, rows=rows)[kept], slope[kept])
+    assert_same(entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7, row_index=rows)[kept], slope[kept])
