@@ -188,7 +188,7 @@ def guide(
     tensors = {
         "logits": logits,
         "inputs_embeds": inputs_embeds,
-        "rows": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
+        "row_index": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
         "tokens": tokens,
         "keys": rows.keys,
         "error_flag": generation.error_flags[step.index : step.index + 1],
