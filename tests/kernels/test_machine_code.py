@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.build_simulated import ROOT
-from support.compiled import compile_command
+from support.compiled import compile_command, compiled_once
 
 
 def _load_tool():
@@ -99,14 +99,17 @@ def disassembled(path) -> list:
 @pytest.fixture(scope="module")
 def fixture(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The functions of FIXTURE by name and architecture."""
-    folder = tmp_path_factory.mktemp("machine_code")
-    (folder / "fixture.cu").write_text(FIXTURE)
-    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a")]
-    command = compile_command(
-        *architectures, "-lineinfo", "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu")
-    )
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+
+    def build(folder):
+        (folder / "fixture.cu").write_text(FIXTURE)
+        architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a")]
+        command = compile_command(
+            *architectures, "-lineinfo", "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu")
+        )
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+
+    folder = compiled_once(tmp_path_factory, "machine_code", build)
     return {(f.name, f.arch): f for f in disassembled(folder / "fixture.o")}
 
 
