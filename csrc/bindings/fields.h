@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <initializer_list>
+#include <iterator>
 #include <string>
 #include <type_traits>
 
@@ -15,19 +15,14 @@ namespace entrgi {
 namespace py = pybind11;
 
 // The value of that name.
-template <typename Enum, typename Values>
-Enum parse(const char* argument, const std::string& name, const Values& values) {
+template <typename Enum>
+Enum parse(const char* argument, const std::string& name) {
   std::string expected;
-  for (const Enum value : values) {
-    if (name == name_of(value)) return value;
-    expected += std::string(expected.empty() ? "" : ", ") + name_of(value);
+  for (size_t i = 0; i < std::size(Names<Enum>::kAll); ++i) {
+    if (name == Names<Enum>::kAll[i]) return static_cast<Enum>(i);
+    expected += std::string(expected.empty() ? "" : ", ") + Names<Enum>::kAll[i];
   }
   throw py::value_error(std::string(argument) + " must be one of " + expected + ", got " + name);
-}
-
-inline DType parse_dtype(const char* argument, const std::string& name) {
-  return parse<DType>(argument, name,
-                      std::initializer_list{DType::kBFloat16, DType::kFloat16, DType::kFloat32});
 }
 
 // A Python value as a T; raises a sentence that names the argument.
@@ -61,7 +56,7 @@ class Fields {
     if constexpr (std::is_pointer_v<T>) {
       field = reinterpret_cast<T>(read<uintptr_t>(name, value));
     } else if constexpr (std::is_same_v<T, DType>) {
-      field = parse_dtype(name, read<std::string>(name, value));
+      field = parse<DType>(name, read<std::string>(name, value));
     } else {
       field = read<T>(name, value);
     }

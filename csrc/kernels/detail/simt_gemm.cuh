@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "../plan_families.h"
+
 namespace entrgi {
 
 constexpr int kSimtThreads = 256, kSimtStep = 16;
@@ -143,9 +145,12 @@ struct SimtTile {
   }
 };
 
-// Tiles by rows: the first is bound by the embedding's bytes, the last by arithmetic.
-using SimtFewRows = SimtTile<16, 256, 1, 1>;
-using SimtSomeRows = SimtTile<64, 128, 1, 2>;
-using SimtManyRows = SimtTile<128, 128, 2, 2>;
+// By rows: few are bound by the embedding's bytes, many by arithmetic.
+template <int kM, int kN>
+using SimtTileOf = SimtTile<kM, kN, (kM > 64 ? 2 : 1), (kN > 128 ? 1 : 2)>;
+
+constexpr bool is_simt(const BuiltTile& t) {
+  return t.threads == kSimtThreads && t.block_k == kSimtStep && t.stages == 2;
+}
 
 }  // namespace entrgi
