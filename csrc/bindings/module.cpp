@@ -1,6 +1,6 @@
-// Python bindings of the kernel layer, for what is not an operator: launch plans, floors, the device at hand, the
-// architectures compiled in and, in builds for tests (ENTRGI_LAUNCHERS), the raw launchers. Imports neither torch
-// nor numpy. entrgi_ext/plans.py is their documented face.
+// Python bindings of the kernel layer, for what is not an operator: launch plans, floors, the device at hand,
+// the architectures compiled in and, in builds for tests (ENTRGI_LAUNCHERS), the raw launchers. Imports
+// neither torch nor numpy. entrgi_ext/plans.py is their documented face.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -175,12 +175,14 @@ PYBIND11_MODULE(_bindings, m) {
   m.doc() =
       "Launch plans and floors of the entrgi kernels, for tests their raw launchers; entrgi_ext.plans is the "
       "documented face.";
-  define(m, "plan", &plan,
-         "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, cluster (m, n), "
-         "splits, grid, shared_bytes, workspace_bytes. By keyword: trajectories, logits_aligned, embedding_aligned, "
-         "arch, num_sms, clusters_of_2, clusters_of_4, clusters_of_8, and what replaces the plan's choices: "
-         "kernel, splits, block_m, block_n, block_k, stages, cluster_m, cluster_n. What is forced stands below "
-         "these.");
+  define(
+      m, "plan", &plan,
+      "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, cluster (m, n), "
+      "splits, grid, shared_bytes, workspace_bytes. By keyword: trajectories, logits_aligned, "
+      "embedding_aligned, "
+      "arch, num_sms, clusters_of_2, clusters_of_4, clusters_of_8, and what replaces the plan's choices: "
+      "kernel, splits, block_m, block_n, block_k, stages, cluster_m, cluster_n. What is forced stands below "
+      "these.");
   define(m, "floor", &entrgi::floor,
          "The least device-memory traffic (bytes) and matrix arithmetic (flops) of an operator. By keyword: "
          "trajectories, and of adam_step_ step (1 reads no moments) and last (writes none).");
@@ -191,7 +193,8 @@ PYBIND11_MODULE(_bindings, m) {
         "Forces {operator: {field: value}} in place of what was forced before, or has every plan refused.",
         py::arg("plans"), py::arg("refusal") = "");
   m.def("forced_plans", &forced, "What is forced, by operator and field; raises the refusal.");
-  m.attr("KERNELS") = std::vector<std::string>(std::begin(Names<Kernel>::kAll), std::end(Names<Kernel>::kAll));
+  m.attr("KERNELS") =
+      std::vector<std::string>(std::begin(Names<Kernel>::kAll), std::end(Names<Kernel>::kAll));
   m.def("device", &device, "The GPU that launches go to, as plans take it; None without one.");
   m.def("compiled_architectures", &compiled_architectures,
         "Architectures the CUDA kernels were compiled for; empty in a build without CUDA.");

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <string_view>
 
-#include "kernels.h"
 #include "detail/launch.h"
+#include "kernels.h"
 
 namespace entrgi {
 namespace {

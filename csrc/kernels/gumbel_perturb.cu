@@ -6,9 +6,9 @@
 //
 // Floor    N V (sizeof(z) + 4) bytes. The arithmetic weighs more: Philox4x32-10 takes 17 wide
 //          multiplications an id (of 20, three depend on the row alone or reach no output), all of it some
-//          130 instructions in the SASS of sm_90a, or a cycle of an SM, in which its share of an H200's
-//          memory moves three times the 6 bytes of a bf16 id. The noise is the draw's: no cheaper one will
-//          do.
+//          130 instructions in the SASS of sm_90a (counted), or a cycle of an SM, in which its share of an
+//          H200's memory moves three times the 6 bytes of a bf16 id. The noise is the draw's: no cheaper one
+//          will do.
 //
 // Tiling   one CTA per 2,048 ids of a row, two groups of four ids per thread. Groups lie on 16-byte
 //          boundaries of the output, whatever V is; the logits of a group are one access too where they meet

@@ -28,8 +28,8 @@ Plan plan_fixed(Op op, const Shape& s, const PlanOverrides& asked) {
   return plan;
 }
 
-// Of the operators that leave nothing to choose: gradient and statistics of a row, or its key, by every thread
-// that has ids. commit_ has none: its rows per trajectory are data.
+// Of the operators that leave nothing to choose: gradient and statistics of a row, or its key, by every
+// thread that has ids. commit_ has none: its rows per trajectory are data.
 Requests fixed_requests(Op op, const Shape& s, const Plan& plan) {
   const int64_t logits = s.n * s.vocab * size_of(s.logits);
   if (op == Op::kCommit) return {};

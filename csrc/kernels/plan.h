@@ -92,10 +92,14 @@ struct Names<DType> {
 };
 template <>
 struct Names<Op> {
-  static constexpr const char* kAll[] = {"logit_statistics", "logit_statistics_backward",
-                                         "sample_tokens",    "gumbel_perturb",
-                                         "relaxed_embedding", "logit_gradient",
-                                         "adam_step_",       "sgd_step_",
+  static constexpr const char* kAll[] = {"logit_statistics",
+                                         "logit_statistics_backward",
+                                         "sample_tokens",
+                                         "gumbel_perturb",
+                                         "relaxed_embedding",
+                                         "logit_gradient",
+                                         "adam_step_",
+                                         "sgd_step_",
                                          "commit_"};
 };
 template <>
@@ -114,7 +118,8 @@ struct Names<Kernel> {
                                          "logit_update_matmul",
                                          "commit"};
 };
-static_assert(std::size(Names<Op>::kAll) == static_cast<size_t>(Op::kCommit) + 1, "every operator has a name");
+static_assert(std::size(Names<Op>::kAll) == static_cast<size_t>(Op::kCommit) + 1,
+              "every operator has a name");
 static_assert(std::size(Names<Kernel>::kAll) == static_cast<size_t>(Kernel::kCommit) + 1,
               "every kernel has a name");
 
@@ -127,9 +132,9 @@ constexpr const char* name_of(Enum value) {
 // 65,535, the limit of the other two dimensions). The small kernels around it (merge, reduce) follow from it.
 struct Plan {
   Kernel kernel;
-  int block_m = 0, block_n = 0,
-      block_k = 0;  // tile of the output and of the reduction; 0 where there is none
-  int stages = 0;   // depth of the pipeline of asynchronous copies
+  // Tile of the output and of the reduction; 0 where there is none.
+  int block_m = 0, block_n = 0, block_k = 0;
+  int stages = 0;  // depth of the pipeline of asynchronous copies
   int threads = 0;
   int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along the rows and along the columns of the output
   int64_t splits = 1;                // parts of the vocabulary that are reduced in a fixed order afterwards

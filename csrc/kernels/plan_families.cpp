@@ -47,7 +47,8 @@ bool has_splits(Kernel kernel) {
 
 }  // namespace
 
-Kernel choose_kernel(const std::vector<Kernel>& possible, const PlanOverrides& asked, std::string_view where) {
+Kernel choose_kernel(const std::vector<Kernel>& possible, const PlanOverrides& asked,
+                     std::string_view where) {
   if (asked.kernel.empty()) return possible.front();
   std::vector<std::string> names;
   for (const Kernel kernel : possible) {

@@ -1,5 +1,5 @@
-// The dialect in which every family of operators plans: it lists the candidates that can serve a shape, in the
-// order of preference, `narrow` leaves those that have what was asked for, and the family takes the best.
+// The dialect in which every family of operators plans: it lists the candidates that can serve a shape, in
+// the order of preference, `narrow` leaves those that have what was asked for, and the family takes the best.
 #pragma once
 
 #include <string>
@@ -32,8 +32,8 @@ inline Plan plan_of(Kernel kernel, const BuiltTile& tile) {
   return {kernel, tile.block_m, tile.block_n, tile.block_k, tile.stages, tile.threads};
 }
 
-// Of the kernels that leave nothing to choose: ids of a row in a CTA of gumbel_perturb and statistics_backward;
-// commit has the threads alone.
+// Of the kernels that leave nothing to choose: ids of a row in a CTA of gumbel_perturb and
+// statistics_backward; commit has the threads alone.
 constexpr BuiltTile kElementwise{0, 2048, 0, 0, 256};
 
 // What plans of matrix products take for granted of a list.
@@ -48,9 +48,9 @@ constexpr bool ascends_in_rows(const BuiltTile (&tiles)[kCount]) {
 // The kernel that was asked for, or the first of the possible ones, which are possible `where`.
 Kernel choose_kernel(const std::vector<Kernel>& possible, const PlanOverrides& asked, std::string_view where);
 
-// The same for a product with the embedding, whose kernels these are. fp32 embeddings are torch's product from
-// kMatmulRows rows on; sm_90 needs logits of the embedding's type or fp32, in aligned rows, and what TMA counts
-// to fit 32 bits.
+// The same for a product with the embedding, whose kernels these are. fp32 embeddings are torch's product
+// from kMatmulRows rows on; sm_90 needs logits of the embedding's type or fp32, in aligned rows, and what TMA
+// counts to fit 32 bits.
 struct ProductKernels {
   Kernel sm90, sm80, simt, matmul;
 };
@@ -67,8 +67,8 @@ void prefer(std::vector<Plan>& candidates, int Plan::* field, int wanted);
 // Leaves the tile that holds all rows, the first of them, else the last.
 void prefer_tile_of_rows(std::vector<Plan>& candidates, int64_t rows);
 
-// The only candidate of a product that torch multiplies, in chunks of block_n ids. workspace_bytes is that of a
-// chunk alone.
+// The only candidate of a product that torch multiplies, in chunks of block_n ids. workspace_bytes is that of
+// a chunk alone.
 Plan plan_matmul(Kernel kernel, const Shape& shape, const PlanOverrides& asked);
 
 Plan plan_vocab_pass(Op op, const Shape& shape, const Device& device, const PlanOverrides& asked);

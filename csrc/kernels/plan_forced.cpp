@@ -38,8 +38,8 @@ Plan make_forced_plan(Op op, const Shape& shape, const Device& device, const Pla
   try {
     return make_plan(op, shape, device, merged);
   } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(std::string(error.what()) + " (ENTRGI_FORCE_PLAN or plans.force forces a plan of " +
-                                name_of(op) + ")");
+    throw std::invalid_argument(std::string(error.what()) +
+                                " (ENTRGI_FORCE_PLAN or plans.force forces a plan of " + name_of(op) + ")");
   }
 }
 

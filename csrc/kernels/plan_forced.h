@@ -1,4 +1,5 @@
-// Launch plans forced from outside, for experiments; entrgi_ext/plans.py, which reads and checks them, says how.
+// Launch plans forced from outside, for experiments; entrgi_ext/plans.py, which reads and checks them, says
+// how.
 #pragma once
 
 #include <map>

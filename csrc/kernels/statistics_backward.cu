@@ -57,8 +57,8 @@ cudaError_t logit_statistics_backward(const LogitStatisticsBackwardParams& p, co
   if (plan.kernel != Kernel::kStatisticsBackward) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
   const float inverse_tau = static_cast<float>(std::min<double>(1 / p.temperature, FLT_MAX));
-  const auto kernel =
-      choose([&]<typename T>() { return &compiled<statistics_backward_kernel<T>>; }, any_type(p.logits_dtype));
+  const auto kernel = choose([&]<typename T>() { return &compiled<statistics_backward_kernel<T>>; },
+                             any_type(p.logits_dtype));
   return launch(kernel, {plan.grid, kThreads}, stream, p, inverse_tau);
 }
 

@@ -1,5 +1,5 @@
-// The one way from a launcher to the device: the kernel that was compiled for the dtypes and the tile, a grid that
-// fits, attributes set once for every kernel and device, no error left behind for whoever launches next.
+// The one way from a launcher to the device: the kernel that was compiled for the dtypes and the tile, a grid
+// that fits, attributes set once for every kernel and device, no error left behind for whoever launches next.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -36,8 +36,8 @@ inline cudaLaunchAttribute cluster_attribute(int64_t size) {
   return attribute;
 }
 
-// What was found out or done once for a device, of however many. Never forgotten, so that it can be asked until
-// the process has ended; two threads that ask at once may both find it out.
+// What was found out or done once for a device, of however many. Never forgotten, so that it can be asked
+// until the process has ended; two threads that ask at once may both find it out.
 template <typename Value>
 class PerDevice {
  public:
@@ -66,8 +66,8 @@ class PerDevice {
 class CompiledKernel {
  public:
   CompiledKernel(const void* function, int64_t most_shared_bytes);
-  // Sets its attributes on a device, the current one, unless that was done before. cudaFuncSetAttribute may wait
-  // for copies in flight, and loads the kernel's module, which a graph capture may refuse.
+  // Sets its attributes on a device, the current one, unless that was done before. cudaFuncSetAttribute may
+  // wait for copies in flight, and loads the kernel's module, which a graph capture may refuse.
   cudaError_t prepare(int device);
   // A grid of no CTAs or of more than a device counts is cudaErrorInvalidConfiguration.
   cudaError_t launch(const LaunchConfig& config, void** arguments, cudaStream_t stream);
@@ -133,8 +133,8 @@ auto tile_of(const Plan& plan) {
   return tile_of<kTiles>(plan, std::make_index_sequence<std::size(kTiles)>{});
 }
 
-// kernel_of.template operator()<Types...>(), which gives a kernel's address, with the types of all choices; null
-// where one of them is none. All kernels have the same parameters.
+// kernel_of.template operator()<Types...>(), which gives a kernel's address, with the types of all choices;
+// null where one of them is none. All kernels have the same parameters.
 template <typename... Chosen, typename KernelOfTypes>
 auto choose(const KernelOfTypes& kernel_of) {
   return kernel_of.template operator()<Chosen...>();

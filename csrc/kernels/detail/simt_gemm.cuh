@@ -5,8 +5,8 @@
 //   rows    y 4 ... y 4 + 3  (+ kM / kGroupsM)        columns    x 4 ... x 4 + 3  (+ kN / kGroupsN)
 //
 // so that a warp's reads of b in 16-byte pieces are consecutive and those of a are broadcasts. Clocks of an
-// SM for each step of k and warp: 128 x 128: 16 for the products, 6 for shared memory; 64 x 128: 8 and 5; 16
-// x 256: 4 and 5, where the embedding's bytes take longer than both.
+// SM for each step of k and warp (assumed, from issue rates): 128 x 128: 16 for the products, 6 for shared
+// memory; 64 x 128: 8 and 5; 16 x 256: 4 and 5, where the embedding's bytes take longer than both.
 #pragma once
 
 #include <cstdint>

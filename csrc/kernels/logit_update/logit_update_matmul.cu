@@ -5,19 +5,18 @@
 //                           the gradient of those ids, stored or applied in place   (this kernel)
 //
 // Layouts  workspace: inner and G (GatheredGrad), products [N, block_n]. z [N, V] bf16 / fp16 / fp32, moments
-// fp32.
+//          fp32.
 //
 // Floor    of this kernel: the products, z and the moments read, what the rule changes written: 4 bytes of a
-// logit
-//          more than logit_update_simt.cu moves, and the product writes them before.
+//          logit more than logit_update_simt.cu moves, and the product writes them before.
 //
 // Tiling   2,048 ids of one row per CTA, two vectors of every matrix in flight for each thread.
 //
 // Considered: see relaxed_embedding_matmul.cu.
 #include "../detail/launch.h"
+#include "../detail/matmul_chunk.h"
 #include "logit_update.cuh"
 #include "tiles.h"
-#include "../detail/matmul_chunk.h"
 
 namespace entrgi {
 namespace {

@@ -5,14 +5,13 @@
 // Floor    V d 4 bytes + z and the moments read and written once; 2 N V d FLOPs on the ordinary cores.
 //
 // Tiling   16 x 256, 64 x 128 or 128 x 128 outputs per CTA (detail/simt_gemm.cuh). Row tiles fastest: CTAs
-// sharing
-//          rows of E run together. The products then pass through shared memory, which the operands no longer
-//          need, half a tile at a time, and the epilogue runs along rows of the logits as in
+//          sharing rows of E run together. The products then pass through shared memory, which the operands
+//          no longer need, half a tile at a time, and the epilogue runs along rows of the logits as in
 //          logit_update_sm80.cu.
 //
 // Considered: see relaxed_embedding_simt.cu.
-#include "../detail/simt_gemm.cuh"
 #include "../detail/launch.h"
+#include "../detail/simt_gemm.cuh"
 #include "logit_update.cuh"
 #include "tiles.h"
 

@@ -2,11 +2,11 @@
 //
 //   acc = G E^T,  gradient = q (acc - inner) / tau,  then stored, or applied to z (and the moments) in place
 //
-//   G [R, d] gathered by row and E [V, d], bf16 / fp16, row-major; z [N, V] bf16 / fp16 / fp32; moments fp32
-//   [N, V]
+//   G [R, d] gathered by row and E [V, d], bf16 / fp16, row-major; z [N, V] bf16 / fp16 / fp32;
+//   moments fp32 [N, V]
 //
 // Floor    V d sizeof(E) + z read and written + 8 to 16 bytes of moments per logit; 2 N V d FLOPs.
-//          At N = 512, d = 2048 bytes and FLOPs take about the same time.
+//          At N = 512, d = 2048 bytes and FLOPs take about the same time (assumed: an A100's data sheet).
 //
 // Tiling   CTA of four warps, d in steps of 32 through a cp.async ring:
 //            M 16  x N 256   1 x 4 warps of 16 x 64     N <= 16
@@ -19,12 +19,13 @@
 // The accumulators then pass through shared memory, which the ring no longer needs, so that the epilogue runs
 // along rows of the logits: whole 128-byte lines, four consecutive ids and four loads in flight per thread,
 // in a loop of a few hundred instructions. Applying them from registers was tried first: each thread's
-// accesses are ordered by the stores between them, and the unrolled code of 18 kernels took 85 s to compile.
+// accesses are ordered by the stores between them, and the unrolled code of 18 kernels took 85 s to compile
+// (measured).
 //
 // The rule (gradient, Adam, SGD) and first / last step are run-time values: uniform branches in the epilogue,
 // a ninth of the instantiations.
-#include "../detail/tile.cuh"
 #include "../detail/launch.h"
+#include "../detail/tile.cuh"
 #include "logit_update.cuh"
 #include "tiles.h"
 
@@ -35,6 +36,8 @@ using namespace logit_update_tiles;
 
 constexpr int kThreads = 128;
 constexpr int kStep = 32;
+template <int kN>
+constexpr int kPitch = Sm80Shared::pitch(kN);
 
 template <typename Z, typename T, int kM, int kN, int kWarpsM, int kStages>
 __global__ void __launch_bounds__(kThreads)
@@ -114,15 +117,14 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_copies<0>();
   __syncthreads();  // every warp is done with the ring
 
-  constexpr int kPitch = Sm80Shared::pitch(kN);
   float* products = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int m = 0; m < kFragmentsM; ++m) {
 #pragma unroll
     for (int f = 0; f < kFragmentsN; ++f) {
-      float* to = products + (warp_row + m * 16 + group) * kPitch + warp_column + f * 8 + 2 * pair;
+      float* to = products + (warp_row + m * 16 + group) * kPitch<kN> + warp_column + f * 8 + 2 * pair;
       *reinterpret_cast<float2*>(to) = {accumulator[m][f][0], accumulator[m][f][1]};
-      *reinterpret_cast<float2*>(to + 8 * kPitch) = {accumulator[m][f][2], accumulator[m][f][3]};
+      *reinterpret_cast<float2*>(to + 8 * kPitch<kN>) = {accumulator[m][f][2], accumulator[m][f][3]};
     }
   }
   __syncthreads();
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kBatch; ++i) {
       const int index = first + i * kThreads;
       const float4 product =
-          *reinterpret_cast<const float4*>(products + index / kQuads * kPitch + index % kQuads * 4);
+          *reinterpret_cast<const float4*>(products + index / kQuads * kPitch<kN> + index % kQuads * 4);
       if (rows[i].n < p.n) {
         logits[i].apply(p, scalars, rows[i], columns_at(p, scalars, first_column + index % kQuads * 4),
                         {product.x, product.y, product.z, product.w});

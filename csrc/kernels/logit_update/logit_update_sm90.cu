@@ -6,8 +6,8 @@
 //   fp16 / fp32, moments fp32 [N, V], read and written by threads
 //
 // Floor    V d sizeof(E) + z read and written + 8 to 16 bytes of moments per logit; 2 N V d FLOPs.
-//          At N = 512, d = 2048 both take about half a millisecond, so they must overlap: hence the
-//          ping-pong.
+//          At N = 512, d = 2048 both take about half a millisecond (assumed: an H200's data sheet), so they
+//          must overlap: hence the ping-pong.
 //
 // Tiling   CTA of three warpgroups, one per SM, persistent. One thread of the first fills a ring of stages,
 //          each 64 of d; the other two take whole tiles in turn, so that while one updates the logits of its
@@ -35,10 +35,10 @@
 //          is not a multiple of 4, the last one to three columns follow one by one.
 //
 // What lost: see docs/kernels/logit_update.md.
-#include "../detail/ring.cuh"
 #include "../detail/launch.h"
-#include "logit_update_chunk.cuh"
+#include "../detail/ring.cuh"
 #include "../detail/tensor_map.h"
+#include "logit_update_chunk.cuh"
 
 namespace entrgi {
 namespace {
@@ -55,7 +55,6 @@ struct Layout {
   static constexpr int kStageBytes = Shared::stage(kM, kN);
   static constexpr int kChunks = Shared::chunks(kM, kN, kStages);
   static constexpr int kBarriers = Shared::barriers(kM, kN, kStages);
-  static constexpr int kBytes = Shared::bytes(kM, kN, kStages);
 };
 
 // How tiles are dealt out: cluster c of the grid takes cluster tiles c, c + clusters, ... in an order that
@@ -246,9 +245,8 @@ cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cuda
       [&]<typename T, typename Logits, typename Place>() {
         constexpr auto t = kSm90[Place::value];
         static_assert(t.threads == kThreads, "the kernel has one warpgroup that loads and two that multiply");
-        return &compiled<
-            logit_update_sm90_kernel<SameOrFloat<Logits, T>, T, t.block_m, t.block_n, t.stages>,
-            UpdateShared::bytes(t)>;
+        return &compiled<logit_update_sm90_kernel<SameOrFloat<Logits, T>, T, t.block_m, t.block_n, t.stages>,
+                         UpdateShared::bytes(t)>;
       },
       type_of_16_bits(p.embedding_dtype), same_or_float(p.logits_dtype, p.embedding_dtype),
       tile_of<kSm90>(plan));

@@ -16,9 +16,9 @@ constexpr ProductKernels kProducts{Kernel::kLogitUpdateSm90, Kernel::kLogitUpdat
 // Every tile; on Hopper alone and in clusters of up to 2 x 2.
 std::vector<Plan> candidates(Kernel kernel) {
   const bool hopper = kernel == Kernel::kLogitUpdateSm90;
-  const std::span<const BuiltTile> tiles = hopper                               ? std::span<const BuiltTile>(kSm90)
-                                      : kernel == Kernel::kLogitUpdateSm80 ? kSm80
-                                                                           : kSimt;
+  const std::span<const BuiltTile> tiles = hopper ? std::span<const BuiltTile>(kSm90)
+                                           : kernel == Kernel::kLogitUpdateSm80 ? kSm80
+                                                                                : kSimt;
   std::vector<Plan> plans;
   for (const BuiltTile& tile : tiles) {
     Plan plan = plan_of(kernel, tile);
@@ -29,10 +29,10 @@ std::vector<Plan> candidates(Kernel kernel) {
   return plans;
 }
 
-// The smallest tile that holds all rows, else the largest. Clusters that share E between two rows of tiles and G
-// between two columns of them halve what the SMs take from L2. Three rows of tiles would make a fourth of
-// nothing but padding; up to 16 logit rows, G is too little to be worth tying two SMs together. Where the device
-// runs no clusters of that size, smaller ones.
+// The smallest tile that holds all rows, else the largest. Clusters that share E between two rows of tiles
+// and G between two columns of them halve what the SMs take from L2. Three rows of tiles would make a fourth
+// of nothing but padding; up to 16 logit rows, G is too little to be worth tying two SMs together. Where the
+// device runs no clusters of that size, smaller ones.
 Plan best_of(std::vector<Plan> plans, const Shape& s, const Device& device) {
   prefer_tile_of_rows(plans, s.n);
   const int64_t rows = ceil_div(s.n, plans.front().block_m);

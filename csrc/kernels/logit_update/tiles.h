@@ -50,8 +50,8 @@ static_assert(std::max(UpdateShared::bytes(kSm90[0]), UpdateShared::bytes(kSm90[
               "every tile for sm_90 fits the shared memory of a CTA");
 
 // Shared memory of logit_update_sm80: the ring and where each row of G starts, then, in their place, the
-// products. These have eight floats more to a row: the eight rows and four pairs of columns that a warp stores
-// do not meet in a bank.
+// products. These have eight floats more to a row: the eight rows and four pairs of columns that a warp
+// stores do not meet in a bank.
 struct Sm80Shared {
   static constexpr int pitch(int block_n) { return block_n + 8; }
   static constexpr int bytes(int block_m, int block_n, int block_k, int stages) {

@@ -58,7 +58,8 @@ double fetched_logits(const Dealt& tiles, const Plan& plan) {
 //   L2             delivers 32 bytes per clock and multiprocessor: what is shared once to all that share it
 //   ingress        64 bytes per clock enter a multiprocessor, shared or not
 //   shared memory  moves 128: both tiles are written, the logits read once, the embedding by each consumer
-// The widest column tile is the slowest, so columns of padding count.
+// The widest column tile is the slowest, so columns of padding count. All rates are assumed; none was
+// measured.
 double estimate(const Plan& plan, const Shape& s, const Device& device) {
   constexpr double kTensorRate = 2048, kL2Rate = 32, kIngressRate = 64, kSharedRate = 128;  // per clock
   constexpr double kMemoryRate = 20.7, kPartialRate = 20;  // per clock and multiprocessor; H200
@@ -80,8 +81,8 @@ double estimate(const Plan& plan, const Shape& s, const Device& device) {
   return std::max(products, memory) + 8. * plan.splits * s.n * s.dim / (device.num_sms * kPartialRate);
 }
 
-// The tile, cluster and splits of the least estimate; tiles above the smallest compete. Splits fill one to four
-// waves.
+// The tile, cluster and splits of the least estimate; tiles above the smallest compete. Splits fill one to
+// four waves.
 Plan best_for_hopper(std::vector<Plan> plans, const Shape& s, const Device& device,
                      const PlanOverrides& asked) {
   if (s.n <= kSm90[0].block_m) {
@@ -116,7 +117,8 @@ Plan best_of(std::vector<Plan> plans, const Shape& s, const Device& device, cons
   if (plan.kernel == Kernel::kRelaxedEmbeddingSm80) {
     plan.shared_bytes = sm80_bytes(stage_of(plan, s), plan.stages, plan.block_m);
   }
-  const int ctas = std::find_if(built.begin(), built.end(), [&](const BuiltTile& t) { return t.is_of(plan); })->ctas;
+  const int ctas =
+      std::find_if(built.begin(), built.end(), [&](const BuiltTile& t) { return t.is_of(plan); })->ctas;
   const int64_t tiles = ceil_div(s.n, plan.block_m) * ceil_div(s.dim, plan.block_n);
   const int64_t steps = ceil_div(s.vocab, plan.block_k);
   const int64_t filling = std::min(ctas * device.num_sms / std::max<int64_t>(tiles, 1), ceil_div(steps, 8));

@@ -1,9 +1,8 @@
 // Relaxed embedding: output[rows[n]] = soft + w (E[x] - soft) and soft = q E, q = softmax(z / tau).
 //
-// A matrix product over parts of the vocabulary (relaxed_embedding_sm90.cu, _sm80.cu, _simt.cu,
-// _matmul.cu), then this
-// reduction: one thread per output element sums the parts in order, which makes the result reproducible,
-// and blends in the gathered row of the hard token.
+// A matrix product over parts of the vocabulary (relaxed_embedding_sm90.cu, _sm80.cu, _simt.cu, _matmul.cu),
+// then this reduction: one thread per output element sums the parts in order, which makes the result
+// reproducible, and blends in the gathered row of the hard token.
 //
 // Layouts  partial fp32 [splits, N, pitch] (workspace), soft fp32 [N, d]
 //          output [R, d] and E [V, d] in E's dtype
@@ -14,8 +13,8 @@
 // that are zeroed between launches, and its result is late by the slowest CTA anyway).
 #include <math_constants.h>
 
-#include "../detail/numeric.cuh"
 #include "../detail/launch.h"
+#include "../detail/numeric.cuh"
 #include "relaxed_embedding.cuh"
 #include "tiles.h"
 
@@ -79,8 +78,8 @@ cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan,
   if (p.n == 0) return cudaSuccess;
   if (const cudaError_t error = product(p, plan, gemm, stream); error != cudaSuccess) return error;
 
-  const auto kernel =
-      choose([&]<typename T>() { return &compiled<reduce_and_blend_kernel<T>>; }, any_type(p.embedding_dtype));
+  const auto kernel = choose([&]<typename T>() { return &compiled<reduce_and_blend_kernel<T>>; },
+                             any_type(p.embedding_dtype));
   return launch(kernel, {p.n * ceil_div(p.dim, kThreads), kThreads}, stream, p, pitch_of(p.dim),
                 static_cast<int>(plan.splits));
 }

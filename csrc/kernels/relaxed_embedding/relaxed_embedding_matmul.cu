@@ -1,8 +1,7 @@
 // Relaxed embedding, the matrix product for fp32 E and many rows: partial = q E by the caller's fp32 product.
 //
 //   for each chunk of ids   q [N, ids] = exp(z / tau - logsumexp) in fp32, 0 in rows of padding (this kernel)
-//                           partial [N, pitch] (+)= q E[ids]                                      (the
-//                           caller's)
+//                           partial [N, pitch] (+)= q E[ids]                                   (the caller's)
 //
 // Layouts  workspace: partial [N, pitch], q [N, block_n]. z [N, V] bf16 / fp16 / fp32, E [V, d] fp32.
 //
@@ -10,11 +9,11 @@
 //
 // Tiling   2,048 ids of one row per CTA, a thread's eight loads in flight.
 //
-// Considered: the whole q at once (N V 4 bytes of scratch: 311 MB at N = 512); relaxed_embedding_simt.cu,
-// which writes no q and is better below 128 rows, where E binds.
-#include "../detail/numeric.cuh"
+// Considered: the whole q at once (N V 4 bytes of scratch: 311 MB at N = 512, V = 152k, counted);
+// relaxed_embedding_simt.cu, which writes no q and is better below 128 rows, where E binds.
 #include "../detail/launch.h"
 #include "../detail/matmul_chunk.h"
+#include "../detail/numeric.cuh"
 #include "relaxed_embedding.cuh"
 
 namespace entrgi {

@@ -4,22 +4,21 @@
 //
 // Layout and splits as in relaxed_embedding_sm80.cu.
 //
-// Floor    V d 4 + N V sizeof(z) bytes; 2 N V d FLOPs on the ordinary cores (67 TFLOP/s on an H100, which
-//          bind from some 40 rows on).
+// Floor    V d 4 + N V sizeof(z) bytes; 2 N V d FLOPs on the ordinary cores (67 TFLOP/s on an H100 by its
+//          data sheet, which bind from some 40 rows on).
 //
 // Tiling   16 x 256, 64 x 128 or 128 x 128 outputs per CTA (detail/simt_gemm.cuh), q computed once per CTA on
-// its
-//          way to shared memory.
+//          its way to shared memory.
 //
 // Considered: three TF32 products in place of one in fp32. The models that guide are 16-bit, and fp32 is what
 // they are checked against: plain arithmetic is worth more here. A tile of 64 x 64 with 4 x 4 outputs per
-// thread and one buffer: a quarter of the instructions were shared-memory loads, and two barriers stood in
-// each step.
+// thread and one buffer: a quarter of the instructions were shared-memory loads (counted), and two barriers
+// stood in each step.
 #include <math_constants.h>
 
+#include "../detail/launch.h"
 #include "../detail/numeric.cuh"
 #include "../detail/simt_gemm.cuh"
-#include "../detail/launch.h"
 #include "relaxed_embedding.cuh"
 #include "tiles.h"
 

@@ -23,8 +23,8 @@
 // stacked warps nothing is computed twice); online rescaling (logsumexp is known from the vocabulary pass).
 #include <math_constants.h>
 
-#include "../detail/tile.cuh"
 #include "../detail/launch.h"
+#include "../detail/tile.cuh"
 #include "relaxed_embedding.cuh"
 #include "tiles.h"
 

@@ -38,11 +38,11 @@
 // pass; q divided by the row's own sum (the gradient uses the same logsumexp and must see the same q).
 #include <math_constants.h>
 
-#include "../detail/ring.cuh"
 #include "../detail/launch.h"
+#include "../detail/ring.cuh"
+#include "../detail/tensor_map.h"
 #include "relaxed_embedding.cuh"
 #include "tiles.h"
-#include "../detail/tensor_map.h"
 
 namespace entrgi {
 namespace {

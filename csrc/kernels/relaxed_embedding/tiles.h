@@ -1,4 +1,5 @@
-// What the relaxed embedding was compiled with, and how its memory is laid out: for the plan and the launchers.
+// What the relaxed embedding was compiled with, and how its memory is laid out: for the plan and the
+// launchers.
 //
 //   N          16-bit E, sm_90a, rows of z and E aligned,    16-bit E, else     fp32 E
 //              z of E's type or fp32

@@ -2,11 +2,11 @@
 // maximum.
 #pragma once
 
-#include "vocab_pass.cuh"
 #include "cluster.cuh"
 #include "row_slice.cuh"
 #include "softmax_state.cuh"
 #include "threshold_search.cuh"
+#include "vocab_pass.cuh"
 
 #ifdef ENTRGI_CLUSTERS
 

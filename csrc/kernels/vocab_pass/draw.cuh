@@ -5,8 +5,8 @@
 
 #include <climits>
 
-#include "../kernels.h"
 #include "../detail/philox.cuh"
+#include "../kernels.h"
 #include "threshold_search.cuh"
 
 namespace entrgi {

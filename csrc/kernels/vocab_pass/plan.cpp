@@ -21,16 +21,16 @@ std::vector<Plan> cluster_candidates(const Shape& s) {
   return plans;
 }
 
-// Slices so small that four CTAs share an SM; longer rows get longer slices before they get another kernel. The
-// size of the cluster depends on V alone: no result depends on how many rows are in a batch.
+// Slices so small that four CTAs share an SM; longer rows get longer slices before they get another kernel.
+// The size of the cluster depends on V alone: no result depends on how many rows are in a batch.
 Plan best_cluster(const std::vector<Plan>& plans) {
   const auto is_small = [](const Plan& plan) { return plan.shared_bytes <= kSliceBytes; };
   const auto found = std::find_if(plans.begin(), plans.end(), is_small);
   return found == plans.end() ? plans.back() : *found;
 }
 
-// One CTA per row is enough to fill the device from about half a row per SM on; below, V is cut into parts of at
-// least one 16-byte load per thread.
+// One CTA per row is enough to fill the device from about half a row per SM on; below, V is cut into parts of
+// at least one 16-byte load per thread.
 Plan split_plan(Op op, const Shape& s, const Device& device, int64_t asked) {
   Plan plan{Kernel::kVocabPass};
   plan.threads = kSplitThreads;

@@ -9,8 +9,8 @@
 // shared memory as vectors without edges.
 #pragma once
 
-#include "cluster.cuh"
 #include "../detail/numeric.cuh"
+#include "cluster.cuh"
 
 #ifdef ENTRGI_CLUSTERS
 #include <math_constants.h>

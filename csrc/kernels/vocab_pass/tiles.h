@@ -14,8 +14,8 @@ inline int64_t state_bytes(const Plan& plan) {
   return plan.splits > 1 ? plan.grid * kPartialStateBytes : 0;
 }
 
-// vocab_pass_sm90: a cluster holds a row, each CTA a slice of it. A slice is dynamic shared memory, beside what
-// the search and the exchange keep in static.
+// vocab_pass_sm90: a cluster holds a row, each CTA a slice of it. A slice is dynamic shared memory, beside
+// what the search and the exchange keep in static.
 constexpr int kClusterThreads = 256;
 constexpr int kMaxCluster = 8;
 constexpr int kCtasPerSm = 4;

@@ -16,8 +16,8 @@
 //             thread state -> warp shuffles -> 16 warps         fixed tree: reproducible
 //
 // The draw follows in the same CTA while the row is in L2: the threshold search (threshold_search.cuh)
-// and one last read in which survivors alone compute Philox. A row of 152k bf16 logits (304 KB) does not fit
-// the shared memory of one SM; vocab_pass_sm90.cu holds it in that of a cluster.
+// and one last read in which survivors alone compute Philox. A row of 152k bf16 logits (304 KB, counted) does
+// not fit the shared memory of one SM; vocab_pass_sm90.cu holds it in that of a cluster.
 //
 // Considered: x e^x sums (cancel catastrophically at large offsets); digits of the key as the first histogram
 // level (most of a row shares an exponent, so its atomics queue up); sorting (V log V time, N V scratch).
@@ -216,7 +216,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // The states of all parts, where a row has several, then each row.
 template <bool kDraw>
 cudaError_t launch_rows(const SampleTokensParams& p, const Plan& plan, cudaStream_t stream) {
-  static_assert(sizeof(SoftmaxState) == kPartialStateBytes, "the plan leaves room for the states of all parts");
+  static_assert(sizeof(SoftmaxState) == kPartialStateBytes,
+                "the plan leaves room for the states of all parts");
   if (plan.kernel == Kernel::kVocabPassSm90) return vocab_pass_sm90<kDraw>(p, plan, stream);
   if (plan.kernel != Kernel::kVocabPass || plan.splits < 1 || plan.splits > kThreads || p.vocab < 1) {
     return cudaErrorInvalidValue;
