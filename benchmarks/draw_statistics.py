@@ -29,9 +29,9 @@ import torch
 from simulated_traffic.counting import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "kernels"))
-from build_simulated import Unavailable, compiler, is_stale  # noqa: E402
-from raw_kernels import RawKernels  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
+from support.build_simulated import Unavailable, compiler, is_stale  # noqa: E402
+from support.raw_kernels import RawKernels  # noqa: E402
 
 OUTPUT = ROOT / "benchmarks" / "results" / "draw_statistics"
 BUILD = "compute_90a"

@@ -30,8 +30,8 @@ from simulated_traffic.shapes import SHAPES
 from simulated_traffic.tables import markdown, rows
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "kernels"))
-from build_simulated import Unavailable  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
+from support.build_simulated import Unavailable  # noqa: E402
 
 OUTPUT = ROOT / "benchmarks" / "results" / "simulated"
 

@@ -9,6 +9,9 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("support")
+from support import grids  # noqa: E402
+
 # Derandomised: a failure seen once is seen by everybody, and the suite never fails by bad luck.
 settings.register_profile(
     "entrgi",
@@ -18,6 +21,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("entrgi")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The tensors are tiny: handing their work to other threads costs more than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def torch_devices() -> list[str]:
@@ -37,6 +51,11 @@ def torch_devices() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", torch_devices(), scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = grids.choose(items)
 
 
 def pytest_configure() -> None:

@@ -21,10 +21,10 @@ class Fault:
         return self.file.startswith("csrc/")
 
 
-CPU, OPS, DRIVER, REWARDS = "csrc/cpu/", "tests/ops/", "tests/driver/", "python/entrgi/rewards/"
-OPTIONS = f"{DRIVER}test_options.py"
-GENERATION = f"{DRIVER}test_generation.py"
-PREFIX = f"{DRIVER}test_prefix_reuse.py"
+CPU, OPS, REWARDS = "csrc/cpu/", "tests/ops/", "python/entrgi/rewards/"
+OPTIONS = "tests/sampler/test_options.py"
+GENERATION = "tests/sampler/test_generation.py"
+PREFIX = "tests/rewards/test_prefix_reuse.py"
 
 FAULTS = (
     # The operators on the CPU.
@@ -120,7 +120,7 @@ FAULTS = (
         "python/entrgi/guidance.py",
         "BETAS, EPS = (0.9, 0.999), 1e-8",
         "BETAS, EPS = (0.9, 0.99), 1e-8",
-        f"{DRIVER}test_guidance.py",
+        "tests/sampler/test_guidance.py",
     ),
     Fault(
         "all optimiser steps draw with the same noise",
@@ -178,21 +178,21 @@ FAULTS = (
         "python/entrgi/schedule.py",
         "t = torch.linspace(1, 1e-3, steps + 1, dtype=torch.float32)",
         "t = torch.linspace(1, 0, steps + 1, dtype=torch.float32)",
-        f"{DRIVER}test_schedule.py",
+        "tests/sampler/test_schedule.py",
     ),
     Fault(
         "the last step leaves what the schedule leaves",
         "python/entrgi/schedule.py",
         "    if step == steps - 1:\n        return left",
         "    if step == steps:\n        return left",
-        f"{DRIVER}test_schedule.py",
+        "tests/sampler/test_schedule.py",
     ),
     Fault(
         "a threshold may commit nothing",
         "python/entrgi/schedule.py",
         "return n if config.threshold is None else max(n, 1)",
         "return n",
-        f"{OPTIONS} {DRIVER}test_schedule.py",
+        f"{OPTIONS} tests/sampler/test_schedule.py",
     ),
     Fault(
         "what waits for its block may be committed",
@@ -231,7 +231,7 @@ FAULTS = (
         "python/entrgi/positions.py",
         "torch.where(real[:, None], positions, positions[:1])",
         "torch.where(real[:, None], positions, positions[:1] + 1)",
-        f"{DRIVER}test_micro_batching.py",
+        "tests/sampler/test_micro_batching.py",
     ),
     # A generation.
     Fault(
@@ -239,42 +239,42 @@ FAULTS = (
         "python/entrgi/task.py",
         "rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(copies)] for b in range(prompts)]",
         "rows = [[_mix(_mix(_mix(base) + b + k)) for k in range(copies)] for b in range(prompts)]",
-        f"{DRIVER}test_batch.py {DRIVER}test_api.py",
+        "tests/sampler/test_batch.py tests/sampler/test_api.py",
     ),
     Fault(
         "the mask token may be drawn",
         "python/entrgi/task.py",
         "for token_id in (denoiser.mask_token_id, *forbidden_ids):",
         "for token_id in forbidden_ids:",
-        f"{GENERATION} {DRIVER}test_api.py",
+        f"{GENERATION} tests/sampler/test_api.py",
     ),
     Fault(
         "an end may be drawn in a hole",
         "python/entrgi/task.py",
         "never = [*forbidden_ids, *(ends if config.infill else ())]",
         "never = [*forbidden_ids]",
-        f"{DRIVER}test_end_tokens.py",
+        "tests/vocabulary/test_end_tokens.py",
     ),
     Fault(
         "the best of the worst are returned",
         "python/entrgi/task.py",
         ".sort(dim=1, descending=True, stable=True)",
         ".sort(dim=1, descending=False, stable=True)",
-        f"{OPTIONS} {DRIVER}test_api.py",
+        f"{OPTIONS} tests/sampler/test_api.py",
     ),
     Fault(
         "shorter prompts of a batch attend to their padding",
         "python/entrgi/sequences.py",
         "mask = None if bool((lengths == width).all()) else",
         "mask = None if bool((lengths <= width).all()) else",
-        f"{DRIVER}test_batch.py",
+        "tests/sampler/test_batch.py",
     ),
     Fault(
         "a text begins with the special tokens before it",
         "python/entrgi/sequences.py",
         "text_start, stop = len(prompt.prefix), len(row) - len(prompt.suffix)",
         "text_start, stop = 0, len(row) - len(prompt.suffix)",
-        f"{GENERATION} {DRIVER}test_rewards.py",
+        f"{GENERATION} tests/rewards/test_rewards.py",
     ),
     Fault(
         "early_exit ends a text with masks before its end",
@@ -290,21 +290,21 @@ FAULTS = (
         "python/entrgi/denoisers/dream.py",
         "shift = True",
         "shift = False",
-        f"{DRIVER}test_dream_llada.py",
+        "tests/denoisers/test_dream_llada.py",
     ),
     Fault(
         "Dream and LLaDA see their padding",
         "python/entrgi/denoisers/causal.py",
         "padding = attention_mask[:, None, None, :] == 0",
         "padding = attention_mask[:, None, None, :] < 0",
-        f"{DRIVER}test_dream_llada.py",
+        "tests/denoisers/test_dream_llada.py",
     ),
     Fault(
         "LLaDA's rotations are rounded to bfloat16",
         "python/entrgi/denoisers/llada.py",
         "wide = torch.promote_types(hidden.dtype, torch.float32)",
         "wide = hidden.dtype",
-        f"{DRIVER}test_dream_llada.py",
+        "tests/denoisers/test_dream_llada.py",
     ),
     Fault(
         "one thread's positions are another's",
@@ -312,7 +312,7 @@ FAULTS = (
         '_positions: ContextVar[Tensor | None] = ContextVar("entrgi.denoisers.positions", default=None)',
         '_positions = type("Shared", (), {"set": lambda self, x: setattr(self, "x", x), "get": lambda self: '
         'getattr(self, "x", None), "reset": lambda self, token: None})()',
-        f"{DRIVER}test_threads.py",
+        "tests/sampler/test_threads.py",
         "MaskedLM",
     ),
     Fault(
@@ -320,7 +320,7 @@ FAULTS = (
         "python/entrgi/models/wrapping.py",
         "        self.source = source\n",
         "        self.source = source.eval()\n",
-        f"{DRIVER}test_wrapping.py",
+        "tests/models/test_wrapping.py",
     ),
     # Rewards.
     Fault(
@@ -328,14 +328,14 @@ FAULTS = (
         f"{REWARDS}masks.py",
         "hidden = is_eos.cumsum(dim=1) > is_eos  # an earlier one exists",
         "hidden = is_eos.cumsum(dim=1) > 0",
-        f"{DRIVER}test_rewards.py {DRIVER}test_end_tokens.py",
+        "tests/rewards/test_rewards.py tests/vocabulary/test_end_tokens.py",
     ),
     Fault(
         "a sliding window is one token longer",
         f"{REWARDS}masks.py",
         "distance < window if self.causal",
         "distance <= window if self.causal",
-        f"{DRIVER}test_architectures.py {PREFIX}",
+        f"tests/rewards/test_architectures.py {PREFIX}",
         "mistral or gemma2 or window or sliding",
     ),
     Fault(
@@ -357,14 +357,14 @@ FAULTS = (
         f"{REWARDS}likelihood.py",
         "previous = torch.cat([before, hidden[:, :-1]], dim=1)",
         "previous = hidden",
-        f"{DRIVER}test_likelihood_reward.py",
+        "tests/rewards/test_likelihood_reward.py",
     ),
     Fault(
         "a weighted sum forgets its weights in guidance",
         f"{REWARDS}weighted.py",
         "total = total + weight * child(",
         "total = total + child(",
-        f"{DRIVER}test_weighted_reward.py",
+        "tests/rewards/test_weighted_reward.py",
     ),
     # Vocabularies, prompts, files.
     Fault(
@@ -372,27 +372,27 @@ FAULTS = (
         "python/entrgi/vocabulary/alignment.py",
         "if token_id is not None:  # id 0 is an id",
         "if token_id:",
-        f"{DRIVER}test_vocabulary.py",
+        "tests/vocabulary/test_vocabulary.py",
     ),
     Fault(
         "a begun turn is closed and a second one opened",
         "python/entrgi/messages.py",
         'if isinstance(prompt, str) or prompt[-1]["role"] != ASSISTANT:',
         "if True:",
-        f"{DRIVER}test_messages.py",
+        "tests/vocabulary/test_messages.py",
     ),
     Fault(
         "the template's end of turn ends nothing",
         "python/entrgi/denoisers/ends.py",
         "ids = [own, *declared, turn_end(tokenizer, options)]",
         "ids = [own, *declared]",
-        f"{DRIVER}test_end_tokens.py",
+        "tests/vocabulary/test_end_tokens.py",
     ),
     Fault(
         "an older index goes before a newer single file",
         "python/entrgi/models/files.py",
         "    if (folder / single).exists():\n        files = [single]",
         "    if (folder / single).exists() and not (folder / index).is_file():\n        files = [single]",
-        f"{DRIVER}test_weight_files.py",
+        "tests/models/test_weight_files.py",
     ),
 )

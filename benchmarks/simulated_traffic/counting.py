@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "kernels"))
-from build_simulated import build_bindings, simulator_command  # noqa: E402
-from raw_kernels import RawKernels  # noqa: E402
-
+sys.path.insert(0, str(ROOT / "tests"))
 from simulated_traffic.shapes import Shape  # noqa: E402
+from support.build_simulated import build_bindings, simulator_command  # noqa: E402
+from support.raw_kernels import RawKernels  # noqa: E402
 
 BUILDS = {"compute_80": 80, "compute_90a": 90}
 SM_COUNT = 132  # of the simulated device

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_simulated import ROOT, Unavailable, build_bindings, simulator_command
-from raw_kernels import RawKernels
+
+from support.build_simulated import ROOT, Unavailable, build_bindings, simulator_command
+from support.raw_kernels import RawKernels
 
 ARCHITECTURES = ["compute_90a", "compute_80"]
 
@@ -42,13 +43,17 @@ def _built_bindings() -> Path:
     return found[0]
 
 
-@pytest.fixture(scope="session", params=ARCHITECTURES)
+def pytest_generate_tests(metafunc):
+    """The simulator runs the code of both architectures, a GPU its own; what only Hopper has is asked of Hopper."""
+    if "kernels" in metafunc.fixturenames:
+        hopper_alone = _device() == "cuda" or "hopper" in metafunc.fixturenames
+        metafunc.parametrize("kernels", ARCHITECTURES[:1] if hopper_alone else ARCHITECTURES, indirect=True)
+
+
+@pytest.fixture(scope="session")
 def kernels(request):
-    torch.set_num_threads(1)
     try:
         if _device() == "cuda":
-            if request.param != ARCHITECTURES[0]:
-                pytest.skip("the GPU runs its own architecture")
             # Such as compute-sanitizer, whose findings are the worker's exit code.
             prefix = shlex.split(os.environ.get("ENTRGI_KERNEL_PREFIX", ""))
             worker = RawKernels(_built_bindings(), prefix, dict(os.environ))
@@ -64,8 +69,6 @@ def kernels(request):
 
 
 @pytest.fixture
-def hopper(request, kernels):
+def hopper(kernels):
     """The launchers, for what only Hopper's kernels have."""
-    if request.node.callspec.params["kernels"] == "compute_80":
-        pytest.skip("Hopper's kernel")
     return kernels

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import row_keys
+
+from support.cases import row_keys
 
 pytestmark = pytest.mark.simulator
 

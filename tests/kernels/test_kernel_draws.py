@@ -7,15 +7,20 @@ import sys
 
 import pytest
 import torch
-from build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
-from cases import DTYPES, row_keys
-from test_kernel_vocab_pass import check_draw, check_statistics, logits, require_hopper, sampled
+
+from kernels.test_kernel_vocab_pass import check_draw, check_statistics, logits, require_hopper, sampled
+from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
+from support.cases import DTYPES, row_keys
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from simulated_traffic import counting
 
-pytestmark = pytest.mark.simulator
-
+pytestmark = [
+    pytest.mark.simulator,
+    pytest.mark.grid(
+        strength=2, only=lambda p: p.get("overrides", "chosen") == "chosen" or p["kernels"] == "compute_90a"
+    ),
+]
 VARIANTS = {
     "chosen": {},
     "vocab_pass": {"kernel": "vocab_pass"},
@@ -27,7 +32,7 @@ VARIANTS = {
 @pytest.fixture(params=VARIANTS)
 def overrides(kernels, request):
     if request.param != "chosen":
-        require_hopper(kernels)
+        require_hopper(kernels)  # where the kernels are a GPU's
     return {"splits": 0} | VARIANTS[request.param]
 
 
@@ -217,19 +222,19 @@ def test_no_cliff_between_small_and_large_nuclei(simulator):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("levels", [1, 3, 60, 200])
 @pytest.mark.parametrize("options", [{"top_p": 0.4}, {"top_k": 3000}, {"top_p": 0.4, "top_k": 9000}])
-def test_few_keys_are_counted(kernels, reference, dtype, levels, options):
+def test_few_keys_are_counted(hopper, reference, dtype, levels, options):
     """Thousands of candidates of few values: limits within a key's ids, few and many, in one CTA and in all."""
-    require_hopper(kernels)
+    require_hopper(hopper)
     vocab = 20_011
     generator = torch.Generator().manual_seed(levels)
     z = torch.randint(0, levels, (3, vocab), generator=generator).to(dtype) / 32 + 4
     z[1] = -z[1]
     z[2, ::3] = -float("inf")
     keys = row_keys(3)
-    by_mass = sampled(kernels, z, keys, 0.7, {"kernel": "vocab_pass"}, **options)
+    by_mass = sampled(hopper, z, keys, 0.7, {"kernel": "vocab_pass"}, **options)
     for clusters in (1, 4):
         overrides = {"splits": 0, "kernel": "vocab_pass_sm90", "cluster_n": clusters}
-        got = sampled(kernels, z, keys, 0.7, overrides, **options)
+        got = sampled(hopper, z, keys, 0.7, overrides, **options)
         check_draw(reference, got, z, keys, 0.7, **options)
         assert same(got[4:], by_mass[4:])  # to the bit, as no tolerance would show one id more or less
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, assert_as_good_as, placed, row_keys
 
-pytestmark = pytest.mark.simulator
+from support.cases import DTYPES, assert_as_good_as, placed, row_keys
+
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 
 
 def logits(n, vocab, dtype, scale=3.0):

@@ -12,15 +12,16 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, assert_as_good_as, placed, relative_l2
-from raw_kernels import NAMES, RawKernels
-from variants import every_kernel, is_matmul
 
-pytestmark = pytest.mark.simulator
+from support.cases import DTYPES, assert_as_good_as, placed, relative_l2
+from support.raw_kernels import NAMES, RawKernels
+from support.variants import every_kernel, is_matmul
+
 TAU = 0.7
 ROWS = [5, 40, 130]
 ADAM = {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-kernel = every_kernel("logit_update")
+kernel, possible = every_kernel("logit_update")
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2, only=possible)]
 
 
 def aligned(matrix):

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from cases import placed
-from test_kernel_logit_update import ADAM, TAU, aligned, check_adam, check_gradient
-from test_kernel_logit_update import inputs as dense_inputs
-from test_kernel_plan import bindings  # noqa: F401
 
-pytestmark = pytest.mark.simulator
+from kernels.test_kernel_logit_update import ADAM, TAU, aligned, check_adam, check_gradient
+from kernels.test_kernel_logit_update import inputs as dense_inputs
+from kernels.test_kernel_plan import bindings  # noqa: F401
+from support.cases import placed
+
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 HOPPER, AMPERE = "logit_update_sm90", "logit_update_sm80"
 SIMT, MATMUL = "logit_update_simt", "logit_update_matmul"
 CLUSTERS = [(1, 1), (2, 1), (1, 2), (2, 2)]

@@ -5,13 +5,14 @@ The other properties (alignments, padding, infinities, ...) are tested with thos
 
 import pytest
 import torch
-from cases import DTYPES, relative_l2
-from test_kernel_logit_update import ADAM, check_adam, check_gradient
-from test_kernel_logit_update import inputs as update_inputs
-from test_kernel_relaxed_embedding import check as check_embedding
-from test_kernel_relaxed_embedding import inputs as embedding_inputs
 
-pytestmark = pytest.mark.simulator
+from kernels.test_kernel_logit_update import ADAM, check_adam, check_gradient
+from kernels.test_kernel_logit_update import inputs as update_inputs
+from kernels.test_kernel_relaxed_embedding import check as check_embedding
+from kernels.test_kernel_relaxed_embedding import inputs as embedding_inputs
+from support.cases import DTYPES, relative_l2
+
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 TAU = 0.7
 VOCAB, DIM = 5003, 9  # three CTAs of a row; no chunk of the tests divides it
 CHUNKS = [0, 4096, 2052]  # ids: the plan's own, which is all of them; two; three

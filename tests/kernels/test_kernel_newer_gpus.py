@@ -6,10 +6,11 @@ import subprocess
 
 import pytest
 import torch
-from build_simulated import Unavailable, build_bindings, simulator_command
-from cases import DTYPES
-from raw_kernels import RawKernels
-from test_machine_code import SOURCES, compile_command
+
+from kernels.test_machine_code import SOURCES, compile_command
+from support.build_simulated import Unavailable, build_bindings, simulator_command
+from support.cases import DTYPES
+from support.raw_kernels import RawKernels
 
 pytestmark = pytest.mark.simulator
 TAU, TOP_P = 0.7, 0.95

@@ -11,15 +11,16 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, placed, relative_l2
-from raw_kernels import RawKernels
-from variants import every_kernel, is_matmul
 
-pytestmark = pytest.mark.simulator
+from support.cases import DTYPES, placed, relative_l2
+from support.raw_kernels import RawKernels
+from support.variants import every_kernel, is_matmul
+
 TAU = 0.7
 # Rows of the logits that select the tiles of 16, 64 and 128 rows.
 ROWS = [5, 40, 130]
-kernel = every_kernel("relaxed_embedding")
+kernel, possible = every_kernel("relaxed_embedding")
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2, only=possible)]
 
 
 def aligned(matrix):

@@ -6,10 +6,11 @@ from itertools import product
 
 import pytest
 import torch
-from cases import DTYPES, placed
-from test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
 
-pytestmark = pytest.mark.simulator
+from kernels.test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
+from support.cases import DTYPES, placed
+
+pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 HOPPER, AMPERE = "relaxed_embedding_sm90", "relaxed_embedding_sm80"
 # Logits and embedding of one type, or fp32 logits.
 PAIRS = [(z, e) for z, e in product(DTYPES, DTYPES[:2]) if z in (e, torch.float32)]

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, assert_as_good_as, error, placed
+
+from support.cases import DTYPES, assert_as_good_as, error, placed
 
 pytestmark = pytest.mark.simulator
 

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
-pytestmark = pytest.mark.simulator
+from support.cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
 
+pytestmark = [
+    pytest.mark.simulator,
+    pytest.mark.grid(strength=2, only=lambda p: p["variant"] == "chosen" or p["kernels"] == "compute_90a"),
+]
 CLUSTER = {"kernel": "vocab_pass_sm90", "cluster_n": 8, "splits": 0}  # splits of the tests are for vocab_pass
 
 
@@ -15,7 +18,7 @@ CLUSTER = {"kernel": "vocab_pass_sm90", "cluster_n": 8, "splits": 0}  # splits o
 def variant(kernels, request):
     """The kernel that the plan chooses, the one that runs everywhere, and rows cut into eight slices."""
     if request.param != "chosen":
-        require_hopper(kernels)
+        require_hopper(kernels)  # where the kernels are a GPU's
         kernels.overrides = CLUSTER if request.param == "cluster" else {"kernel": "vocab_pass"}
     yield request.param
     kernels.overrides = {}
@@ -237,12 +240,11 @@ def sampled(kernels, z, keys, tau, overrides, **options):
         return kernels.sample_tokens(z, keys, tau, **options)
 
 
+@pytest.mark.grid(only=lambda p: p["variant"] == "cluster")  # compares all kernels at once
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 20}, {"top_p": 0.5, "top_k": 300}, {}])
-def test_draws_do_not_depend_on_the_kernel(kernels, variant, dtype, options):
+def test_draws_do_not_depend_on_the_kernel(kernels, dtype, options):
     """Integer sums and maxima with one winner: bit for bit the same from any cluster, and from vocab_pass."""
-    if variant != "cluster":
-        pytest.skip("compares all kernels at once")
     z, keys = logits(4, 5003, dtype), row_keys(4)
     forbidden = torch.rand(5003, generator=torch.Generator().manual_seed(1)).lt(0.1)
     for tau in (0.4, 5.0):
@@ -327,13 +329,12 @@ def test_guesses_that_miss(kernels, reference, dtype):
         assert ((kept - expected).abs() <= 1e-5 * expected + (1 if top_p < 1 else 0)).all()
 
 
-def test_all_slices_decide_alike(kernels, reference, variant):
+@pytest.mark.grid(only=lambda p: p["variant"] == "cluster")
+def test_all_slices_decide_alike(kernels, reference):
     """The nucleus ends within the bounds of the fp32 sum, and the last slice is shorter than the others.
 
     One CTA that judged by its own length would leave the others alone in the search.
     """
-    if variant != "cluster":
-        pytest.skip("slices of a chosen number")
     vocab = 513 * 8
     generator = torch.Generator().manual_seed(0)
     z = (torch.rand(1, vocab, generator=generator) * 0.5 - 25.5).to(torch.bfloat16)
@@ -367,16 +368,15 @@ def test_statistics_of_both_operators_agree(kernels):
         assert all(torch.equal(a, b) for a, b in zip(statistics, draws[:4], strict=True))
 
 
-def test_clusters_by_length(kernels, variant):
+@pytest.mark.grid(only=lambda p: p["variant"] == "chosen")
+def test_clusters_by_length(hopper):
     """Just below and above the lengths at which the plan takes a larger cluster."""
-    if variant != "chosen":
-        pytest.skip("the plan's own choice")
-    require_hopper(kernels)
+    require_hopper(hopper)
     for vocab, size in ((19_193, 1), (19_194, 2), (38_393, 2), (38_394, 4), (76_793, 4), (76_794, 8)):
         z = logits(1, vocab, torch.bfloat16)
         z[0, vocab - 1] = 30.0
-        got = kernels.sample_tokens(z, row_keys(1), 0.7, top_p=0.9)
-        assert (kernels.plan["kernel"], kernels.plan["cluster"][1]) == ("vocab_pass_sm90", size)
+        got = hopper.sample_tokens(z, row_keys(1), 0.7, top_p=0.9)
+        assert (hopper.plan["kernel"], hopper.plan["cluster"][1]) == ("vocab_pass_sm90", size)
         assert got[3].item() == got[4].item() == vocab - 1
 
 

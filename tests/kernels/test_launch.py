@@ -6,7 +6,8 @@ import subprocess
 from collections import defaultdict
 
 import pytest
-from build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
+
+from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
 
 pytestmark = pytest.mark.simulator
 SUCCESS, INVALID_CONFIGURATION = 0, 9

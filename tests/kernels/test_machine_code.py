@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from build_simulated import ROOT, SOURCES, Unavailable, find_nvcc
+
+from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc
 
 
 def _load_tool():

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from .calls import OPERATORS, WRITTEN, D, N, P, S, V, arguments, call
+from support.calls import OPERATORS, WRITTEN, D, N, P, S, V, arguments, call
 
 WITH_LOGITS = OPERATORS[:-1]
 WITH_TEMPERATURE = [name for name in WITH_LOGITS if name != "gumbel_perturb"]

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrgi_ext import commit_, reference
-
-from .helpers import position_keys, random_keys
+from support.helpers import position_keys, random_keys
 
 MASK, EOS = 99, 4
 

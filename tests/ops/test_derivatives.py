@@ -11,9 +11,8 @@ from torch.autograd import forward_ad
 
 import entrgi_ext
 from entrgi_ext import reference
-
-from .calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, operator_schemas, schema_arguments
-from .helpers import random_embedding, random_keys, random_logits
+from support.calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, operator_schemas, schema_arguments
+from support.helpers import random_embedding, random_keys, random_logits
 
 ALL = (*OPERATORS, "logit_statistics_backward")
 COMPUTED = {("logit_statistics", "logits"), ("relaxed_embedding", "logits"), ("gumbel_perturb", "logits")}

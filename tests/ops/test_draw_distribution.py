@@ -9,8 +9,7 @@ import scipy.stats
 import torch
 
 from entrgi_ext import reference, sample_tokens
-
-from .helpers import LOGIT_DTYPES, position_keys, skip_fp64_on_cuda
+from support.helpers import LOGIT_DTYPES, position_keys, skip_fp64_on_cuda
 
 DREAM_VOCABULARY = 152_064
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .calls import OPERATORS, SCHEMA_ORDER, arguments, operator_schemas, schema_arguments
-from .test_bad_input import SHAPES_AND_DTYPES, VALUES
+from ops.test_bad_input import SHAPES_AND_DTYPES, VALUES
+from support.calls import OPERATORS, SCHEMA_ORDER, arguments, operator_schemas, schema_arguments
 
 # What data or memory alone can tell.
 BEYOND_FAKES = r" at \d+$|\brow \d+\b|must not repeat|share memory|for trajectory"

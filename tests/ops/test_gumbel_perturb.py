@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from entrgi_ext import gumbel_perturb, logit_statistics, reference, relaxed_embedding, sample_tokens
-
-from .helpers import (
+from support.helpers import (
     LARGE_VOCABULARY,
     LOGIT_DTYPES,
     assert_accurate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .calls import WRITTEN, arguments, call
+from support.calls import WRITTEN, arguments, call
 
 FLOATING = [
     (name, key) for name, keys in WRITTEN.items() for key in keys if key not in ("error_flag", "tokens", "committed")

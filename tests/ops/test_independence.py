@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import entrgi_ext
-
-from .calls import OPERATORS, WRITTEN, arguments, call
-from .helpers import assert_same, logsumexp, random_embedding, random_keys, random_logits
+from support.calls import OPERATORS, WRITTEN, arguments, call
+from support.helpers import assert_same, logsumexp, random_embedding, random_keys, random_logits
 
 THREADS = (1, 2, 5, 8, 9, 17, 32)
 # Around what cuts the work: at most 16 parts of 512 ids, stretches of 1024 and 2048, chunks of 4096; 160 rows.

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from .calls import OPERATORS, WRITTEN, arguments, backward_arguments, call
-from .helpers import LOGIT_DTYPES
+from support.calls import OPERATORS, WRITTEN, arguments, backward_arguments, call
+from support.helpers import LOGIT_DTYPES
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 
 
 def everything() -> dict[str, torch.Tensor]:
@@ -36,8 +36,8 @@ def test_equal_on_every_instruction_set(tmp_path, isa):
     program = f"""
 import sys
 import torch
-sys.path.append({str(ROOT)!r})  # last: an installed entrgi_ext stays the one that is tested
-from tests.ops.test_instruction_sets import everything
+sys.path.append({str(TESTS)!r})  # last: an installed entrgi_ext stays the one that is tested
+from ops.test_instruction_sets import everything
 torch.save(everything(), {str(path)!r})
 """
     environment = {**os.environ, "ENTRGI_CPU_ISA": isa}

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from entrgi_ext import adam_step_, logit_gradient, logit_statistics, reference, relaxed_embedding, sgd_step_
-
-from .helpers import (
+from support.helpers import (
     DTYPE_PAIRS,
     LARGE_VOCABULARY,
     UPDATE_BOUND,

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from entrgi_ext import adam_step_, gumbel_perturb, logit_gradient, logit_statistics, relaxed_embedding, sample_tokens
-
-from .calls import OPERATORS, WRITTEN, arguments, call
-from .helpers import assert_same, position_keys, random_keys, relative_l2
+from support.calls import OPERATORS, WRITTEN, arguments, call
+from support.helpers import assert_same, position_keys, random_keys, relative_l2
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from entrgi_ext import commit_, logit_statistics, sample_tokens
-
-from .calls import OPERATORS, arguments, call
-from .helpers import random_keys
+from support.calls import OPERATORS, arguments, call
+from support.helpers import random_keys
 
 # (logits' dtype, temperature, the size of the logits)
 BEYOND = [

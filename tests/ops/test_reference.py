@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrgi_ext import reference
-
-from .helpers import position_keys, random_embedding, random_keys, random_logits
+from support.helpers import position_keys, random_embedding, random_keys, random_logits
 
 ONES = 0xFFFFFFFF
 

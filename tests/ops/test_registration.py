@@ -8,9 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import entrgi_ext
 from entrgi_ext import logit_statistics, reference, relaxed_embedding, sample_tokens
-
-from .calls import OPERATORS, WRITTEN, N, arguments, backward_arguments, call, schema_arguments
-from .helpers import LOGIT_DTYPES, assert_same, random_embedding, random_keys, random_logits, skip_fp64_on_cuda
+from support.calls import OPERATORS, WRITTEN, N, arguments, backward_arguments, call, schema_arguments
+from support.helpers import LOGIT_DTYPES, assert_same, random_embedding, random_keys, random_logits, skip_fp64_on_cuda
 
 OPTIONAL = {
     "sample_tokens": {"top_k": None, "forbidden": None, "error_flag": None},

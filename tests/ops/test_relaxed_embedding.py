@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrgi_ext import logit_statistics, reference, relaxed_embedding, relaxed_embedding_
-
-from .helpers import (
+from support.helpers import (
     DTYPE_PAIRS,
     LARGE_VOCABULARY,
     LOGIT_DTYPES,

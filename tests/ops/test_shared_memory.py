@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .calls import arguments, call, operator_schemas
+from support.calls import arguments, call, operator_schemas
 
 ALIGNMENT = 16  # of every dtype
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrgi_ext import logit_statistics, reference
-
-from .helpers import (
+from support.helpers import (
     LARGE_VOCABULARY,
     LOGIT_DTYPES,
     assert_accurate,

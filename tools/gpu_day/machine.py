@@ -104,7 +104,7 @@ def dry(scratch: Path, planted: dict[str, str], stub: bool = False) -> tuple[Mac
 
 
 def _simulator(scratch: Path, planted: dict[str, str]) -> Machine:
-    path = ROOT / "tests" / "kernels" / "build_simulated.py"
+    path = ROOT / "tests" / "support" / "build_simulated.py"
     spec = importlib.util.spec_from_file_location("build_simulated", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -109,7 +109,7 @@ def selections(box: machine.Machine, hung: set[str]) -> list[tuple[str, list[str
         ("kernel tests", [*options(8, 20), *kept, "-k", "not compute_80"]),
         (
             "graphs, waiting, large tensors",
-            [*options(4, 60), "tests/ops/test_on_cuda.py", "tests/driver/test_device.py"],
+            [*options(4, 60), "tests/ops/test_on_cuda.py", "tests/sampler/test_device.py"],
         ),
     ]
 

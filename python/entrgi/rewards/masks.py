@@ -2,7 +2,7 @@
 
 Masks are prepared here, in four dimensions, because transformers inspects a two-dimensional one on the host: a
 synchronisation in every forward pass, and no CUDA graph. Which models take prepared masks, and of which kind, is
-a table of what was compared with the models' own masks (tests/driver/test_architectures.py); a model that is not
+a table of what was compared with the models' own masks (tests/rewards/test_architectures.py); a model that is not
 in it gets its two-dimensional mask, correct and slower.
 """
 

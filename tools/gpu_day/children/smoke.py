@@ -1,6 +1,6 @@
 """Raw launchers of the kernels, each under a forced plan, on small inputs; right or wrong by fp64.
 
-Launches happen in a process of their own (``tests/kernels/worker.py``), on the GPU or in the simulator.
+Launches happen in a process of their own (``tests/support/worker.py``), on the GPU or in the simulator.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "kernels")]
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from avoid import announce, avoided  # noqa: E402
-from cases import placed  # noqa: E402
 from judge import judge  # noqa: E402
 from operator_bench.cases import BETAS, CHECKED_LR, CHECKED_SGD_LR, EPS, STEP, TEMPERATURE, TOP_P, Case, Inputs  # noqa: E402
 from plan_variants import FAMILIES, fields_of, variants  # noqa: E402
-from raw_kernels import RawKernels, _bytes_of  # noqa: E402
 from serve import Answers, serve  # noqa: E402
+
+from support.cases import placed  # noqa: E402
+from support.raw_kernels import RawKernels, _bytes_of  # noqa: E402
 
 ADAM = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS}
 

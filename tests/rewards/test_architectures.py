@@ -1,0 +1,156 @@
+"""Prepared masks and kept prefixes against each architecture's own forward pass."""
+
+import pytest
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from entrgi import SequenceClassifierReward
+from entrgi.rewards import attention_mask, masks
+from support import architectures, binding, tiny
+from support.host_reads import NoHostReads
+
+PROMPTS, WINDOWS, COPIES = ["the movie was w1 w2 w3 w4", "w5"], [8, 6], 2
+CAUSAL = sorted(masks.CAUSAL | masks.CAUSAL_WINDOW | masks.CAUSAL_BY_LAYER)
+OLD = int(transformers.__version__.split(".")[0]) < 5
+BIDIRECTIONAL = sorted(masks.BIDIRECTIONAL | masks.BIDIRECTIONAL_BY_LAYER)
+
+
+def build(kind, **options):
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no classifier of type {kind}")
+    chat = None if kind in BIDIRECTIONAL else tiny.CHAT
+    return SequenceClassifierReward(architectures.classifier(kind), tiny.tokenizer(chat=chat), **options)
+
+
+def own_forward(reward, places, ids):
+    """Every trajectory alone through the model's own code, with its own two-dimensional mask."""
+    values, gradients = [], []
+    for row, place in zip(ids, [place for place in places for _ in range(COPIES)], strict=True):
+        prefix, suffix = reward.format.frame(place.prompt, place.before)
+        window = row[place.start : place.stop]
+        whole = torch.tensor([[*prefix, *window.tolist(), *suffix]])
+        response = torch.zeros_like(whole, dtype=torch.bool)
+        response[0, len(prefix) : len(prefix) + len(window)] = True
+        visible = attention_mask(whole, torch.ones_like(response), response, binding.EOS, binding.PAD)
+        embeds = reward.model.get_input_embeddings()(whole).requires_grad_()
+        if reward.backbone is None:
+            value = reward.model(inputs_embeds=embeds, attention_mask=visible.long()).logits[0, 0]
+        else:
+            hidden = reward.model.base_model(
+                inputs_embeds=embeds,
+                attention_mask=visible.long(),
+                position_ids=torch.arange(whole.shape[1])[None],
+                use_cache=False,
+            ).last_hidden_state
+            head = [getattr(reward.model, name, None) for name in ("score", "head", "classifier")]
+            value = torch.nn.Sequential(*filter(None, head))(hidden[0, visible[0].nonzero().max()])[0]
+        values.append(value.detach())
+        gradients.append(torch.autograd.grad(value, embeds)[0][0, response[0]])
+    return torch.stack(values), torch.cat(gradients)
+
+
+def compare(kind, reward):
+    precise = 1e-10 if kind in architectures.DOUBLE_PRECISION else 1e-5
+    assert reward.weight.dtype == (torch.float32 if kind in architectures.SINGLE_PRECISION else torch.float64)
+    places = binding.layouts(PROMPTS, WINDOWS)
+    bound = reward.bind(binding.denoiser(), places, COPIES)
+    ids = binding.tokens(places, COPIES)
+    ids[1, places[0].start + 4] = binding.EOS  # hides the three that follow, up to the suffix
+    ids[2, places[1].start + 1] = binding.PAD  # hides itself
+    expected, expected_gradient = own_forward(reward, places, ids)
+    value, gradient = binding.window_gradient(bound, ids, places, COPIES)
+    torch.testing.assert_close(value, expected, rtol=precise, atol=precise)
+    scale = float(expected_gradient.abs().max())
+    assert scale > 1e-4
+    torch.testing.assert_close(gradient, expected_gradient, rtol=precise, atol=precise * scale)
+    return bound
+
+
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_causal(kind, reuse_prefix):
+    reward = build(kind, reuse_prefix=reuse_prefix)
+    assert reward.reuse_prefix is reuse_prefix
+    compare(kind, reward)
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+def test_bidirectional(kind):
+    reward = build(kind)
+    assert OLD or reward.masks is not None
+    compare(kind, reward)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modernbert_pooling(pooling):
+    model = architectures.classifier("modernbert", classifier_pooling=pooling)
+    compare("modernbert", SequenceClassifierReward(model, tiny.tokenizer()))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "deberta-v2"])
+def test_others_read_a_flat_mask(kind):
+    """Architectures outside the table are right, too."""
+    options = {
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+        "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+        "deberta-v2": {},
+    }[kind]
+    reward = SequenceClassifierReward(
+        architectures.classifier(kind, num_hidden_layers=2, **options) if kind != "gpt_neo" else gpt_neo(options),
+        tiny.tokenizer(chat=None if kind == "deberta-v2" else tiny.CHAT),
+    )
+    assert not reward.reuse_prefix
+    if kind != "bloom":  # it places tokens by counting the visible ones
+        compare(kind, reward)
+
+
+def gpt_neo(options):
+    torch.manual_seed(0)
+    common = {"vocab_size": 64, "hidden_size": 32, "max_position_embeddings": 40, "num_labels": 1, "pad_token_id": 0}
+    config = CONFIG_MAPPING["gpt_neo"](**common, **options, initializer_range=0.2)
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config).eval().double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral", "bert", "distilbert", "roberta", "modernbert"])
+def test_attention_implementations(kind, attention):
+    model = architectures.classifier(kind)
+    model.set_attn_implementation(attention)
+    compare(kind, SequenceClassifierReward(model, tiny.tokenizer(chat=None if kind in BIDIRECTIONAL else tiny.CHAT)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_position_with_nothing_to_see(dtype):
+    """A hidden position whose window holds hidden ones only; the library's own masks make it NaN here."""
+    values = []
+    for attention in ("eager", "sdpa"):
+        model = architectures.classifier("mistral").to(dtype)
+        model.set_attn_implementation(attention)
+        reward = SequenceClassifierReward(model, tiny.tokenizer(chat=tiny.CHAT))
+        places = binding.layouts(PROMPTS, WINDOWS)
+        ids = binding.tokens(places, COPIES)
+        ids[:, places[1].start] = binding.EOS
+        values.append(binding.value_and_gradient(reward.bind(binding.denoiser(), places, COPIES), ids))
+    close = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    torch.testing.assert_close(values[0][0], values[1][0], rtol=close, atol=close)
+    assert all(gradient.isfinite().all() for _, gradient in values)
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen3", "llama", "gemma2", "mistral", "gpt2", "bert", "roberta", "distilbert", "modernbert"]
+)
+def test_nothing_reads_the_device(kind):
+    if OLD and (kind in BIDIRECTIONAL or kind == "gemma2"):
+        pytest.skip(f"transformers {transformers.__version__} itself reads the device in {kind}")
+    reward = build(kind)
+    places = binding.layouts(PROMPTS, WINDOWS)
+    bound = reward.bind(binding.denoiser(), places, COPIES)
+    ids = binding.tokens(places, COPIES)
+    trajectories, positions = torch.tensor([0, 1, 3]), torch.tensor([9, 10, 3])
+    with NoHostReads():
+        embeds, columns = bound.inputs(ids)
+        bound.rows(trajectories, positions)
+        leaf = embeds.requires_grad_()
+        (gradient,) = torch.autograd.grad(bound(leaf, columns).sum(), leaf)
+    assert gradient.abs().sum() > 0
