@@ -9,20 +9,25 @@
 #include <type_traits>
 
 #include "kernels/plan.h"
+#include "params.h"
 
 namespace entrgi {
 
 namespace py = pybind11;
 
-// The value of that name.
+// The value of that name, one of the first `count`.
 template <typename Enum>
-Enum parse(const char* argument, const std::string& name) {
+Enum parse(const char* argument, const std::string& name, size_t count = std::size(Names<Enum>::kAll)) {
   std::string expected;
-  for (size_t i = 0; i < std::size(Names<Enum>::kAll); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     if (name == Names<Enum>::kAll[i]) return static_cast<Enum>(i);
     expected += std::string(expected.empty() ? "" : ", ") + Names<Enum>::kAll[i];
   }
   throw py::value_error(std::string(argument) + " must be one of " + expected + ", got " + name);
+}
+
+inline DType parse_dtype(const char* argument, const std::string& name) {
+  return parse<DType>(argument, name, static_cast<size_t>(DType::kFloat64));  // which the CPU alone takes
 }
 
 // A Python value as a T; raises a sentence that names the argument.
@@ -56,10 +61,17 @@ class Fields {
     if constexpr (std::is_pointer_v<T>) {
       field = reinterpret_cast<T>(read<uintptr_t>(name, value));
     } else if constexpr (std::is_same_v<T, DType>) {
-      field = parse<DType>(name, read<std::string>(name, value));
+      field = parse_dtype(name, read<std::string>(name, value));
     } else {
       field = read<T>(name, value);
     }
+  }
+
+  // name=, name_stride=, name_dtype=; fp32 where no dtype is given.
+  void operator()(Matrix& matrix, const std::string& name) const {
+    (*this)(matrix.data, name.c_str());
+    (*this)(matrix.stride, (name + "_stride").c_str());
+    (*this)(matrix.dtype, (name + "_dtype").c_str());
   }
 
   void done() const {

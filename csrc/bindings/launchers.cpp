@@ -37,8 +37,8 @@ struct Scratch {  // freed after the launch has finished; never initialised
 
 // Runs one launcher to its end on the default stream and returns the plan that it ran under.
 template <typename Params, typename Launcher>
-py::dict run(Params& p, const Shape& shape, Op op, const PlanOverrides& overrides, Launcher launcher) {
-  const Plan plan = make_forced_plan(op, shape, device_here(), overrides);
+py::dict run(Params& p, Op op, const PlanOverrides& overrides, Launcher launcher) {
+  const Plan plan = make_forced_plan(op, shape_of(p), device_here(), overrides);
   const Scratch scratch(plan.workspace_bytes);
   p.workspace = scratch.pointer;
   check(launcher(p, plan, nullptr), name_of(op));
@@ -48,19 +48,7 @@ py::dict run(Params& p, const Shape& shape, Op op, const PlanOverrides& override
 
 template <typename Params>
 void read_statistics(const Fields& fields, Params& p) {
-  FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride), FIELD(temperature);
-}
-
-template <typename Params>
-Shape shape_of(const Params& p) {
-  Shape shape{p.n, p.vocab, 1, 0, p.logits_dtype, p.logits_dtype};
-  shape.logits_aligned = rows_aligned(p.logits, p.logits_stride, p.logits_dtype);
-  if constexpr (requires { p.dim; }) {
-    shape.dim = p.dim;
-    shape.embedding = p.embedding_dtype;
-    shape.embedding_aligned = rows_aligned(p.embedding, p.embedding_stride, p.embedding_dtype);
-  }
-  return shape;
+  FIELD(logits), FIELD(n), FIELD(vocab), FIELD(temperature);
 }
 
 py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
@@ -75,19 +63,18 @@ py::dict run_vocab_pass(bool draw, const py::kwargs& kwargs) {
     FIELD(token), FIELD(probability), FIELD(margin), FIELD(filtered_entropy);
   }
   fields.done();
-  if (draw) return run(p, shape_of(p), Op::kSampleTokens, overrides, sample_tokens);
-  return run(p, shape_of(p), Op::kLogitStatistics, overrides,
+  if (draw) return run(p, Op::kSampleTokens, overrides, sample_tokens);
+  return run(p, Op::kLogitStatistics, overrides,
              [](const auto& q, const Plan& plan, cudaStream_t s) { return logit_statistics(q, plan, s); });
 }
 
 py::dict run_gumbel_perturb(const py::kwargs& kwargs) {
   GumbelPerturbParams p{};
   const Fields fields{kwargs};
-  FIELD(logits), FIELD(logits_dtype), FIELD(n), FIELD(vocab), FIELD(logits_stride);
-  FIELD(keys), FIELD(scale), FIELD(output), FIELD(output_stride);
+  FIELD(logits), FIELD(n), FIELD(vocab), FIELD(keys), FIELD(scale), FIELD(output);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), Op::kGumbelPerturb, overrides, gumbel_perturb);
+  return run(p, Op::kGumbelPerturb, overrides, gumbel_perturb);
 }
 
 py::dict run_statistics_backward(const py::kwargs& kwargs) {
@@ -98,27 +85,26 @@ py::dict run_statistics_backward(const py::kwargs& kwargs) {
   FIELD(unit_logsumexp), FIELD(entropy), FIELD(tempered_entropy), FIELD(gradient);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), Op::kLogitStatisticsBackward, overrides, logit_statistics_backward);
+  return run(p, Op::kLogitStatisticsBackward, overrides, logit_statistics_backward);
 }
 
 // A product for the kernels that want one, in fp64 on the host: what is tested is what they give it and what
 // they make of its results.
-std::vector<float> rows_of(const float* from, int64_t rows, int64_t columns, int64_t stride) {
+std::vector<float> rows_of(const Matrix& from, int64_t rows, int64_t columns) {
   std::vector<float> dense(static_cast<size_t>(rows * columns));
   const size_t width = static_cast<size_t>(columns) * sizeof(float);
-  check(cudaMemcpy2D(dense.data(), width, from, static_cast<size_t>(stride) * sizeof(float), width,
+  check(cudaMemcpy2D(dense.data(), width, from.data, static_cast<size_t>(from.stride) * sizeof(float), width,
                      static_cast<size_t>(rows), cudaMemcpyDeviceToHost),
         "gemm");
   return dense;
 }
 
-void host_gemm(const Fp32Product& p, cudaStream_t stream) {
+void host_gemm(const MatrixProduct& p, cudaStream_t stream) {
   check(cudaStreamSynchronize(stream), "gemm");
-  const std::vector<float> a = rows_of(p.a, p.m, p.k, p.a_stride);
-  const std::vector<float> b =
-      p.b_transposed ? rows_of(p.b, p.n, p.k, p.b_stride) : rows_of(p.b, p.k, p.n, p.b_stride);
+  const std::vector<float> a = rows_of(p.a, p.m, p.k);
+  const std::vector<float> b = p.b_transposed ? rows_of(p.b, p.n, p.k) : rows_of(p.b, p.k, p.n);
   std::vector<float> c(static_cast<size_t>(p.m * p.n));
-  if (p.accumulate) c = rows_of(p.c, p.m, p.n, p.c_stride);
+  if (p.accumulate) c = rows_of(p.c, p.m, p.n);
   const int64_t of_k = p.b_transposed ? 1 : p.n, of_n = p.b_transposed ? p.k : 1;
   for (int64_t i = 0; i < p.m; ++i) {
     for (int64_t j = 0; j < p.n; ++j) {
@@ -128,7 +114,7 @@ void host_gemm(const Fp32Product& p, cudaStream_t stream) {
     }
   }
   const size_t width = static_cast<size_t>(p.n) * sizeof(float);
-  check(cudaMemcpy2D(p.c, static_cast<size_t>(p.c_stride) * sizeof(float), c.data(), width, width,
+  check(cudaMemcpy2D(p.c.data, static_cast<size_t>(p.c.stride) * sizeof(float), c.data(), width, width,
                      static_cast<size_t>(p.m), cudaMemcpyHostToDevice),
         "gemm");
 }
@@ -142,8 +128,7 @@ auto with_host_gemm(Launcher launcher) {
 
 template <typename Params>
 void read_embedding(const Fields& fields, Params& p) {
-  FIELD(embedding), FIELD(embedding_dtype), FIELD(dim), FIELD(embedding_stride), FIELD(logsumexp);
-  FIELD(rows), FIELD(soft), FIELD(soft_stride);
+  FIELD(embedding), FIELD(dim), FIELD(logsumexp), FIELD(row_index), FIELD(target_rows), FIELD(soft);
 }
 
 py::dict run_relaxed_embedding(const py::kwargs& kwargs) {
@@ -151,10 +136,10 @@ py::dict run_relaxed_embedding(const py::kwargs& kwargs) {
   const Fields fields{kwargs};
   read_statistics(fields, p);
   read_embedding(fields, p);
-  FIELD(hard_tokens), FIELD(weight), FIELD(num_output_rows), FIELD(output), FIELD(output_stride);
+  FIELD(hard_tokens), FIELD(weight), FIELD(output);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  return run(p, shape_of(p), Op::kRelaxedEmbedding, overrides, with_host_gemm(relaxed_embedding));
+  return run(p, Op::kRelaxedEmbedding, overrides, with_host_gemm(relaxed_embedding));
 }
 
 py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
@@ -163,14 +148,11 @@ py::dict run_logit_update(Op op, UpdateRule rule, const py::kwargs& kwargs) {
   const Fields fields{kwargs};
   read_statistics(fields, p);
   read_embedding(fields, p);
-  FIELD(grad), FIELD(num_grad_rows), FIELD(grad_stride), FIELD(gradient), FIELD(gradient_stride);
-  FIELD(exp_avg), FIELD(exp_avg_sq), FIELD(exp_avg_stride), FIELD(exp_avg_sq_stride);
+  FIELD(grad), FIELD(gradient), FIELD(exp_avg), FIELD(exp_avg_sq);
   FIELD(lr), FIELD(beta1), FIELD(beta2), FIELD(eps), FIELD(step), FIELD(last);
   const PlanOverrides overrides = read_overrides(fields);
   fields.done();
-  Shape shape = shape_of(p);
-  shape.logits_aligned = rows_aligned(p);
-  return run(p, shape, op, overrides, with_host_gemm(logit_update));
+  return run(p, op, overrides, with_host_gemm(logit_update));
 }
 
 py::dict run_commit(const py::kwargs& kwargs) {
@@ -181,7 +163,7 @@ py::dict run_commit(const py::kwargs& kwargs) {
   FIELD(confidence), FIELD(positions), FIELD(n), FIELD(splits), FIELD(counts), FIELD(keys);
   FIELD(has_eos), FIELD(eos_token_id), FIELD(alg_temp);
   fields.done();
-  return run(p, {p.n, 1, 1, p.trajectories, DType::kFloat32, DType::kFloat32}, Op::kCommit, {}, commit);
+  return run(p, Op::kCommit, {}, commit);
 }
 #undef FIELD
 
@@ -215,7 +197,7 @@ void define_memory(py::module_& m) {
 
 void define_launchers(py::module_& m) {
   py::module_ launch = m.def_submodule("launch",
-                                       "Raw launchers: keyword arguments are the fields of kernels.h, "
+                                       "Raw launchers: keyword arguments are the fields of params.h, "
                                        "pointers as integers. Each runs to its end and returns its plan.");
   launch.def("logit_statistics", [](const py::kwargs& k) { return run_vocab_pass(false, k); });
   launch.def("sample_tokens", [](const py::kwargs& k) { return run_vocab_pass(true, k); });

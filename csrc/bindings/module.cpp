@@ -43,8 +43,8 @@ Shape read_shape(const Fields& fields, py::handle n, py::handle vocab, py::handl
               within("vocab", read<int64_t>("vocab", vocab), 1, kMaxVocab),
               within("dim", read<int64_t>("dim", dim), 1, kMaxDim),
               1,
-              parse<DType>("logits_dtype", logits_dtype),
-              parse<DType>("embedding_dtype", embedding_dtype)};
+              parse_dtype("logits_dtype", logits_dtype),
+              parse_dtype("embedding_dtype", embedding_dtype)};
   fields(shape.trajectories, "trajectories");
   fields(shape.logits_aligned, "logits_aligned");
   fields(shape.embedding_aligned, "embedding_aligned");

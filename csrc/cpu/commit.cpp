@@ -21,10 +21,10 @@ namespace {
 }
 
 // Everything is checked before anything is written.
-void check_data(const Commit& c) {
+void check_data(const CommitParams& c) {
   for (int64_t p = 0; p < c.trajectories; ++p) {
-    if (c.splits[p] < 0 || c.splits[p] > c.splits[p + 1] || c.splits[p + 1] > c.rows) {
-      fail("splits must not decrease and stay within [0, " + std::to_string(c.rows) + "], got " +
+    if (c.splits[p] < 0 || c.splits[p] > c.splits[p + 1] || c.splits[p + 1] > c.n) {
+      fail("splits must not decrease and stay within [0, " + std::to_string(c.n) + "], got " +
            std::to_string(c.splits[p]) + " and " + std::to_string(c.splits[p + 1]) + " for trajectory " +
            std::to_string(p));
     }
@@ -46,10 +46,10 @@ void check_data(const Commit& c) {
 }
 
 template <class F>
-F score_of(const Commit& c, int64_t n) {
+F score_of(const CommitParams& c, const F* confidence, int64_t n) {
   constexpr F kLast = -std::numeric_limits<F>::infinity();
-  const bool is_eos = c.eos_token_id != nullptr && c.candidates[n] == *c.eos_token_id;
-  F score = is_eos ? kLast : static_cast<const F*>(c.confidence)[n];
+  const bool is_eos = c.has_eos && c.candidates[n] == c.eos_token_id;
+  F score = is_eos ? kLast : confidence[n];
   if (c.alg_temp > 0) {
     const PhiloxWords words = philox(PhiloxKey(c.keys + 4 * n), 0);
     score = score / static_cast<F>(c.alg_temp) + static_cast<F>(gumbel(words.low, words.high));
@@ -58,15 +58,14 @@ F score_of(const Commit& c, int64_t n) {
 }
 
 template <class F>
-void commit_as(const Commit& c) {
-  std::vector<F> scores(c.rows);
+void commit_by(const CommitParams& c, const F* confidence) {
+  std::vector<F> scores(c.n);
   std::vector<int64_t> ranked;
-  int64_t* tokens = static_cast<int64_t*>(c.tokens.data);
   for (int64_t p = 0; p < c.trajectories; ++p) {
     ranked.clear();
     for (int64_t n = c.splits[p]; n < c.splits[p + 1]; ++n) {
       if (c.candidates[n] < 0) continue;
-      scores[n] = score_of<F>(c, n);
+      scores[n] = score_of(c, confidence, n);
       ranked.push_back(n);
     }
     const auto before = [&](int64_t a, int64_t b) {
@@ -76,21 +75,21 @@ void commit_as(const Commit& c) {
     std::partial_sort(ranked.begin(), ranked.begin() + n_best, ranked.end(), before);
     for (int64_t i = 0; i < n_best; ++i) {
       const int64_t n = ranked[i];
-      tokens[p * c.tokens.stride + c.positions[n]] = c.candidates[n];
-      c.committed[n] = 1;
+      c.tokens[p * c.tokens_stride + c.positions[n]] = c.candidates[n];
+      c.committed[n] = true;
     }
   }
 }
 
 }  // namespace
 
-void commit(const Commit& c) {
+void commit(const CommitParams& c) {
   check_data(c);
-  std::fill(c.committed, c.committed + c.rows, uint8_t{0});
-  if (c.confidence_is_double) {
-    commit_as<double>(c);
+  std::fill(c.committed, c.committed + c.n, false);
+  if (c.confidence_dtype == DType::kFloat64) {
+    commit_by(c, static_cast<const double*>(c.confidence));
   } else {
-    commit_as<float>(c);
+    commit_by(c, static_cast<const float*>(c.confidence));
   }
 }
 

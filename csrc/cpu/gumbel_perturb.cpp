@@ -6,15 +6,14 @@
 
 namespace entrgi::cpu {
 
-void gumbel_perturb(const Matrix& logits, int64_t rows, int64_t vocabulary, const int64_t* keys, double scale,
-                    const Matrix& out, const Parallel& parallel) {
-  const RowKernels& kernels = row_kernels(logits.dtype);
-  std::vector<uint8_t> status(rows, 0);
-  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
-    const PhiloxKey key(keys + 4 * row);
+void gumbel_perturb(const GumbelPerturbParams& p, const Parallel& parallel) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  std::vector<uint8_t> status(p.n, 0);
+  for_rows(p.n, p.vocab, parallel, [&](int64_t row, const ChunkLoop& loop) {
+    const PhiloxKey key(p.keys + 4 * row);
     std::vector<LogitKinds> kinds(loop.count());
     loop([&](int64_t chunk, int64_t id, int64_t n) {
-      kinds[chunk] = kernels.gumbel_perturb(logits.at(row, id), n, id, scale, key, out.at(row, id));
+      kinds[chunk] = kernels.gumbel_perturb(p.logits.at(row, id), n, id, p.scale, key, p.output.at(row, id));
     });
     const auto any = [&](bool LogitKinds::* kind) {
       return std::any_of(kinds.begin(), kinds.end(), [&](const LogitKinds& k) { return k.*kind; });

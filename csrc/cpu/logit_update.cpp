@@ -15,20 +15,19 @@ namespace {
 // G of the active rows in acc, dense, and G . soft of each.
 class Incoming {
  public:
-  Incoming(const Relaxation& r, const Matrix& grad, const std::vector<int64_t>& rows,
-           const Parallel& parallel)
-      : packed_(operand(r, static_cast<int64_t>(rows.size()), r.width)), dots_(rows.size()) {
-    const RowKernels& kernels = row_kernels(grad.dtype);
+  Incoming(const LogitUpdateParams& r, const std::vector<int64_t>& rows, const Parallel& parallel)
+      : packed_(operand(r, static_cast<int64_t>(rows.size()), r.dim)), dots_(rows.size()) {
+    const RowKernels& kernels = row_kernels(r.grad.dtype);
     const Range pack = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels.to_accumulator(grad.at(target_row(r, rows[i])), r.width, packed_.matrix().at(i));
+        kernels.to_accumulator(r.grad.at(target_row(r, rows[i])), r.dim, packed_.matrix().at(i));
         const void *g = packed_.matrix().at(i), *soft = r.soft.at(rows[i]);
         double dot = 0;
-        for (int64_t k = 0; k < r.width; ++k) dot += read(g, k, r.soft.dtype) * read(soft, k, r.soft.dtype);
+        for (int64_t k = 0; k < r.dim; ++k) dot += read(g, k, r.soft.dtype) * read(soft, k, r.soft.dtype);
         dots_[i] = dot;
       }
     };
-    parallel.run(static_cast<int64_t>(rows.size()), r.width, pack);
+    parallel.run(static_cast<int64_t>(rows.size()), r.dim, pack);
   }
   Matrix matrix() const { return packed_.matrix(); }
   double dot(int64_t i) const { return dots_[i]; }
@@ -41,30 +40,30 @@ class Incoming {
 // Calls apply(logits row, first id, length, logsumexp, G . soft, inner products) for every stretch of active
 // rows.
 template <class Apply>
-void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& parallel, const Gemm& gemm,
+void for_stretches(const LogitUpdateParams& r, const Parallel& parallel, const Gemm& gemm,
                    const Apply& apply) {
   const std::vector<int64_t> rows = active_rows(r);
   const int64_t count = static_cast<int64_t>(rows.size());
   if (count == 0) return;
   const DType acc = accumulator_of(r.logits.dtype);
-  const Incoming incoming(r, grad, rows, parallel);
-  const int64_t stretch = stretch_of(r, r.width, 1024);
-  const int64_t stretches = (r.vocabulary + stretch - 1) / stretch, blocks = row_blocks(count);
+  const Incoming incoming(r, rows, parallel);
+  const int64_t stretch = stretch_of(r, r.dim, 1024);
+  const int64_t stretches = (r.vocab + stretch - 1) / stretch, blocks = row_blocks(count);
   const bool wide = size_of(r.embedding.dtype) > 2;
   const int64_t block_rows = std::min(count, kRowBlock + kMinRows);
-  const int64_t cost = block_rows * stretch * std::max<int64_t>(1, r.width / 16);
+  const int64_t cost = block_rows * stretch * std::max<int64_t>(1, r.dim / 16);
 
   parallel.run(stretches * blocks, cost, [&](int64_t begin, int64_t end) {
     const Scratch inner(padded_rows(r, block_rows), stretch, acc);
-    const Scratch table(wide ? 0 : stretch, r.width, acc);
+    const Scratch table(wide ? 0 : stretch, r.dim, acc);
     Matrix e;
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t block = piece % blocks, id = piece / blocks * stretch,
-                    n = std::min(stretch, r.vocabulary - id);
-      if (block == 0 || piece == begin) e = table_rows(r, id, n, {0, r.width}, table.matrix());
+                    n = std::min(stretch, r.vocab - id);
+      if (block == 0 || piece == begin) e = table_rows(r, id, n, {0, r.dim}, table.matrix());
       const Span span = row_block(count, block);
-      const Matrix g{incoming.matrix().at(span.begin), r.width, acc};
-      gemm({g, e, inner.matrix(), padded_rows(r, span.size()), n, r.width, /*b_transposed=*/true,
+      const Matrix g{incoming.matrix().at(span.begin), r.dim, acc};
+      gemm({g, e, inner.matrix(), padded_rows(r, span.size()), n, r.dim, /*b_transposed=*/true,
             /*accumulate=*/false});
       for (int64_t i = span.begin; i < span.end; ++i) {
         apply(rows[i], id, n, read(r.logsumexp, rows[i], acc), incoming.dot(i),
@@ -74,53 +73,61 @@ void for_stretches(const Relaxation& r, const Matrix& grad, const Parallel& para
   });
 }
 
-}  // namespace
-
-void logit_gradient(const Relaxation& r, const Matrix& grad, const Matrix& out, const Parallel& parallel,
-                    const Gemm& gemm) {
-  const RowKernels& kernels = row_kernels(r.logits.dtype);
-  const int64_t row_bytes = r.vocabulary * size_of(out.dtype);
-  for (int64_t n = 0; n < r.rows; ++n) {
-    if (target_row(r, n) < 0) std::memset(out.at(n), 0, row_bytes);
+void write_gradient(const LogitUpdateParams& p, const Parallel& parallel, const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  const Matrix& out = p.gradient;
+  for (int64_t n = 0; n < p.n; ++n) {
+    if (target_row(p, n) < 0) std::memset(out.at(n), 0, p.vocab * size_of(out.dtype));
   }
-  for_stretches(r, grad, parallel, gemm,
+  for_stretches(p, parallel, gemm,
                 [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
-                  kernels.gradient(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner);
+                  kernels.gradient(p.logits.at(row, id), n, p.temperature, logsumexp, dot, inner);
                   std::memcpy(out.at(row, id), inner, n * size_of(out.dtype));
                 });
 }
 
-void adam_step(const Relaxation& r, const Matrix& grad, const Adam& adam, const Parallel& parallel,
-               const Gemm& gemm) {
-  const RowKernels& kernels = row_kernels(r.logits.dtype);
-  const double step = static_cast<double>(adam.step);
-  const AdamFactors factors{adam.beta1,
-                            adam.beta2,
-                            1 - adam.beta1,
-                            1 - adam.beta2,
-                            1 / (1 - std::pow(adam.beta1, step)),
-                            1 / (1 - std::pow(adam.beta2, step)),
-                            adam.lr,
-                            adam.eps,
-                            adam.step == 1,
-                            adam.last};
+void adam_step(const LogitUpdateParams& p, const Parallel& parallel, const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  const double step = static_cast<double>(p.step);
+  const AdamFactors factors{p.beta1,
+                            p.beta2,
+                            1 - p.beta1,
+                            1 - p.beta2,
+                            1 / (1 - std::pow(p.beta1, step)),
+                            1 / (1 - std::pow(p.beta2, step)),
+                            p.lr,
+                            p.eps,
+                            p.step == 1,
+                            p.last};
   const auto moment = [](const Matrix& m, int64_t row, int64_t id) -> void* {
     return m.data == nullptr ? nullptr : m.at(row, id);
   };
-  for_stretches(r, grad, parallel, gemm,
+  for_stretches(p, parallel, gemm,
                 [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
-                  kernels.adam(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner,
-                               moment(adam.exp_avg, row, id), moment(adam.exp_avg_sq, row, id), factors);
+                  kernels.adam(p.logits.at(row, id), n, p.temperature, logsumexp, dot, inner,
+                               moment(p.exp_avg, row, id), moment(p.exp_avg_sq, row, id), factors);
                 });
 }
 
-void sgd_step(const Relaxation& r, const Matrix& grad, double lr, const Parallel& parallel,
-              const Gemm& gemm) {
-  const RowKernels& kernels = row_kernels(r.logits.dtype);
-  for_stretches(r, grad, parallel, gemm,
+void sgd_step(const LogitUpdateParams& p, const Parallel& parallel, const Gemm& gemm) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  for_stretches(p, parallel, gemm,
                 [&](int64_t row, int64_t id, int64_t n, double logsumexp, double dot, void* inner) {
-                  kernels.sgd(r.logits.at(row, id), n, r.temperature, logsumexp, dot, inner, lr);
+                  kernels.sgd(p.logits.at(row, id), n, p.temperature, logsumexp, dot, inner, p.lr);
                 });
+}
+
+}  // namespace
+
+void logit_update(const LogitUpdateParams& p, const Parallel& parallel, const Gemm& gemm) {
+  switch (p.rule) {
+    case UpdateRule::kGradient:
+      return write_gradient(p, parallel, gemm);
+    case UpdateRule::kAdam:
+      return adam_step(p, parallel, gemm);
+    case UpdateRule::kSgd:
+      return sgd_step(p, parallel, gemm);
+  }
 }
 
 }  // namespace entrgi::cpu

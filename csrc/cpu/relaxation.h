@@ -27,10 +27,10 @@ inline void check_logsumexp(const void* logsumexp, int64_t row, DType acc) {
 }
 
 // Logits rows that are not padding, in order.
-inline std::vector<int64_t> active_rows(const Relaxation& r) {
+inline std::vector<int64_t> active_rows(const RelaxationParams& r) {
   std::vector<int64_t> rows;
-  rows.reserve(r.rows);
-  for (int64_t n = 0; n < r.rows; ++n) {
+  rows.reserve(r.n);
+  for (int64_t n = 0; n < r.n; ++n) {
     if (r.row_index != nullptr) {
       const int64_t target = r.row_index[n];
       if (target < -1 || target >= r.target_rows) {
@@ -45,7 +45,7 @@ inline std::vector<int64_t> active_rows(const Relaxation& r) {
   return rows;
 }
 
-inline int64_t target_row(const Relaxation& r, int64_t n) {
+inline int64_t target_row(const RelaxationParams& r, int64_t n) {
   return r.row_index == nullptr ? n : r.row_index[n];
 }
 
@@ -71,12 +71,12 @@ inline Span row_block(int64_t rows, int64_t block) {
   return {block * kRowBlock, block + 1 == row_blocks(rows) ? rows : (block + 1) * kRowBlock};
 }
 
-inline int64_t padded_rows(const Relaxation& r, int64_t rows) {
+inline int64_t padded_rows(const RelaxationParams& r, int64_t rows) {
   return r.temperature < kSharp ? std::max(rows, kMinRows) : rows;
 }
 
 // `rows` rows of scratch for a product, those beyond them zero.
-inline Scratch operand(const Relaxation& r, int64_t rows, int64_t columns) {
+inline Scratch operand(const RelaxationParams& r, int64_t rows, int64_t columns) {
   const DType acc = accumulator_of(r.logits.dtype);
   const int64_t padded = padded_rows(r, rows);
   Scratch scratch(padded, columns, acc);
@@ -88,14 +88,14 @@ inline Scratch operand(const Relaxation& r, int64_t rows, int64_t columns) {
 
 // Ids of the vocabulary worked on at a time, at most `most`: where a 16-bit table is converted, `columns` of
 // it should stay in the second- and third-level cache.
-inline int64_t stretch_of(const Relaxation& r, int64_t columns, int64_t most) {
+inline int64_t stretch_of(const RelaxationParams& r, int64_t columns, int64_t most) {
   constexpr int64_t kScratchElements = int64_t{1} << 20;
   const int64_t ids = kScratchElements / (size_of(r.embedding.dtype) == 2 ? columns : 1);
-  return std::min(r.vocabulary, std::clamp<int64_t>(ids / 64 * 64, 256, most));
+  return std::min(r.vocab, std::clamp<int64_t>(ids / 64 * 64, 256, most));
 }
 
 // Some columns of rows [id, id + n) of the table in acc: the table itself, or `scratch` filled from it.
-inline Matrix table_rows(const Relaxation& r, int64_t id, int64_t n, const Span& columns,
+inline Matrix table_rows(const RelaxationParams& r, int64_t id, int64_t n, const Span& columns,
                          const Matrix& scratch) {
   const Matrix& table = r.embedding;
   if (size_of(table.dtype) > 2) return {table.at(id, columns.begin), table.stride, table.dtype};

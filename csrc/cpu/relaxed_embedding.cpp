@@ -17,7 +17,7 @@
 namespace entrgi::cpu {
 namespace {
 
-void check_targets_distinct(const Relaxation& r, const std::vector<int64_t>& rows) {
+void check_targets_distinct(const RelaxationParams& r, const std::vector<int64_t>& rows) {
   if (r.row_index == nullptr) return;
   std::vector<int64_t> writer(r.target_rows, -1);
   for (const int64_t n : rows) {
@@ -30,21 +30,21 @@ void check_targets_distinct(const Relaxation& r, const std::vector<int64_t>& row
   }
 }
 
-void check_hard_tokens(const Relaxation& r, const std::vector<int64_t>& rows, const int64_t* hard_tokens) {
-  if (hard_tokens == nullptr) return;
+void check_hard_tokens(const RelaxedEmbeddingParams& r, const std::vector<int64_t>& rows) {
+  if (r.hard_tokens == nullptr) return;
   for (const int64_t n : rows) {
-    if (hard_tokens[n] < -1 || hard_tokens[n] >= r.vocabulary) {
-      throw std::runtime_error("hard_tokens must be -1 or in [0, " + std::to_string(r.vocabulary) +
-                               "), got " + std::to_string(hard_tokens[n]) + " at " + std::to_string(n));
+    if (r.hard_tokens[n] < -1 || r.hard_tokens[n] >= r.vocab) {
+      throw std::runtime_error("hard_tokens must be -1 or in [0, " + std::to_string(r.vocab) + "), got " +
+                               std::to_string(r.hard_tokens[n]) + " at " + std::to_string(n));
     }
   }
 }
 
 // Into how many parts of the vocabulary the sum is cut, each with a partial result of its own: threads then
 // work without waiting for each other (with a barrier per stretch: a third slower on two busy cores).
-int64_t parts_of(const Relaxation& r) {
+int64_t parts_of(const RelaxationParams& r) {
   constexpr int64_t kMaxParts = 16, kMinIds = 512;
-  return std::clamp<int64_t>(r.vocabulary / kMinIds, 1, kMaxParts);
+  return std::clamp<int64_t>(r.vocab / kMinIds, 1, kMaxParts);
 }
 
 // Columns of a piece: q is made once for each, some percent of what multiplying it costs.
@@ -52,14 +52,14 @@ constexpr int64_t kColumns = 2048;
 
 // Blocks of rows whose partial results are held at a time: 128 MB of them in fp32, and E is read once for
 // each.
-int64_t blocks_at_a_time(const Relaxation& r, int64_t parts) {
+int64_t blocks_at_a_time(const RelaxationParams& r, int64_t parts) {
   constexpr int64_t kMaxElements = int64_t{1} << 25;
-  return std::max<int64_t>(1, kMaxElements / (parts * kRowBlock * r.width));
+  return std::max<int64_t>(1, kMaxElements / (parts * kRowBlock * r.dim));
 }
 
 // out [rows, columns] = q E over the ids given, stretch by stretch; sums [rows], where given, = the sum of q
 // over them. out has padded_rows(r, count) rows.
-void expectation(const Relaxation& r, const int64_t* rows, int64_t count, const Span& ids,
+void expectation(const RelaxationParams& r, const int64_t* rows, int64_t count, const Span& ids,
                  const Span& columns, const Matrix& out, double* sums, const Gemm& gemm) {
   const DType acc = accumulator_of(r.logits.dtype);
   const RowKernels& kernels = row_kernels(r.logits.dtype);
@@ -92,21 +92,21 @@ struct Partials {
   int64_t at(int64_t part, int64_t row) const { return part * rows + row; }
 };
 
-Partials partials_of(const Relaxation& r, const int64_t* rows, int64_t count, const Parallel& parallel,
+Partials partials_of(const RelaxationParams& r, const int64_t* rows, int64_t count, const Parallel& parallel,
                      const Gemm& gemm) {
   const DType acc = accumulator_of(r.logits.dtype);
-  const int64_t parts = parts_of(r), length = (r.vocabulary + parts - 1) / parts;
-  const int64_t blocks = row_blocks(count), strips = (r.width + kColumns - 1) / kColumns;
-  Partials partials(padded_rows(r, count), parts, r.width, acc);
-  const int64_t cost = std::min(count, kRowBlock) * length * std::min(r.width, kColumns) / 16;
+  const int64_t parts = parts_of(r), length = (r.vocab + parts - 1) / parts;
+  const int64_t blocks = row_blocks(count), strips = (r.dim + kColumns - 1) / kColumns;
+  Partials partials(padded_rows(r, count), parts, r.dim, acc);
+  const int64_t cost = std::min(count, kRowBlock) * length * std::min(r.dim, kColumns) / 16;
   parallel.run(parts * blocks * strips, cost, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t strip = piece % strips, block = piece / strips % blocks, part = piece / strips / blocks;
-      const Span ids{part * length, std::min(r.vocabulary, (part + 1) * length)};
-      const Span columns{strip * kColumns, std::min(r.width, (strip + 1) * kColumns)};
+      const Span ids{part * length, std::min(r.vocab, (part + 1) * length)};
+      const Span columns{strip * kColumns, std::min(r.dim, (strip + 1) * kColumns)};
       const Span span = row_block(count, block);
       const int64_t first = partials.at(part, span.begin);
-      const Matrix out{partials.products.matrix().at(first, columns.begin), r.width, acc};
+      const Matrix out{partials.products.matrix().at(first, columns.begin), r.dim, acc};
       expectation(r, rows + span.begin, span.size(), ids, columns, out,
                   strip == 0 ? &partials.sums[first] : nullptr, gemm);
     }
@@ -115,25 +115,24 @@ Partials partials_of(const Relaxation& r, const int64_t* rows, int64_t count, co
 }
 
 // The partial results of row i added up in the order of the parts, into soft.
-void add_up(const Relaxation& r, const Partials& partials, int64_t i, void* soft) {
+void add_up(const RelaxationParams& r, const Partials& partials, int64_t i, void* soft) {
   const RowKernels& kernels = row_kernels(accumulator_of(r.logits.dtype));
   const Matrix products = partials.products.matrix();
   double sum = partials.sums[partials.at(0, i)];
-  kernels.to_accumulator(products.at(partials.at(0, i)), r.width, soft);
+  kernels.to_accumulator(products.at(partials.at(0, i)), r.dim, soft);
   for (int64_t p = 1; p < partials.parts; ++p) {
-    kernels.add(products.at(partials.at(p, i)), r.width, soft);
+    kernels.add(products.at(partials.at(p, i)), r.dim, soft);
     sum += partials.sums[partials.at(p, i)];
   }
-  kernels.scale(soft, r.width, 1.0 / sum);
+  kernels.scale(soft, r.dim, 1.0 / sum);
 }
 
 }  // namespace
 
-void relaxed_embedding(const Relaxation& r, const Matrix& output, const int64_t* hard_tokens,
-                       const void* weight, const Parallel& parallel, const Gemm& gemm) {
+void relaxed_embedding(const RelaxedEmbeddingParams& r, const Parallel& parallel, const Gemm& gemm) {
   const std::vector<int64_t> rows = active_rows(r);
   check_targets_distinct(r, rows);
-  check_hard_tokens(r, rows, hard_tokens);
+  check_hard_tokens(r, rows);
   const int64_t count = static_cast<int64_t>(rows.size());
   if (count == 0) return;
 
@@ -143,16 +142,16 @@ void relaxed_embedding(const Relaxation& r, const Matrix& output, const int64_t*
   for (int64_t first = 0; first < count; first += at_a_time) {
     const int64_t some = std::min(at_a_time, count - first);
     const Partials partials = partials_of(r, rows.data() + first, some, parallel, gemm);
-    parallel.run(some, partials.parts * r.width, [&](int64_t begin, int64_t end) {
+    parallel.run(some, partials.parts * r.dim, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = rows[first + i], target = target_row(r, n);
         add_up(r, partials, i, r.soft.at(n));
-        const bool has_hard = hard_tokens != nullptr, invalid = has_hard && hard_tokens[n] < 0;
-        const void* hard = has_hard ? r.embedding.at(invalid ? 0 : hard_tokens[n]) : nullptr;
-        const double w = invalid             ? std::numeric_limits<double>::quiet_NaN()
-                         : weight == nullptr ? 1.0
-                                             : read(weight, n, acc);
-        table_kernels.blend(r.soft.at(n), hard, w, r.width, output.at(target));
+        const bool has_hard = r.hard_tokens != nullptr, invalid = has_hard && r.hard_tokens[n] < 0;
+        const void* hard = has_hard ? r.embedding.at(invalid ? 0 : r.hard_tokens[n]) : nullptr;
+        const double w = invalid               ? std::numeric_limits<double>::quiet_NaN()
+                         : r.weight == nullptr ? 1.0
+                                               : read(r.weight, n, acc);
+        table_kernels.blend(r.soft.at(n), hard, w, r.dim, r.output.at(target));
       }
     });
   }

@@ -19,16 +19,14 @@ struct Workspace {
 
 struct RowContext {
   const RowKernels& kernels;
-  const Matrix& logits;
-  const SampleOptions& options;
-  int64_t row, vocabulary;
+  const SampleTokensParams& p;
+  const uint8_t* mask;  // [V] of forbidden ids, or null
+  int64_t row;
   const ChunkLoop& loop;
   double zmax;  // over the allowed ids
 
-  const char* at(int64_t id) const { return logits.at(row, id); }
-  const uint8_t* forbidden(int64_t id) const {
-    return options.forbidden == nullptr ? nullptr : options.forbidden + id;
-  }
+  const char* at(int64_t id) const { return p.logits.at(row, id); }
+  const uint8_t* forbidden(int64_t id) const { return mask == nullptr ? nullptr : mask + id; }
 };
 
 // Collects what `gather(first id, length, out)` writes for each chunk, in the order of ids.
@@ -62,7 +60,7 @@ double largest_allowed(const RowContext& c) {
 void sum_buckets(const RowContext& c, std::vector<uint64_t>& buckets) {
   buckets.assign(kBuckets, 0);
   const auto add = [&](int64_t id, int64_t n, uint64_t* into) {
-    c.kernels.add_masses(c.at(id), c.forbidden(id), n, c.zmax, c.options.temperature, into);
+    c.kernels.add_masses(c.at(id), c.forbidden(id), n, c.zmax, c.p.temperature, into);
   };
   if (!c.loop.is_parallel()) {
     c.loop([&](int64_t, int64_t id, int64_t n) { add(id, n, buckets.data()); });
@@ -120,12 +118,12 @@ std::pair<double, int64_t> nucleus_boundary(std::vector<Candidate>& pool, uint64
 
 // Kept by top-p.
 Kept nucleus_of(const RowContext& c, Workspace& w) {
-  const Kept everything{-kInfinity, c.vocabulary};
-  if (c.options.top_p >= 1) return everything;
+  const Kept everything{-kInfinity, c.p.vocab};
+  if (c.p.top_p >= 1) return everything;
   sum_buckets(c, w.buckets);
   uint64_t total = 0;
   for (const uint64_t mass : w.buckets) total += mass;
-  const Nucleus nucleus{c.options.top_p * static_cast<double>(total)};
+  const Nucleus nucleus{c.p.top_p * static_cast<double>(total)};
   if (nucleus.keeps(total)) return everything;
 
   // The last bucket with mass whose first id is kept: the first one that reaches beyond the limit.
@@ -133,8 +131,7 @@ Kept nucleus_of(const RowContext& c, Workspace& w) {
   int bucket = 0;
   while (w.buckets[bucket] == 0 || nucleus.keeps(ahead + w.buckets[bucket])) ahead += w.buckets[bucket++];
   gather_chunks(c.loop, w.candidates, [&](int64_t id, int64_t n, Candidate* out) {
-    return c.kernels.gather_bucket(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, bucket,
-                                   out);
+    return c.kernels.gather_bucket(c.at(id), c.forbidden(id), n, id, c.zmax, c.p.temperature, bucket, out);
   });
   w.pool = w.candidates;
   auto [threshold, ties] = nucleus_boundary(w.pool, ahead, nucleus);
@@ -146,13 +143,13 @@ Kept nucleus_of(const RowContext& c, Workspace& w) {
 
 // The k-th largest allowed value, -inf where there are fewer.
 double kth_largest(const RowContext& c, Workspace& w) {
-  const int64_t k = c.options.top_k;
-  if (k >= c.vocabulary) return -kInfinity;
+  const int64_t k = c.p.top_k;
+  if (k >= c.p.vocab) return -kInfinity;
   // k disjoint groups of ids with a maximum of at least `bound` hold k values of at least `bound`.
   constexpr int64_t kGroup = 64;
   constexpr int64_t kGroups = kChunk / kGroup;
   double bound = -kInfinity;
-  const int64_t groups = (c.vocabulary + kGroup - 1) / kGroup;
+  const int64_t groups = (c.p.vocab + kGroup - 1) / kGroup;
   if (k < groups / 2) {
     w.values.resize(groups);
     c.loop([&](int64_t chunk, int64_t id, int64_t n) {
@@ -170,14 +167,14 @@ double kth_largest(const RowContext& c, Workspace& w) {
 }
 
 Draw draw_token(const RowContext& c, const Kept& kept) {
-  const PhiloxKey key(c.options.keys + 4 * c.row);
+  const PhiloxKey key(c.p.keys + 4 * c.row);
   const Draw empty{0, 0, -kInfinity, -kInfinity, -kInfinity, -1};
   std::vector<Draw> parts(c.loop.count(), empty);
   // Lets later chunks skip noise that cannot win; the winner is the same without it.
   double best = -kInfinity;
   c.loop([&](int64_t chunk, int64_t id, int64_t n) {
     if (!c.loop.is_parallel()) parts[chunk].score = best;
-    c.kernels.draw(c.at(id), c.forbidden(id), n, id, c.zmax, c.options.temperature, kept, key, parts[chunk]);
+    c.kernels.draw(c.at(id), c.forbidden(id), n, id, c.zmax, c.p.temperature, kept, key, parts[chunk]);
     if (!c.loop.is_parallel()) best = parts[chunk].score;
   });
   Draw result = empty;
@@ -198,18 +195,18 @@ Draw draw_token(const RowContext& c, const Kept& kept) {
   return result;
 }
 
-uint8_t sample_row(RowContext& c, const RowStatistics& statistics, const Sample& out, Workspace& w) {
-  const DType acc = accumulator_of(c.logits.dtype);
-  c.zmax = c.options.forbidden == nullptr ? statistics.max : largest_allowed(c);
+uint8_t sample_row(RowContext& c, const RowStatistics& statistics, Workspace& w) {
+  const DType acc = accumulator_of(c.p.logits.dtype);
+  c.zmax = c.mask == nullptr ? statistics.max : largest_allowed(c);
   if (c.zmax == -kInfinity) return kNothingAllowed;
 
   Kept kept = nucleus_of(c, w);
-  if (c.options.top_k > 0) {
+  if (c.p.top_k > 0) {
     const double least = kth_largest(c, w);
-    if (least > kept.threshold) kept = {least, c.vocabulary};  // top-k keeps ties
+    if (least > kept.threshold) kept = {least, c.p.vocab};  // top-k keeps ties
   }
   const Draw draw = draw_token(c, kept);
-  const double tau = c.options.temperature;
+  const double tau = c.p.temperature;
   const double e = c.kernels.scaled_exp(c.at(draw.token), c.zmax, tau);
   // e of the runner-up, in the arithmetic of the row: 0 where only one id is kept.
   double runner_up = 0;
@@ -219,10 +216,10 @@ uint8_t sample_row(RowContext& c, const RowStatistics& statistics, const Sample&
                     : std::exp((static_cast<float>(draw.second) - static_cast<float>(c.zmax)) /
                                static_cast<float>(tau));
   }
-  out.token[c.row] = draw.token;
-  write(out.probability, c.row, e / draw.sum, acc);
-  write(out.margin, c.row, (1.0 - runner_up) / draw.sum, acc);
-  write(out.filtered_entropy, c.row, std::log(draw.sum) - draw.weighted_sum / draw.sum, acc);
+  c.p.token[c.row] = draw.token;
+  write(c.p.probability, c.row, e / draw.sum, acc);
+  write(c.p.margin, c.row, (1.0 - runner_up) / draw.sum, acc);
+  write(c.p.filtered_entropy, c.row, std::log(draw.sum) - draw.weighted_sum / draw.sum, acc);
   return 0;
 }
 
@@ -241,24 +238,21 @@ std::vector<uint8_t> mask_of(const int32_t* ids, int64_t count, int64_t vocabula
 
 }  // namespace
 
-void sample_tokens(const Matrix& logits, int64_t rows, int64_t vocabulary, const SampleOptions& given,
-                   const Statistics& statistics, const Sample& out, const Parallel& parallel) {
-  SampleOptions options = given;
-  const std::vector<uint8_t> mask = mask_of(given.forbidden_ids, given.num_forbidden, vocabulary);
-  if (!mask.empty()) options.forbidden = mask.data();
-  const RowKernels& kernels = row_kernels(logits.dtype);
-  const DType acc = accumulator_of(logits.dtype);
-  std::vector<uint8_t> status(rows, 0);
-  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
+void sample_tokens(const SampleTokensParams& p, const Parallel& parallel) {
+  const std::vector<uint8_t> listed = mask_of(p.forbidden_ids, p.num_forbidden, p.vocab);
+  const uint8_t* mask = listed.empty() ? reinterpret_cast<const uint8_t*>(p.forbidden) : listed.data();
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  std::vector<uint8_t> status(p.n, 0);
+  for_rows(p.n, p.vocab, parallel, [&](int64_t row, const ChunkLoop& loop) {
     thread_local Workspace workspace;
-    const RowStatistics row_result = row_statistics(logits, row, options.temperature, loop);
-    row_result.write_to(statistics, row, acc);
+    const RowStatistics row_result = row_statistics(p, row, loop);
+    row_result.write_to(p, row);
     if (row_result.argmax < 0) {
       status[row] = kInvalidRow;
       return;
     }
-    RowContext context{kernels, logits, options, row, vocabulary, loop, 0};
-    status[row] = sample_row(context, row_result, out, workspace);
+    RowContext context{kernels, p, mask, row, loop, 0};
+    status[row] = sample_row(context, row_result, workspace);
   });
   raise_bad_rows(status);
 }

@@ -42,15 +42,15 @@ class Online {
 
 }  // namespace
 
-RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperature, const ChunkLoop& loop) {
-  const RowKernels& kernels = row_kernels(logits.dtype);
+RowStatistics row_statistics(const LogitStatisticsParams& p, int64_t row, const ChunkLoop& loop) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
   std::vector<ChunkStatistics> chunks(loop.count());
   loop([&](int64_t chunk, int64_t id, int64_t n) {
-    kernels.statistics(logits.at(row, id), n, temperature, chunks[chunk]);
+    kernels.statistics(p.logits.at(row, id), n, p.temperature, chunks[chunk]);
   });
 
   RowStatistics result;
-  Online unit(1.0), tempered(temperature);
+  Online unit(1.0), tempered(p.temperature);
   double tempered_max = 0;
   int64_t best_chunk = -1;
   for (int64_t c = 0; c < loop.count(); ++c) {
@@ -70,7 +70,7 @@ RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperatu
   result.tempered_entropy = tempered.entropy();
   const int64_t first = best_chunk * kChunk;
   result.argmax =
-      first + kernels.find(logits.at(row, first), std::min(kChunk, loop.vocabulary() - first), result.max);
+      first + kernels.find(p.logits.at(row, first), std::min(kChunk, loop.vocabulary() - first), result.max);
   return result;
 }
 
@@ -89,33 +89,31 @@ void raise_bad_rows(const std::vector<uint8_t>& status) {
   }
 }
 
-void logit_statistics(const Matrix& logits, int64_t rows, int64_t vocabulary, double temperature,
-                      const Statistics& out, const Parallel& parallel) {
-  std::vector<uint8_t> status(rows, 0);
-  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
-    const RowStatistics result = row_statistics(logits, row, temperature, loop);
+void logit_statistics(const LogitStatisticsParams& p, const Parallel& parallel) {
+  std::vector<uint8_t> status(p.n, 0);
+  for_rows(p.n, p.vocab, parallel, [&](int64_t row, const ChunkLoop& loop) {
+    const RowStatistics result = row_statistics(p, row, loop);
     if (result.argmax < 0) status[row] = kInvalidRow;
-    result.write_to(out, row, accumulator_of(logits.dtype));
+    result.write_to(p, row);
   });
   raise_bad_rows(status);
 }
 
-void logit_statistics_backward(const Matrix& logits, int64_t rows, int64_t vocabulary, double temperature,
-                               const StatisticsGradients& grads, const StatisticsValues& values,
-                               const Matrix& out, const Parallel& parallel) {
-  const RowKernels& kernels = row_kernels(logits.dtype);
-  const DType acc = accumulator_of(logits.dtype);
+void logit_statistics_backward(const LogitStatisticsBackwardParams& p, const Parallel& parallel) {
+  const RowKernels& kernels = row_kernels(p.logits.dtype);
+  const DType acc = accumulator_of(p.logits.dtype);
+  const Matrix out{p.gradient, p.vocab, p.logits.dtype};
   const auto grad = [&](const void* array, int64_t row) {
     return array == nullptr ? 0.0 : read(array, row, acc);
   };
-  for_rows(rows, vocabulary, parallel, [&](int64_t row, const ChunkLoop& loop) {
-    const double g[] = {grad(grads.logsumexp, row), grad(grads.entropy, row),
-                        grad(grads.tempered_entropy, row)};
-    if (g[0] != 0 || g[2] != 0) check_logsumexp(values.logsumexp, row, acc);
-    const double v[] = {read(values.logsumexp, row, acc), read(values.unit_logsumexp, row, acc),
-                        read(values.entropy, row, acc), read(values.tempered_entropy, row, acc)};
+  for_rows(p.n, p.vocab, parallel, [&](int64_t row, const ChunkLoop& loop) {
+    const double g[] = {grad(p.grad_logsumexp, row), grad(p.grad_entropy, row),
+                        grad(p.grad_tempered_entropy, row)};
+    if (g[0] != 0 || g[2] != 0) check_logsumexp(p.logsumexp, row, acc);
+    const double v[] = {read(p.logsumexp, row, acc), read(p.unit_logsumexp, row, acc),
+                        read(p.entropy, row, acc), read(p.tempered_entropy, row, acc)};
     loop([&](int64_t, int64_t id, int64_t n) {
-      kernels.statistics_backward(logits.at(row, id), n, temperature, g, v, out.at(row, id));
+      kernels.statistics_backward(p.logits.at(row, id), n, p.temperature, g, v, out.at(row, id));
     });
   });
 }

@@ -71,7 +71,8 @@ struct RowStatistics {
   double max = -kInfinity;
   int64_t argmax = -1;  // also: the row is invalid
 
-  void write_to(const Statistics& out, int64_t row, DType acc) const {
+  void write_to(const LogitStatisticsParams& out, int64_t row) const {
+    const DType acc = accumulator_of(out.logits.dtype);
     write(out.logsumexp, row, logsumexp, acc);
     write(out.entropy, row, entropy, acc);
     write(out.tempered_entropy, row, tempered_entropy, acc);
@@ -79,7 +80,7 @@ struct RowStatistics {
   }
 };
 
-RowStatistics row_statistics(const Matrix& logits, int64_t row, double temperature, const ChunkLoop& loop);
+RowStatistics row_statistics(const LogitStatisticsParams& p, int64_t row, const ChunkLoop& loop);
 
 // Raises for the first row whose status is not 0.
 void raise_bad_rows(const std::vector<uint8_t>& status);

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitParams p) 
 
   const int64_t first = clamped(p.splits[trajectory], p.n), last = clamped(p.splits[trajectory + 1], p.n);
   for (int64_t n = first + threadIdx.x; n < last; n += kThreads) {
-    float score = p.confidence[n];
+    float score = fp32(p.confidence)[n];
     if (p.has_eos && p.candidates[n] == p.eos_token_id) score = -CUDART_INF_F;
     if (p.alg_temp > 0) {
       score = score / static_cast<float>(p.alg_temp) + gumbel(load_row_key(p.keys + 4 * n), 0);

@@ -33,8 +33,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gumbel_perturb_kernel(const GumbelPerturbParams p, float scale, unsigned blocks_per_row) {
   const int64_t n = blockIdx.x / blocks_per_row;
-  const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
-  float* output = p.output + n * p.output_stride;
+  const T* logits = static_cast<const T*>(p.logits.data) + n * p.logits.stride;
+  float* output = fp32(p.output.data) + n * p.output.stride;
   const int vocab = static_cast<int>(p.vocab);
   // Ids from a boundary of the output to the row's start.
   const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(output) % 16 / sizeof(float));
@@ -85,7 +85,7 @@ cudaError_t gumbel_perturb(const GumbelPerturbParams& p, const Plan& plan, cudaS
   if (plan.kernel != Kernel::kGumbelPerturb || p.vocab < 1) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
   const auto kernel =
-      choose([&]<typename T>() { return &compiled<gumbel_perturb_kernel<T>>; }, any_type(p.logits_dtype));
+      choose([&]<typename T>() { return &compiled<gumbel_perturb_kernel<T>>; }, any_type(p.logits.dtype));
   return launch(kernel, {plan.grid, kThreads}, stream, p, static_cast<float>(p.scale),
                 static_cast<unsigned>(plan.grid / p.n));
 }

@@ -7,13 +7,9 @@
 #include <iterator>
 #include <string>
 
+#include "params.h"
+
 namespace entrgi {
-
-enum class DType { kBFloat16, kFloat16, kFloat32 };
-
-constexpr int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
-}
 
 enum class Op {
   kLogitStatistics,
@@ -88,7 +84,7 @@ template <typename Enum>
 struct Names;
 template <>
 struct Names<DType> {
-  static constexpr const char* kAll[] = {"bfloat16", "float16", "float32"};
+  static constexpr const char* kAll[] = {"bfloat16", "float16", "float32", "float64"};
 };
 template <>
 struct Names<Op> {

@@ -29,13 +29,13 @@ __global__ void __launch_bounds__(kThreads)
     statistics_backward_kernel(const LogitStatisticsBackwardParams p, float inverse_tau) {
   const int64_t blocks_per_row = (p.vocab + kPerBlock - 1) / kPerBlock;
   const int64_t n = blockIdx.x / blocks_per_row;
-  const float grad_lse = p.grad_logsumexp == nullptr ? 0.f : p.grad_logsumexp[n] * inverse_tau;
-  const float grad_entropy = p.grad_entropy == nullptr ? 0.f : p.grad_entropy[n];
+  const float grad_lse = p.grad_logsumexp == nullptr ? 0.f : fp32(p.grad_logsumexp)[n] * inverse_tau;
+  const float grad_entropy = p.grad_entropy == nullptr ? 0.f : fp32(p.grad_entropy)[n];
   const float grad_tempered =
-      p.grad_tempered_entropy == nullptr ? 0.f : p.grad_tempered_entropy[n] * inverse_tau;
-  const float lse = p.logsumexp[n], unit_lse = p.unit_logsumexp[n];
-  const float entropy = p.entropy[n], tempered = p.tempered_entropy[n];
-  const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
+      p.grad_tempered_entropy == nullptr ? 0.f : fp32(p.grad_tempered_entropy)[n] * inverse_tau;
+  const float lse = fp32(p.logsumexp)[n], unit_lse = fp32(p.unit_logsumexp)[n];
+  const float entropy = fp32(p.entropy)[n], tempered = fp32(p.tempered_entropy)[n];
+  const T* logits = static_cast<const T*>(p.logits.data) + n * p.logits.stride;
   T* gradient = static_cast<T*>(p.gradient) + n * p.vocab;
   const int64_t begin = blockIdx.x % blocks_per_row * kPerBlock, end = min(begin + kPerBlock, p.vocab);
 #pragma unroll 4
@@ -58,7 +58,7 @@ cudaError_t logit_statistics_backward(const LogitStatisticsBackwardParams& p, co
   if (p.n == 0) return cudaSuccess;
   const float inverse_tau = static_cast<float>(std::min<double>(1 / p.temperature, FLT_MAX));
   const auto kernel = choose([&]<typename T>() { return &compiled<statistics_backward_kernel<T>>; },
-                             any_type(p.logits_dtype));
+                             any_type(p.logits.dtype));
   return launch(kernel, {plan.grid, kThreads}, stream, p, inverse_tau);
 }
 

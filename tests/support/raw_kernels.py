@@ -194,19 +194,19 @@ class RawKernels:
         arguments = dict(
             **_logits_arguments(logits, temperature),
             **_embedding_arguments(embedding, soft),
-            num_output_rows=output.shape[0],
+            target_rows=output.shape[0],
             output_stride=output.stride(0),
             splits=splits,
             new=new,
         )
         reads = {"logits": logits, "logsumexp": logsumexp, "embedding": embedding}
-        reads |= {"hard_tokens": hard_tokens, "weight": weight, "rows": rows}
+        reads |= {"hard_tokens": hard_tokens, "weight": weight, "row_index": rows}
         self.launch("relaxed_embedding", arguments, reads, {"output": output, "soft": soft})
         return output, soft
 
     def _update(self, launcher, grad, logits, logsumexp, embedding, soft, rows, temperature, writes, **arguments):
         arguments |= _logits_arguments(logits, temperature) | _embedding_arguments(embedding, soft)
-        arguments |= {"num_grad_rows": grad.shape[0], "grad_stride": grad.stride(0)}
+        arguments |= {"target_rows": grad.shape[0], "grad_stride": grad.stride(0)}
         for name, tensor in writes.items():
             if tensor is not None and name != "logits":
                 arguments[f"{name}_stride"] = tensor.stride(0)
@@ -216,7 +216,7 @@ class RawKernels:
             "embedding": embedding,
             "soft": soft,
             "grad": grad,
-            "rows": rows,
+            "row_index": rows,
         }
         self.launch(launcher, arguments, reads, writes)
 

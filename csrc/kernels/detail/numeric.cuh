@@ -36,6 +36,14 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// Memory in acc (params.h), which is float wherever kernels run: the operators take double on the CPU alone.
+__device__ __forceinline__ float* fp32(void* acc) {
+  return static_cast<float*>(acc);
+}
+__device__ __forceinline__ const float* fp32(const void* acc) {
+  return static_cast<const float*>(acc);
+}
+
 // threadIdx.x, of which the compiler knows nothing: what depends on it is computed anew where it is needed,
 // and takes no registers through a search.
 __device__ __forceinline__ int this_thread() {

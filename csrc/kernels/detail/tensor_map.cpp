@@ -34,10 +34,9 @@ CUtensorMapDataType type_of(DType dtype) {
       return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case DType::kFloat16:
       return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    case DType::kFloat32:
-      break;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   }
-  return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
 }
 
 }  // namespace

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  const T* grad = static_cast<const T*>(p.grad) + row * p.grad_stride;
-  const float* soft = p.soft + n * p.soft_stride;
+  const T* grad = static_cast<const T*>(p.grad.data) + row * p.grad.stride;
+  const float* soft = fp32(p.soft.data) + n * p.soft.stride;
   float sum = 0.f;
 #pragma unroll 8
   for (int64_t k = threadIdx.x; k < p.dim; k += kThreads) {
@@ -57,19 +57,19 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, Fp32Gemm gemm, cudaStream_t stream) {
-  const bool is_float = p.embedding_dtype == DType::kFloat32,
+cudaError_t logit_update(const LogitUpdateParams& p, const Plan& plan, Gemm gemm, cudaStream_t stream) {
+  const bool is_float = p.embedding.dtype == DType::kFloat32,
              matmul = plan.kernel == Kernel::kLogitUpdateMatmul;
   const bool needs_moments = p.rule == UpdateRule::kAdam && !(p.step == 1 && p.last);
   if (is_float != (matmul || plan.kernel == Kernel::kLogitUpdateSimt) || p.vocab < 1 || p.dim < 1 ||
-      (needs_moments && (p.exp_avg == nullptr || p.exp_avg_sq == nullptr))) {
+      (needs_moments && (p.exp_avg.data == nullptr || p.exp_avg_sq.data == nullptr))) {
     return cudaErrorInvalidValue;
   }
   if (p.n == 0) return cudaSuccess;
   const bool gather = matmul || plan.kernel == Kernel::kLogitUpdateSm90;
   char* gathered = gather ? static_cast<char*>(p.workspace) + GatheredGrad::offset(p.n) : nullptr;
   const auto kernel =
-      choose([&]<typename T>() { return &compiled<inner_product_kernel<T>>; }, any_type(p.embedding_dtype));
+      choose([&]<typename T>() { return &compiled<inner_product_kernel<T>>; }, any_type(p.embedding.dtype));
   const cudaError_t error = launch(kernel, {p.n, kThreads}, stream, p, gathered, GatheredGrad::pitch(p.dim));
   if (error != cudaSuccess) return error;
   switch (plan.kernel) {

@@ -27,10 +27,11 @@ struct UpdateScalars {
         corrected_lr(static_cast<float>(p.lr / (1 - std::pow(p.beta1, p.step)))),
         inverse_correction2(static_cast<float>(1 / (1 - std::pow(p.beta2, p.step)))),
         eps(static_cast<float>(p.eps)) {
-    uint64_t bits = address_bits(p.logits, p.logits_stride, size_of(p.logits_dtype));
-    if (p.logits_dtype != DType::kFloat32) bits *= 2;  // four 16-bit elements need 8 bytes, not 16
-    bits |= address_bits(p.gradient, p.gradient_stride, 4) | address_bits(p.exp_avg, p.exp_avg_stride, 4) |
-            address_bits(p.exp_avg_sq, p.exp_avg_sq_stride, 4);
+    uint64_t bits = address_bits(p.logits.data, p.logits.stride, size_of(p.logits.dtype));
+    if (p.logits.dtype != DType::kFloat32) bits *= 2;  // four 16-bit elements need 8 bytes, not 16
+    bits |= address_bits(p.gradient.data, p.gradient.stride, 4) |
+            address_bits(p.exp_avg.data, p.exp_avg.stride, 4) |
+            address_bits(p.exp_avg_sq.data, p.exp_avg_sq.stride, 4);
     aligned = bits % 16 == 0;
   }
 
@@ -44,9 +45,9 @@ struct UpdateScalars {
 #ifdef __CUDACC__
 // Row of `grad` that logit row n reads, or -1 for padding.
 __device__ __forceinline__ int64_t grad_row(const LogitUpdateParams& p, int64_t n) {
-  if (p.rows == nullptr) return n;
-  const int64_t row = p.rows[n];
-  return row >= 0 && row < p.num_grad_rows ? row : -1;
+  if (p.row_index == nullptr) return n;
+  const int64_t row = p.row_index[n];
+  return row >= 0 && row < p.target_rows ? row : -1;
 }
 
 // A row as the epilogue sees it. A padding row only ever gets a gradient of 0; one past the end is padding
@@ -60,7 +61,7 @@ struct UpdateRow {
 __device__ __forceinline__ UpdateRow load_update_row(const LogitUpdateParams& p, int64_t n) {
   UpdateRow row{n, 0.f, 0.f, n >= p.n || grad_row(p, n) < 0};
   if (!row.padding) {
-    row.lse = p.logsumexp[n];
+    row.lse = fp32(p.logsumexp)[n];
     row.inner = static_cast<const float*>(p.workspace)[n];
   }
   return row;
@@ -204,10 +205,10 @@ struct FourLogits {
   // Of row n, which is not padding.
   __device__ __forceinline__ void load(const LogitUpdateParams& p, int64_t n, const Columns& columns) {
     if (!columns.any()) return;
-    columns.load(z, static_cast<const Z*>(p.logits) + n * p.logits_stride);
+    columns.load(z, static_cast<const Z*>(p.logits.data) + n * p.logits.stride);
     if (reads_moments(p)) {
-      columns.load(m, p.exp_avg + n * p.exp_avg_stride);
-      columns.load(v, p.exp_avg_sq + n * p.exp_avg_sq_stride);
+      columns.load(m, fp32(p.exp_avg.data) + n * p.exp_avg.stride);
+      columns.load(v, fp32(p.exp_avg_sq.data) + n * p.exp_avg_sq.stride);
     }
   }
 
@@ -223,7 +224,7 @@ struct FourLogits {
       gradient_of(gradient, logit, product, row.lse, row.inner, s.inverse_tau);
     }
     if (p.rule == UpdateRule::kGradient) {
-      columns.store(p.gradient + row.n * p.gradient_stride, gradient);
+      columns.store(fp32(p.gradient.data) + row.n * p.gradient.stride, gradient);
       return;
     }
     if (p.rule == UpdateRule::kSgd) {
@@ -232,11 +233,11 @@ struct FourLogits {
       float mean[4], square[4];
       ascend(logit, mean, square, gradient, reads_moments(p), m, v, s);
       if (writes_moments(p)) {
-        columns.store(p.exp_avg + row.n * p.exp_avg_stride, mean);
-        columns.store(p.exp_avg_sq + row.n * p.exp_avg_sq_stride, square);
+        columns.store(fp32(p.exp_avg.data) + row.n * p.exp_avg.stride, mean);
+        columns.store(fp32(p.exp_avg_sq.data) + row.n * p.exp_avg_sq.stride, square);
       }
     }
-    columns.store(static_cast<Z*>(p.logits) + row.n * p.logits_stride, logit);
+    columns.store(static_cast<Z*>(p.logits.data) + row.n * p.logits.stride, logit);
   }
 };
 #endif
@@ -246,7 +247,6 @@ struct FourLogits {
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream);
-cudaError_t logit_update_matmul(const LogitUpdateParams& p, const Plan& plan, Fp32Gemm gemm,
-                                cudaStream_t stream);
+cudaError_t logit_update_matmul(const LogitUpdateParams& p, const Plan& plan, Gemm gemm, cudaStream_t stream);
 
 }  // namespace entrgi

@@ -39,15 +39,15 @@ struct RowPointers {
   float *m, *v;
 
   __device__ __forceinline__ RowPointers(const LogitUpdateParams& p, int64_t n, int64_t column)
-      : z(static_cast<Z*>(p.logits) + n * p.logits_stride + column),
-        m(p.rule == UpdateRule::kGradient ? p.gradient + n * p.gradient_stride + column
-                                          : p.exp_avg + n * p.exp_avg_stride + column),
-        v(p.exp_avg_sq + n * p.exp_avg_sq_stride + column) {}
+      : z(static_cast<Z*>(p.logits.data) + n * p.logits.stride + column),
+        m(p.rule == UpdateRule::kGradient ? fp32(p.gradient.data) + n * p.gradient.stride + column
+                                          : fp32(p.exp_avg.data) + n * p.exp_avg.stride + column),
+        v(fp32(p.exp_avg_sq.data) + n * p.exp_avg_sq.stride + column) {}
   template <UpdateRule kRule>
   __device__ __forceinline__ void move(const LogitUpdateParams& p, int rows) {
-    z += rows * p.logits_stride;
-    m += rows * (kRule == UpdateRule::kGradient ? p.gradient_stride : p.exp_avg_stride);
-    v += rows * p.exp_avg_sq_stride;
+    z += rows * p.logits.stride;
+    m += rows * (kRule == UpdateRule::kGradient ? p.gradient.stride : p.exp_avg.stride);
+    v += rows * p.exp_avg_sq.stride;
   }
 };
 

@@ -52,23 +52,20 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t logit_update_matmul(const LogitUpdateParams& p, const Plan& plan, Fp32Gemm gemm,
+cudaError_t logit_update_matmul(const LogitUpdateParams& p, const Plan& plan, Gemm gemm,
                                 cudaStream_t stream) {
   if (plan.block_n < 1 || plan.block_n % 4 != 0 || gemm == nullptr) return cudaErrorInvalidValue;
   char* workspace = static_cast<char*>(p.workspace);
-  const float* grad = reinterpret_cast<const float*>(workspace + GatheredGrad::offset(p.n));
+  float* grad = reinterpret_cast<float*>(workspace + GatheredGrad::offset(p.n));
   float* products = reinterpret_cast<float*>(workspace + GatheredGrad::end(p.n, p.dim, sizeof(float)));
   const auto kernel = choose([&]<typename Z>() { return &compiled<logit_update_matmul_kernel<Z>>; },
-                             any_type(p.logits_dtype));
+                             any_type(p.logits.dtype));
   for (int64_t first = 0; first < p.vocab; first += plan.block_n) {
     const MatmulChunk chunk = MatmulChunk::at(first, p.vocab, plan);
-    const float* embedding = static_cast<const float*>(p.embedding) + first * p.embedding_stride;
-    gemm({.a = grad,
-          .a_stride = GatheredGrad::pitch(p.dim),
-          .b = embedding,
-          .b_stride = p.embedding_stride,
-          .c = products,
-          .c_stride = plan.block_n,
+    float* embedding = static_cast<float*>(p.embedding.data) + first * p.embedding.stride;
+    gemm({.a = {grad, GatheredGrad::pitch(p.dim)},
+          .b = {embedding, p.embedding.stride},
+          .c = {products, plan.block_n},
           .m = p.n,
           .n = chunk.ids,
           .k = p.dim,

@@ -64,16 +64,16 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
   if (threadIdx.x < Tile::kM) {
     const int64_t n = first_row + threadIdx.x;
     const int64_t row = n < p.n ? grad_row(p, n) : -1;
-    row_offset[threadIdx.x] = row < 0 ? -1 : row * p.grad_stride;
+    row_offset[threadIdx.x] = row < 0 ? -1 : row * p.grad.stride;
   }
   __syncthreads();
 
-  const float* grad = static_cast<const float*>(p.grad);
-  const float* embedding = static_cast<const float*>(p.embedding) + first_column * p.embedding_stride;
+  const float* grad = static_cast<const float*>(p.grad.data);
+  const float* embedding = static_cast<const float*>(p.embedding.data) + first_column * p.embedding.stride;
   typename Tile::Accumulator accumulator = {};
   Tile::template product<true>(
       accumulator, p.dim, shared.operands, grad, [&](int row) { return row_offset[row]; }, 0.f,
-      [](int, float g) { return g; }, embedding, p.embedding_stride, p.vocab - first_column);
+      [](int, float g) { return g; }, embedding, p.embedding.stride, p.vocab - first_column);
 
 #pragma unroll
   for (int g = 0; g < Tile::kGroupsM; ++g) {
@@ -101,7 +101,7 @@ cudaError_t logit_update_simt(const LogitUpdateParams& p, const Plan& plan, cuda
         static_assert(is_simt(t), "the product has 256 threads and steps of 16 through two buffers");
         return &compiled<logit_update_simt_kernel<Z, SimtTileOf<t.block_m, t.block_n>>>;
       },
-      any_type(p.logits_dtype), tile_of<kSimt>(plan));
+      any_type(p.logits.dtype), tile_of<kSimt>(plan));
   return launch(kernel, {plan.grid, kSimtThreads}, stream, p, UpdateScalars(p));
 }
 

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int r = threadIdx.x; r < kM; r += kThreads) {
     const int64_t row = first_row + r < p.n ? grad_row(p, first_row + r) : -1;
-    row_offset[r] = row < 0 ? -1 : row * p.grad_stride;
+    row_offset[r] = row < 0 ? -1 : row * p.grad.stride;
   }
   __syncthreads();
 
@@ -70,12 +70,12 @@ __global__ void __launch_bounds__(kThreads)
     if (step < step_count) {
       const uint32_t stage = ring + step % kStages * kStageBytes;
       GTile::template fill<kThreads>(
-          stage, static_cast<const T*>(p.grad), [&](int r) { return row_offset[r]; }, int64_t{step} * kStep,
-          p.dim, g_granule);
+          stage, static_cast<const T*>(p.grad.data), [&](int r) { return row_offset[r]; },
+          int64_t{step} * kStep, p.dim, g_granule);
       ETile::template fill<kThreads>(
-          stage + GTile::kBytes, static_cast<const T*>(p.embedding),
+          stage + GTile::kBytes, static_cast<const T*>(p.embedding.data),
           [&](int r) {
-            return first_column + r < p.vocab ? (first_column + r) * p.embedding_stride : int64_t{-1};
+            return first_column + r < p.vocab ? (first_column + r) * p.embedding.stride : int64_t{-1};
           },
           int64_t{step} * kStep, p.dim, e_granule);
     }
@@ -165,11 +165,11 @@ cudaError_t logit_update_sm80(const LogitUpdateParams& p, const Plan& plan, cuda
         return &compiled<logit_update_sm80_kernel<Z, T, t.block_m, t.block_n, t.warps_m, t.stages>,
                          Sm80Shared::bytes(t.block_m, t.block_n, t.block_k, t.stages)>;
       },
-      any_type(p.logits_dtype), type_of_16_bits(p.embedding_dtype), tile_of<kSm80>(plan));
-  const int64_t element = size_of(p.embedding_dtype);
+      any_type(p.logits.dtype), type_of_16_bits(p.embedding.dtype), tile_of<kSm80>(plan));
+  const int64_t element = size_of(p.embedding.dtype);
   return launch(kernel, {plan.grid, kThreads, plan.shared_bytes}, stream, p, UpdateScalars(p),
-                copy_granule(p.grad, p.grad_stride, element),
-                copy_granule(p.embedding, p.embedding_stride, element));
+                copy_granule(p.grad.data, p.grad.stride, element),
+                copy_granule(p.embedding.data, p.embedding.stride, element));
 }
 
 }  // namespace entrgi

@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Of z in E's dtype or fp32, in aligned rows.
 cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cudaStream_t stream) {
   const auto one_or_two = [](int size) { return size == 1 || size == 2; };
-  if (!one_or_two(plan.cluster_m) || !one_or_two(plan.cluster_n) || !rows_aligned(p)) {
+  if (!one_or_two(plan.cluster_m) || !one_or_two(plan.cluster_n) || !shape_of(p).logits_aligned) {
     return cudaErrorInvalidValue;
   }
   const auto kernel = choose(
@@ -248,7 +248,7 @@ cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cuda
         return &compiled<logit_update_sm90_kernel<SameOrFloat<Logits, T>, T, t.block_m, t.block_n, t.stages>,
                          UpdateShared::bytes(t)>;
       },
-      type_of_16_bits(p.embedding_dtype), same_or_float(p.logits_dtype, p.embedding_dtype),
+      type_of_16_bits(p.embedding.dtype), same_or_float(p.logits.dtype, p.embedding.dtype),
       tile_of<kSm90>(plan));
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{plan.block_m} * plan.cluster_m);
@@ -257,11 +257,11 @@ cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cuda
 
   CUtensorMap grad_map, embedding_map;
   const char* gathered = static_cast<const char*>(p.workspace) + GatheredGrad::offset(p.n);
-  cudaError_t error = make_tensor_map(&grad_map, p.embedding_dtype, gathered, p.n, p.dim,
+  cudaError_t error = make_tensor_map(&grad_map, p.embedding.dtype, gathered, p.n, p.dim,
                                       GatheredGrad::pitch(p.dim), plan.block_m / plan.cluster_n);
   if (error != cudaSuccess) return error;
-  error = make_tensor_map(&embedding_map, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride,
-                          plan.block_n / plan.cluster_m);
+  error = make_tensor_map(&embedding_map, p.embedding.dtype, p.embedding.data, p.vocab, p.dim,
+                          p.embedding.stride, plan.block_n / plan.cluster_m);
   if (error != cudaSuccess) return error;
   const Schedule schedule{plan.cluster_m,
                           plan.cluster_n,

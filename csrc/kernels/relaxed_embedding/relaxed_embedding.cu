@@ -36,23 +36,24 @@ __global__ void __launch_bounds__(kThreads)
   float soft = 0.f;
 #pragma unroll 16  // reads in flight: with few rows, latency is all there is
   for (int split = 0; split < splits; ++split) soft += partial[split * p.n * pitch];
-  p.soft[n * p.soft_stride + column] = soft;
+  fp32(p.soft.data)[n * p.soft.stride + column] = soft;
 
   float value = soft;
   if (p.hard_tokens != nullptr) {
     const int64_t token = p.hard_tokens[n];
     if (token >= 0 && token < p.vocab) {
-      const float hard = to_float(static_cast<const T*>(p.embedding)[token * p.embedding_stride + column]);
-      value = soft + (p.weight == nullptr ? 1.f : p.weight[n]) * (hard - soft);
+      const float hard =
+          to_float(static_cast<const T*>(p.embedding.data)[token * p.embedding.stride + column]);
+      value = soft + (p.weight == nullptr ? 1.f : fp32(p.weight)[n]) * (hard - soft);
     } else {
       value = CUDART_NAN_F;
     }
   }
-  static_cast<T*>(p.output)[row * p.output_stride + column] = from_float<T>(value);
+  static_cast<T*>(p.output.data)[row * p.output.stride + column] = from_float<T>(value);
 }
 
-cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm, cudaStream_t stream) {
-  const bool is_float = p.embedding_dtype == DType::kFloat32;
+cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, Gemm gemm, cudaStream_t stream) {
+  const bool is_float = p.embedding.dtype == DType::kFloat32;
   const bool takes_float =
       plan.kernel == Kernel::kRelaxedEmbeddingSimt || plan.kernel == Kernel::kRelaxedEmbeddingMatmul;
   if (is_float != takes_float) return cudaErrorInvalidValue;
@@ -72,14 +73,14 @@ cudaError_t product(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm 
 
 }  // namespace
 
-cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm,
+cudaError_t relaxed_embedding(const RelaxedEmbeddingParams& p, const Plan& plan, Gemm gemm,
                               cudaStream_t stream) {
   if (plan.splits < 1 || p.vocab < 1 || p.dim < 1) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
   if (const cudaError_t error = product(p, plan, gemm, stream); error != cudaSuccess) return error;
 
   const auto kernel = choose([&]<typename T>() { return &compiled<reduce_and_blend_kernel<T>>; },
-                             any_type(p.embedding_dtype));
+                             any_type(p.embedding.dtype));
   return launch(kernel, {p.n * ceil_div(p.dim, kThreads), kThreads}, stream, p, pitch_of(p.dim),
                 static_cast<int>(plan.splits));
 }

@@ -28,9 +28,9 @@ constexpr float kUnscale = std::is_same_v<T, __half> ? 0x1p-15f : 1.f;
 #ifdef __CUDACC__
 // Row of `output` that logit row n writes, or -1 for padding.
 __device__ __forceinline__ int64_t output_row(const RelaxedEmbeddingParams& p, int64_t n) {
-  if (p.rows == nullptr) return n;
-  const int64_t row = p.rows[n];
-  return row >= 0 && row < p.num_output_rows ? row : -1;
+  if (p.row_index == nullptr) return n;
+  const int64_t row = p.row_index[n];
+  return row >= 0 && row < p.target_rows ? row : -1;
 }
 #endif
 
@@ -39,7 +39,7 @@ __device__ __forceinline__ int64_t output_row(const RelaxedEmbeddingParams& p, i
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
 cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream);
-cudaError_t relaxed_embedding_matmul(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm,
+cudaError_t relaxed_embedding_matmul(const RelaxedEmbeddingParams& p, const Plan& plan, Gemm gemm,
                                      cudaStream_t stream);
 
 }  // namespace entrgi

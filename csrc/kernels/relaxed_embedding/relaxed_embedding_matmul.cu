@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = blockIdx.x / chunk.ctas;
   const int64_t begin = int64_t{blockIdx.x % chunk.ctas} * MatmulChunk::kIds + threadIdx.x;
   const bool present = output_row(p, n) >= 0;
-  const float lse = present ? p.logsumexp[n] : 0.f;
-  const Z* logits = static_cast<const Z*>(p.logits) + n * p.logits_stride + chunk.first;
+  const float lse = present ? fp32(p.logsumexp)[n] : 0.f;
+  const Z* logits = static_cast<const Z*>(p.logits.data) + n * p.logits.stride + chunk.first;
   Z z[kIdsOfThread];
 #pragma unroll
   for (int i = 0; i < kIdsOfThread; ++i) {
@@ -46,26 +46,23 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t relaxed_embedding_matmul(const RelaxedEmbeddingParams& p, const Plan& plan, Fp32Gemm gemm,
+cudaError_t relaxed_embedding_matmul(const RelaxedEmbeddingParams& p, const Plan& plan, Gemm gemm,
                                      cudaStream_t stream) {
   if (plan.block_n < 1 || gemm == nullptr) return cudaErrorInvalidValue;
   const int64_t pitch = pitch_of(p.dim);
   float* partial = static_cast<float*>(p.workspace);
   float* q = partial + p.n * pitch;
   const auto kernel = choose([&]<typename Z>() { return &compiled<relaxed_embedding_matmul_kernel<Z>>; },
-                             any_type(p.logits_dtype));
+                             any_type(p.logits.dtype));
   for (int64_t first = 0; first < p.vocab; first += plan.block_n) {
     const MatmulChunk chunk = MatmulChunk::at(first, p.vocab, plan);
     const cudaError_t error = launch(kernel, {p.n * chunk.ctas, kThreads}, stream, p,
                                      SoftmaxScale(p.temperature), q, int64_t{plan.block_n}, chunk);
     if (error != cudaSuccess) return error;
-    const float* embedding = static_cast<const float*>(p.embedding) + first * p.embedding_stride;
-    gemm({.a = q,
-          .a_stride = plan.block_n,
-          .b = embedding,
-          .b_stride = p.embedding_stride,
-          .c = partial,
-          .c_stride = pitch,
+    float* embedding = static_cast<float*>(p.embedding.data) + first * p.embedding.stride;
+    gemm({.a = {q, plan.block_n},
+          .b = {embedding, p.embedding.stride},
+          .c = {partial, pitch},
           .m = p.n,
           .n = p.dim,
           .k = chunk.ids,

@@ -46,18 +46,18 @@ __global__ void __launch_bounds__(kSimtThreads, Tile::kCtasPerSm)
   if (threadIdx.x < Tile::kM) {
     const int64_t n = first_row + threadIdx.x;
     present[threadIdx.x] = n < p.n && output_row(p, n) >= 0;
-    lse[threadIdx.x] = present[threadIdx.x] ? p.logsumexp[n] : 0.f;
+    lse[threadIdx.x] = present[threadIdx.x] ? fp32(p.logsumexp)[n] : 0.f;
   }
   __syncthreads();
 
-  const Z* logits = static_cast<const Z*>(p.logits) + first_row * p.logits_stride;
-  const float* embedding = static_cast<const float*>(p.embedding) + first_column;
+  const Z* logits = static_cast<const Z*>(p.logits.data) + first_row * p.logits.stride;
+  const float* embedding = static_cast<const float*>(p.embedding.data) + first_column;
   typename Tile::Accumulator accumulator = {};
   Tile::template product<false>(
       accumulator, last - first, shared, logits + first,
-      [&](int row) { return present[row] ? row * p.logits_stride : -1; }, from_float<Z>(-CUDART_INF_F),
+      [&](int row) { return present[row] ? row * p.logits.stride : -1; }, from_float<Z>(-CUDART_INF_F),
       [&](int row, Z z) { return expf(log_softmax(to_float(z), scale.inverse_tau, lse[row])); },
-      embedding + first * p.embedding_stride, p.embedding_stride, p.dim - first_column);
+      embedding + first * p.embedding.stride, p.embedding.stride, p.dim - first_column);
 
   float* partial = static_cast<float*>(p.workspace) + split * p.n * pitch;
 #pragma unroll
@@ -88,7 +88,7 @@ cudaError_t relaxed_embedding_simt(const RelaxedEmbeddingParams& p, const Plan& 
         static_assert(is_simt(t), "the product has 256 threads and steps of 16 through two buffers");
         return &compiled<relaxed_embedding_simt_kernel<Z, SimtTileOf<t.block_m, t.block_n>>>;
       },
-      any_type(p.logits_dtype), tile_of<kSimt>(plan));
+      any_type(p.logits.dtype), tile_of<kSimt>(plan));
   return launch(kernel, {plan.grid, kSimtThreads}, stream, p, SoftmaxScale(p.temperature), pitch_of(p.dim),
                 static_cast<int>(plan.splits));
 }

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int r = threadIdx.x; r < kM; r += kThreads) {
     const int64_t n = first_row + r;
-    row_offset[r] = n < p.n && output_row(p, n) >= 0 ? n * p.logits_stride : -1;
+    row_offset[r] = n < p.n && output_row(p, n) >= 0 ? n * p.logits.stride : -1;
   }
   // Rows that are not there have logsumexp = inf: q = 0.
   float lse[kFragmentsM][2];
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int64_t n = first_row + warp_row + m * 16 + h * 8 + group;
-      lse[m][h] = n < p.n && output_row(p, n) >= 0 ? p.logsumexp[n] : CUDART_INF_F;
+      lse[m][h] = n < p.n && output_row(p, n) >= 0 ? fp32(p.logsumexp)[n] : CUDART_INF_F;
     }
   }
   __syncthreads();
@@ -95,11 +95,11 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t id = (first_step + step) * kStep;
       const uint32_t stage = ring + step % kStages * kStageBytes;
       ZTile::template fill<kThreads>(
-          stage, static_cast<const Z*>(p.logits), [&](int r) { return row_offset[r]; }, id, p.vocab,
+          stage, static_cast<const Z*>(p.logits.data), [&](int r) { return row_offset[r]; }, id, p.vocab,
           z_granule);
       ETile::template fill<kThreads>(
-          stage + ZTile::kBytes, static_cast<const T*>(p.embedding),
-          [&](int r) { return id + r < p.vocab ? (id + r) * p.embedding_stride : int64_t{-1}; }, first_column,
+          stage + ZTile::kBytes, static_cast<const T*>(p.embedding.data),
+          [&](int r) { return id + r < p.vocab ? (id + r) * p.embedding.stride : int64_t{-1}; }, first_column,
           p.dim, e_granule);
     }
     commit_copies();
@@ -186,11 +186,11 @@ cudaError_t relaxed_embedding_sm80(const RelaxedEmbeddingParams& p, const Plan& 
         return &compiled<relaxed_embedding_sm80_kernel<Z, T, t.block_m, t.block_n, t.warps_m, t.stages>,
                          sm80_bytes(kStage, t.stages, t.block_m)>;
       },
-      any_type(p.logits_dtype), type_of_16_bits(p.embedding_dtype), tile_of<kSm80>(plan));
+      any_type(p.logits.dtype), type_of_16_bits(p.embedding.dtype), tile_of<kSm80>(plan));
   return launch(kernel, {plan.grid, kThreads, plan.shared_bytes}, stream, p, SoftmaxScale(p.temperature),
                 pitch_of(p.dim), static_cast<int>(plan.splits),
-                copy_granule(p.logits, p.logits_stride, size_of(p.logits_dtype)),
-                copy_granule(p.embedding, p.embedding_stride, size_of(p.embedding_dtype)));
+                copy_granule(p.logits.data, p.logits.stride, size_of(p.logits.dtype)),
+                copy_granule(p.embedding.data, p.embedding.stride, size_of(p.embedding.dtype)));
 }
 
 }  // namespace entrgi

@@ -245,7 +245,8 @@ __device__ __forceinline__ void consume(const RelaxedEmbeddingParams& p, const S
   // Rows that are not there have logsumexp = inf: q = 0.
   float lse[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) lse[h] = present(p, row + 8 * h) ? p.logsumexp[row + 8 * h] : CUDART_INF_F;
+  for (int h = 0; h < 2; ++h)
+    lse[h] = present(p, row + 8 * h) ? fp32(p.logsumexp)[row + 8 * h] : CUDART_INF_F;
   const Reader read(warp * 16, lane);
   const Release release(work.sharing, lane);
 
@@ -382,15 +383,15 @@ cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& 
                       "the plan counts a stage as the kernel lays it out");
         return &compiled<relaxed_embedding_sm90_kernel<Z, T, t.block_m / kRows>, kHopperSharedBytes>;
       },
-      type_of_16_bits(p.embedding_dtype), same_or_float(p.logits_dtype, p.embedding_dtype),
+      type_of_16_bits(p.embedding.dtype), same_or_float(p.logits.dtype, p.embedding.dtype),
       tile_of<kSm90>(plan));
   const int64_t steps = ceil_div(p.vocab, kStep);
   const int logit_parts = std::max(plan.cluster_n, tiles.rest_n);
   CUtensorMap embedding, logits;
-  cudaError_t error =
-      make_tensor_map(&embedding, p.embedding_dtype, p.embedding, p.vocab, p.dim, p.embedding_stride, kStep);
+  cudaError_t error = make_tensor_map(&embedding, p.embedding.dtype, p.embedding.data, p.vocab, p.dim,
+                                      p.embedding.stride, kStep);
   if (error == cudaSuccess) {
-    error = make_tensor_map(&logits, p.logits_dtype, p.logits, p.n, p.vocab, p.logits_stride,
+    error = make_tensor_map(&logits, p.logits.dtype, p.logits.data, p.n, p.vocab, p.logits.stride,
                             plan.block_m / logit_parts);
   }
   if (error != cudaSuccess) return error;

@@ -607,7 +607,7 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, const Ro
       }
       if (turn == 0 || turn == 2 || decided) break;
       count_event(p, cluster, kUndecided);
-      const T* logits = static_cast<const T*>(p.logits) + shared.n * p.logits_stride;
+      const T* logits = static_cast<const T*>(p.logits.data) + shared.n * p.logits.stride;
       const bool pooled = row.place == row.kPool;
       const uint64_t mass =
           pooled ? mass_of_row(logits, vocab, shared.scores) : mass_of_slice(slice, shared.scores);

@@ -109,14 +109,14 @@ struct DrawRule {
 __device__ __forceinline__ void write_draw(const SampleTokensParams& p, int64_t n, const DrawState& s) {
   const float sum = __ull2float_rn(s.sum) / kMassUnit;
   p.token[n] = s.token;
-  p.probability[n] = expf(s.token_score) / sum;
-  p.margin[n] = (1.f - expf(s.second)) / sum;  // the largest score is 0, or -inf where there is none
-  p.filtered_entropy[n] = logf(sum) - __ll2float_rn(s.weighted) / kMassUnit / sum;
+  fp32(p.probability)[n] = expf(s.token_score) / sum;
+  fp32(p.margin)[n] = (1.f - expf(s.second)) / sum;  // the largest score is 0, or -inf where there is none
+  fp32(p.filtered_entropy)[n] = logf(sum) - __ll2float_rn(s.weighted) / kMassUnit / sum;
 }
 
 __device__ __forceinline__ void refuse_draw(const SampleTokensParams& p, int64_t n, int flag) {
   p.token[n] = -1;
-  p.probability[n] = p.margin[n] = p.filtered_entropy[n] = CUDART_NAN_F;
+  fp32(p.probability)[n] = fp32(p.margin)[n] = fp32(p.filtered_entropy)[n] = CUDART_NAN_F;
   if (p.error_flag != nullptr) atomicOr(p.error_flag, flag);
 }
 

@@ -127,7 +127,7 @@ __device__ void draw(const SampleTokensParams& p, const Scales& scales, int64_t 
   __syncthreads();
   const int vocab = static_cast<int>(p.vocab);
   const RowScores scores{max, scales.scale, scales.bins_per_logit};
-  const GlobalRow<T> row{static_cast<const T*>(p.logits) + n * p.logits_stride, p.forbidden, vocab};
+  const GlobalRow<T> row{static_cast<const T*>(p.logits.data) + n * p.logits.stride, p.forbidden, vocab};
   DrawRule rule{max, scales.tau, {}, 0, load_row_key(p.keys + 4 * n)};
   // Two calls, one copy of the code.
 #pragma unroll 1
@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t n = blockIdx.x / splits;
   const int split = blockIdx.x % splits, vocab = static_cast<int>(p.vocab);
   const int part = (vocab + splits - 1) / splits;
-  const RowVectors<T> row(static_cast<const T*>(p.logits) + n * p.logits_stride, min(split * part, vocab),
-                          min((split + 1) * part, vocab));
+  const RowVectors<T> row(static_cast<const T*>(p.logits.data) + n * p.logits.stride,
+                          min(split * part, vocab), min((split + 1) * part, vocab));
   const SoftmaxState state =
       merge_across_block<kThreads>(read_part(row, p.forbidden, scales), shared, scales.scale);
   if (threadIdx.x == 0) static_cast<SoftmaxState*>(p.workspace)[blockIdx.x] = state;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool* forbidden = kDraw ? p.forbidden : nullptr;
   SoftmaxState state = empty_state();
   if (splits == 1) {
-    const RowVectors<T> row(static_cast<const T*>(p.logits) + n * p.logits_stride, 0,
+    const RowVectors<T> row(static_cast<const T*>(p.logits.data) + n * p.logits.stride, 0,
                             static_cast<int>(p.vocab));
     state = read_part(row, forbidden, scales);
   } else if (threadIdx.x < splits) {
@@ -227,12 +227,12 @@ cudaError_t launch_rows(const SampleTokensParams& p, const Plan& plan, cudaStrea
   const int splits = static_cast<int>(plan.splits);
   if (splits > 1) {
     const auto kernel =
-        choose([&]<typename T>() { return &compiled<partial_kernel<T>>; }, any_type(p.logits_dtype));
+        choose([&]<typename T>() { return &compiled<partial_kernel<T>>; }, any_type(p.logits.dtype));
     const cudaError_t error = launch(kernel, {p.n * splits, kThreads}, stream, p, scales, splits);
     if (error != cudaSuccess) return error;
   }
   const auto kernel =
-      choose([&]<typename T>() { return &compiled<row_kernel<T, kDraw>>; }, any_type(p.logits_dtype));
+      choose([&]<typename T>() { return &compiled<row_kernel<T, kDraw>>; }, any_type(p.logits.dtype));
   return launch(kernel, {p.n, kThreads}, stream, p, scales, splits);
 }
 

@@ -35,14 +35,14 @@ struct Scales {
 __device__ __forceinline__ void write_statistics(const LogitStatisticsParams& p, const Scales& scales,
                                                  int64_t n, float max, float sum, float weighted,
                                                  float sum_tau, float weighted_tau, int argmax) {
-  p.logsumexp[n] = log_softmax(max, scales.inverse, -logf(sum_tau));
-  p.entropy[n] = logf(sum) - weighted / sum;
-  p.tempered_entropy[n] = logf(sum_tau) - weighted_tau / sum_tau * scales.inverse;
+  fp32(p.logsumexp)[n] = log_softmax(max, scales.inverse, -logf(sum_tau));
+  fp32(p.entropy)[n] = logf(sum) - weighted / sum;
+  fp32(p.tempered_entropy)[n] = logf(sum_tau) - weighted_tau / sum_tau * scales.inverse;
   p.argmax[n] = argmax;
 }
 
 __device__ __forceinline__ void refuse_statistics(const LogitStatisticsParams& p, int64_t n) {
-  p.logsumexp[n] = p.entropy[n] = p.tempered_entropy[n] = CUDART_NAN_F;
+  fp32(p.logsumexp)[n] = fp32(p.entropy)[n] = fp32(p.tempered_entropy)[n] = CUDART_NAN_F;
   p.argmax[n] = -1;
 }
 

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kClusterThreads, kCtasPerSm)
   Cluster cluster{shared.mailbox, cluster_size, static_cast<int>(blockIdx.x) % cluster_size};
 
   Barrier* landed = reinterpret_cast<Barrier*>(shared.landed);
-  const T* logits = static_cast<const T*>(p.logits) + n * p.logits_stride;
+  const T* logits = static_cast<const T*>(p.logits.data) + n * p.logits.stride;
   const RowSlice<T> slice = begin_slice<T>(logits, vocab, cluster.rank, cluster.size, memory, landed);
   if constexpr (kDraw) begin_draw<T>(p, n, shared);
   cluster.sync();
@@ -118,7 +118,7 @@ cudaError_t vocab_pass_sm90(const SampleTokensParams& p, const Plan& plan, cudaS
   const LaunchConfig config{plan.grid, kClusterThreads, plan.shared_bytes, plan.cluster_n};
   const auto kernel =
       choose([&]<typename T>() { return &compiled<vocab_pass_sm90_kernel<T, kDraw>, kMaxSliceBytes>; },
-             any_type(p.logits_dtype));
+             any_type(p.logits.dtype));
   return launch(kernel, config, stream, p, Scales(p.temperature), plan.cluster_n,
                 static_cast<uint32_t>(plan.shared_bytes / sizeof(Candidate)));
 }
