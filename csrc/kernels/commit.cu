@@ -16,6 +16,7 @@
 #include <math_constants.h>
 
 #include "detail/launch.h"
+#include "detail/numeric.cuh"
 #include "detail/philox.cuh"
 #include "kernels.h"
 #include "plan_families.h"

@@ -7,7 +7,7 @@
 // gathered rows, with zeros for padding. Then the product G E^T with the rest as its epilogue
 // (logit_update_sm90.cu, logit_update_sm80.cu, logit_update_simt.cu, logit_update_matmul.cu).
 //
-// Layouts  G [R, d] in E's dtype, soft fp32 [N, d], inner fp32 [N] and the copy (logit_update_layout.h).
+// Layouts  G [R, d] in E's dtype, soft fp32 [N, d], inner fp32 [N] and the copy (tiles.h).
 // Floor    of this kernel: N d (2 sizeof(G) + 4) bytes, a thousandth of the product's.
 // Tiling   one CTA per row, threads strided over d with eight loads in flight, a shuffle tree: the order is
 //          fixed. One warp per row would take d / 128 round trips to memory: some 10 us at d = 2048, where

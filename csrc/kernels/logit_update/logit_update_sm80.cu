@@ -9,12 +9,12 @@
 //          At N = 512, d = 2048 bytes and FLOPs take about the same time (assumed: an A100's data sheet).
 //
 // Tiling   CTA of four warps, d in steps of 32 through a cp.async ring:
-//            M 16  x N 256   1 x 4 warps of 16 x 64     N <= 16
-//            M 64  x N 128   2 x 2 warps of 32 x 64
-//            M 128 x N 128   2 x 2 warps of 64 x 64
+//             16 x 256   1 x 4 warps of 16 x 64     N <= 16
+//             64 x 128   2 x 2 warps of 32 x 64
+//            128 x 128   2 x 2 warps of 64 x 64
 //          Row tiles fastest, so the CTAs that share rows of E run together and E is read from memory once.
 //
-//   G tile [M x 32]  ldmatrix = operand A      E tile [N x 32]  ldmatrix = operand B, K contiguous
+//   G tile [rows x 32]  ldmatrix = operand A      E tile [ids x 32]  ldmatrix = operand B, K contiguous
 //
 // The accumulators then pass through shared memory, which the ring no longer needs, so that the epilogue runs
 // along rows of the logits: whole 128-byte lines, four consecutive ids and four loads in flight per thread,

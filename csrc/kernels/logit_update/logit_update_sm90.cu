@@ -17,8 +17,8 @@
 //            consumer 0  product of 0  | update 0      | product of 2  | ...
 //            consumer 1                | product of 1  | update 1      | ...
 //
-//            M 128 x N 128   4 stages of 32 KB   N > 64
-//            M 64  x N 256   3 stages of 40 KB   N <= 64: E's bytes bind, and G is read half as often
+//            128 x 128   4 stages of 32 KB   N > 64
+//             64 x 256   3 stages of 40 KB   N <= 64: E's bytes bind, and G is read half as often
 //
 //          A consumer holds a tile as two halves of 64 x 128, two of rows (two wgmma m64n128k16) or two of
 //          columns (one m64n256k16); both operands in shared memory under the 128-byte swizzle, K contiguous.

@@ -6,14 +6,14 @@
 //
 // Floor    N V sizeof(z) + V d sizeof(E) bytes, 2 N V d FLOPs. N <= 64 is bound by reading E once.
 //
-// Tiling   CTA of four warps, output tile M x N, vocabulary in steps of 32 through a cp.async ring:
-//            M 16  x N 256   warps side by side, 16 x 64 each      N <= 16: all of E's bandwidth, few rows
-//            M 64  x N 128   warps stacked, 16 x 128 each
-//            M 128 x N 128   warps stacked, 32 x 128 each: each exponential is computed once per CTA
+// Tiling   CTA of four warps, output tile rows x columns, vocabulary in steps of 32 through a cp.async ring:
+//             16 x 256   warps side by side, 16 x 64 each      N <= 16: all of E's bandwidth, few rows
+//             64 x 128   warps stacked, 16 x 128 each
+//            128 x 128   warps stacked, 32 x 128 each: each exponential is computed once per CTA
 //          Grid: row tiles fastest, then tiles of d, then splits, so CTAs that share E or z run together.
 //
-//   z tile [M x 32]  shared -> registers -> q, rounded to E's type = operand A, never in memory
-//   E tile [32 x N]  shared -> ldmatrix.trans                      = operand B
+//   z tile [rows x 32 ids]  shared -> registers -> q, rounded to E's type = operand A, never in memory
+//   E tile [32 ids x columns]  shared -> ldmatrix.trans                      = operand B
 //
 // A thread's share of operand A is columns {2p, 2p+1, 2p+8, 2p+9}. The order of the vocabulary within a step
 // is free as long as A and B agree, so it is permuted to {4p ... 4p+3}: z is read in one 8- or 16-byte load,

@@ -10,13 +10,13 @@
 // Tiling   One CTA per SM: a producer and consumer warpgroups of 64 rows each. A consumer has all columns of
 //          the tile, so q is made once per CTA. The vocabulary goes through a ring of stages of 64 ids:
 //
-//            M  64 x N 256   one consumer      N <= 64: all of E's bandwidth, few rows
-//            M 128 x N 256   two consumers     128 accumulators a thread
-//            M 192 x N 192   three consumers   96 accumulators; for N that tiles of 128 fit badly
+//             64 x 256   one consumer      N <= 64: all of E's bandwidth, few rows
+//            128 x 256   two consumers     128 accumulators a thread
+//            192 x 192   three consumers   96 accumulators; for N that tiles of 128 fit badly
 //
-//            E [64 ids x N]  boxes of 64 ids x 128 bytes: operand B, MN-major, in shared memory
-//            z [M x 64 ids]  boxes of rows x 128 bytes -> ldmatrix (fp32: 8-byte loads) -> q: operand A, in
-//                            registers
+//            E [64 ids x columns]  boxes of 64 ids x 128 bytes: operand B, MN-major, in shared memory
+//            z [rows x 64 ids]     boxes of rows x 128 bytes -> ldmatrix (fp32: 8-byte loads) -> q:
+//                                  operand A, in registers
 //
 //          One thread of the producer copies both by TMA under the 128-byte swizzle; what lies outside either
 //          matrix reads 0. Rows of padding are read with the others of their tile and count for nothing:

@@ -5,9 +5,9 @@
 //
 //     weight ahead of it <= limit < weight ahead of it + its own
 //
-//   top-p: weight = round(e^((z - max) / tau) 2^40), limit = the largest integer <= top_p * total.
-//          Kept are the ids up to and including the crossing one, so ties at the boundary are settled by id at
-//          no cost.
+//   top-p: weight = round(e^((z - max) / tau) 2^40), limit = the largest integer <= top_p * total. Kept
+//          are the ids up to and including the crossing one, so ties at the boundary are settled by id at no
+//          cost.
 //   top-k: weight = 1, limit = k - 1. Kept are all ids whose z is not below that of the crossing one.
 //
 // A histogram narrows the candidates to one bin per read of the row: first by distance from the maximum, in

@@ -10,10 +10,10 @@
 //   z row  |  CTA 0  |  CTA 1  |   ...   | CTA C-1 |     up to 37.5 KB each: four CTAs to an SM, so that the
 //           chunk 0..3                                   copies of one row run under the arithmetic of others
 //
-//   1  chunks land by bulk copies (row_slice.cuh); packed maximum of what is there           -> maximum of row
-//   2  both exponentials with the final maximum, sums; forbidden ids become -inf             -> statistics
-//   3  a threshold is guessed, ids above it are listed and checked to be all that count      -> candidates
-//   4  few: one CTA finds the exact thresholds among them and draws; many: all CTAs do       -> token
+//   1  chunks land by bulk copies (row_slice.cuh); packed maximum of what is there          -> maximum of row
+//   2  both exponentials with the final maximum, sums; forbidden ids become -inf            -> statistics
+//   3  a threshold is guessed, ids above it are listed and checked to be all that count     -> candidates
+//   4  few: one CTA finds the exact thresholds among them and draws; many: all CTAs do      -> token
 //
 // Each arrow is one exchange over distributed shared memory (cluster.cuh); 3 and 4 are in
 // cluster_draw.cuh. Where a guess fails, the cluster searches all ids together
