@@ -54,9 +54,9 @@ def test_warm_up_leaves_nothing_to_set(program):
     assert printed["attributes_set_by_launches"] == [0]
 
 
-@pytest.mark.parametrize("device", [1, 63, 64, 1000])
-def test_devices_of_any_number_are_known(program, device):
-    printed = program(DEVICE=str(device))
+@pytest.mark.parametrize("number", [1, 63, 64, 1000])
+def test_devices_of_any_number_are_known(program, number):
+    printed = program(DEVICE=str(number))
     assert printed["launch"] == 5 * [SUCCESS]
     assert printed["attributes_set_by_launches"] == [2]
     assert printed["clusters_asked"] == [3]
