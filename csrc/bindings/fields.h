@@ -68,10 +68,10 @@ class Fields {
   }
 
   // name=, name_stride=, name_dtype=; fp32 where no dtype is given.
-  void operator()(Matrix& matrix, const std::string& name) const {
-    (*this)(matrix.data, name.c_str());
-    (*this)(matrix.stride, (name + "_stride").c_str());
-    (*this)(matrix.dtype, (name + "_dtype").c_str());
+  void operator()(Matrix& matrix, const char* name) const {
+    (*this)(matrix.data, name);
+    (*this)(matrix.stride, (std::string(name) + "_stride").c_str());
+    (*this)(matrix.dtype, (std::string(name) + "_dtype").c_str());
   }
 
   void done() const {
