@@ -48,7 +48,6 @@ using namespace logit_update_tiles;
 using Shared = UpdateShared;
 
 constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 
 template <int kM, int kN, int kStages>
 struct Layout {
@@ -66,6 +65,7 @@ struct Schedule {
 };
 
 #ifdef ENTRGI_HOPPER
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;  // of 65,536 / 384 = 168 on average
 constexpr auto kMajorK = cute::SM90::GMMA::Major::K;
 template <typename T>
 using Product = std::conditional_t<std::is_same_v<T, __half>,
