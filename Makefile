@@ -14,7 +14,7 @@ export ENTRGI_WERROR ?= 1
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report \
+.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report docs \
   gpu-pack gpu-day-dry-run clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
@@ -87,6 +87,11 @@ bench-check: build
 # Memory traffic of the CUDA kernels, counted in the simulator that the kernel tests use.
 bench-simulated: build
 	$(BIN)/python benchmarks/simulated.py
+
+# The site of docs/ with the reference from the docstrings, into build/site.
+docs: build
+	$(PIP) install -q -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # For the GPU day: the folder that is carried there, and the day itself with the simulator in place of the GPU.
 gpu-pack: build

@@ -77,10 +77,10 @@ setup(
     packages=["entrgi_ext", "entrgi", *(f"entrgi.{name}" for name in find_packages(str(ROOT / "python" / "entrgi")))],
     package_dir={"entrgi_ext": "entrgi_ext", "entrgi": "python/entrgi"},
     package_data={
-        "entrgi": ["py.typed"],
+        "entrgi": ["py.typed", "*.pyi"],
         "entrgi.demo": ["*.json", "*.md", "denoiser/*", "reward/*"],
         "entrgi.trace": ["viewer/*"],
-        "entrgi_ext": ["py.typed"],
+        "entrgi_ext": ["py.typed", "*.pyi"],
     },
     ext_modules=[Extension("entrgi_ext._bindings", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": WheelWithNotices},

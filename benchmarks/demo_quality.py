@@ -32,7 +32,7 @@ from provenance import provenance
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from entrgi import MaskedLM, SamplerConfig, SequenceClassifierReward, demo, generate, preset
-from entrgi.task import derive_seeds
+from entrgi.generation import derive_seeds
 
 PREFIXES = ("", "The movie was")
 COPIES = 4  # of best-of-n

@@ -49,8 +49,8 @@ from provenance import provenance
 import entrgi
 from entrgi import SamplerConfig, SequenceClassifierReward, demo
 from entrgi.denoisers import DreamDenoiser, MaskedLM
-from entrgi.matmul import fast_products
-from entrgi.task import derive_seeds
+from entrgi.generation import derive_seeds
+from entrgi.matmul import onednn_matmul
 from entrgi.timing import Recorder
 
 OUTPUT = Path(__file__).parent / "results" / "end_to_end"
@@ -297,7 +297,7 @@ class Runner:
         pair, part = self.pair, _FirstSteps(taken, recorder) if taken else None
         with suppress(_EnoughSteps):
             if variant.startswith("published"):
-                products = fast_products(pair.models.device) if "our products" in variant else nullcontext()
+                products = onednn_matmul(pair.models.device) if "our products" in variant else nullcontext()
                 with products:
                     published_loop.generate([pair.prompt], pair.models, config, seed=seed, recorder=part or recorder)
                 return

@@ -236,28 +236,28 @@ FAULTS = (
     # A generation.
     Fault(
         "seeds of different prompts coincide",
-        "python/entrgi/task.py",
+        "python/entrgi/generation.py",
         "rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(copies)] for b in range(prompts)]",
         "rows = [[_mix(_mix(_mix(base) + b + k)) for k in range(copies)] for b in range(prompts)]",
         "tests/sampler/test_batch.py tests/sampler/test_api.py",
     ),
     Fault(
         "the mask token may be drawn",
-        "python/entrgi/task.py",
+        "python/entrgi/generation.py",
         "for token_id in (denoiser.mask_token_id, *forbidden_ids):",
         "for token_id in forbidden_ids:",
         f"{GENERATION} tests/sampler/test_api.py",
     ),
     Fault(
         "an end may be drawn in a hole",
-        "python/entrgi/task.py",
+        "python/entrgi/generation.py",
         "never = [*forbidden_ids, *(ends if config.infill else ())]",
         "never = [*forbidden_ids]",
         "tests/vocabulary/test_end_tokens.py",
     ),
     Fault(
         "the best of the worst are returned",
-        "python/entrgi/task.py",
+        "python/entrgi/generation.py",
         ".sort(dim=1, descending=True, stable=True)",
         ".sort(dim=1, descending=False, stable=True)",
         f"{OPTIONS} tests/sampler/test_api.py",

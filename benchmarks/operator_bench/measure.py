@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from entrgi.matmul import fast_products
+from entrgi.matmul import onednn_matmul
 
 from .cases import CHECKED_LR, CHECKED_SGD_LR, PRODUCT_OF, TIMED_LR, WHOLE_STEP, Case, Inputs
 from .correctness import Truth, WrongResult
@@ -172,7 +172,7 @@ class _Measurement:
 
     def _fast(self, call):
         def run() -> None:
-            with fast_products(self.device):
+            with onednn_matmul(self.device):
                 call()
 
         return run

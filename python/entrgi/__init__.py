@@ -1,74 +1,20 @@
 """Reward-gradient guidance for masked diffusion language models.
 
-Names load on first use, so that ``entrgi doctor`` can report an installation whose operators do not load.
+The public names are those of ``__init__.pyi``, which type checkers read, too. They load on first use, so that
+``entrgi doctor`` can report an installation whose operators do not load.
 """
 
-from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from importlib import metadata
 
-if TYPE_CHECKING:
-    from entrgi.config import SamplerConfig, preset
-    from entrgi.denoisers import CallableDenoiser, DreamDenoiser, LLaDADenoiser, MaskedLM, load_denoiser
-    from entrgi.guidance import GuidanceTrace, optimize_logits
-    from entrgi.outputs import History, Output, StepState
-    from entrgi.rewards import (
-        CallableReward,
-        LogLikelihoodReward,
-        SequenceClassifierReward,
-        WeightedReward,
-        load_reward,
-    )
-    from entrgi.sampler import generate
+import lazy_loader
 
-_HOME = {
-    "CallableDenoiser": "denoisers",
-    "CallableReward": "rewards",
-    "DreamDenoiser": "denoisers",
-    "GuidanceTrace": "guidance",
-    "History": "outputs",
-    "LLaDADenoiser": "denoisers",
-    "LogLikelihoodReward": "rewards",
-    "MaskedLM": "denoisers",
-    "Output": "outputs",
-    "SamplerConfig": "config",
-    "SequenceClassifierReward": "rewards",
-    "StepState": "outputs",
-    "WeightedReward": "rewards",
-    "generate": "sampler",
-    "load_denoiser": "denoisers",
-    "load_reward": "rewards",
-    "optimize_logits": "guidance",
-    "preset": "config",
-}
-__all__ = [
-    "CallableDenoiser",
-    "CallableReward",
-    "DreamDenoiser",
-    "GuidanceTrace",
-    "History",
-    "LLaDADenoiser",
-    "LogLikelihoodReward",
-    "MaskedLM",
-    "Output",
-    "SamplerConfig",
-    "SequenceClassifierReward",
-    "StepState",
-    "WeightedReward",
-    "generate",
-    "load_denoiser",
-    "load_reward",
-    "optimize_logits",
-    "preset",
-]
+from entrgi.deprecation import former_names
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_former = former_names(__name__, {"GuidanceTrace": "entrgi.guidance.GuidanceOutput"}, stacklevel=4)
 
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return metadata.version("entrgi")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _load(name) if name in __all__ else _former(name)

@@ -7,33 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from entrgi.guidance import GuidanceTrace
+from entrgi.generation import Generation
+from entrgi.guidance import GuidanceOutput
 from entrgi.positions import MaskedPositions
 from entrgi.schedule import COMMIT_DRAW, POSITION_DRAW, Batch, Step
 from entrgi.sequences import Sequences, holds_any
-from entrgi.task import Task
 from entrgi.timing import span
 from entrgi_ext import ops
 
 
 def commit(
-    task: Task,
+    generation: Generation,
     step: Step,
     batch: Batch,
     sequences: Sequences,
     rows: MaskedPositions,
     logits: Tensor,
-    trace: GuidanceTrace | None,
+    guided: GuidanceOutput | None,
 ) -> tuple[Tensor, Tensor]:
     """Draw a token at every masked position and write the most confident into ``sequences.tokens``.
 
     Returns:
         entropy of the denoiser's own logits, [N], and bool [N], the rows that were committed.
     """
-    config, ends = task.config, task.ranked_ends
+    config, ends = generation.config, generation.ranked_ends
     with span("sample_tokens"):
-        sample = draw(task, step, rows, logits)
-    entropy = sample.tempered_entropy if trace is None else trace.initial_entropy
+        sample = draw(generation, step, rows, logits)
+    entropy = sample.tempered_entropy if guided is None else guided.initial_entropy
     with span("commit"):
         counts = batch.counts
         if batch.chosen is not None:  # origin: what commits is settled, whatever was drawn there
@@ -63,11 +63,11 @@ def commit(
     return entropy, committed
 
 
-def draw(task: Task, step: Step, rows: MaskedPositions, logits: Tensor) -> ops.Sample:
+def draw(generation: Generation, step: Step, rows: MaskedPositions, logits: Tensor) -> ops.Sample:
     """What a position would commit, drawn from the optimised logits z [N, V], with its confidences."""
-    config, keys = task.config, rows.keys_of(COMMIT_DRAW)
-    error_flag = task.error_flags[step.index : step.index + 1]
-    shared = (task.forbidden, error_flag)
+    config, keys = generation.config, rows.keys_of(COMMIT_DRAW)
+    error_flag = generation.error_flags[step.index : step.index + 1]
+    shared = (generation.forbidden, error_flag)
     sample = ops.sample_tokens(logits, keys, config.tau, config.top_p, config.top_k, *shared)
     if not config.is_greedy:
         return sample

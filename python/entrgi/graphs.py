@@ -9,11 +9,12 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from entrgi.guidance import GuidanceTrace
+from entrgi.guidance import GuidanceOutput
 from entrgi.timing import span
 from entrgi_ext import warm_up
 
-Optimize = Callable[..., GuidanceTrace]
+Optimize = Callable[..., GuidanceOutput]
+WRITTEN = ("logits", "error_flag")  # what the loop changes
 WARM_UP = 2  # runs before a capture, in which libraries allocate what they keep
 _capturing = Lock()  # one capture at a time in the process
 
@@ -24,13 +25,13 @@ class _Captured:
 
     Attributes:
         optimize: the function, kept because the graph reads tensors that it refers to.
-        inputs: its arguments, which replays read and change.
-        trace: what it returned, which replays overwrite.
+        inputs: its arguments by name, which replays read and change.
+        output: what it returned, which replays overwrite.
     """
 
     optimize: Optimize
-    inputs: list[Tensor]
-    trace: GuidanceTrace
+    inputs: dict[str, Tensor]
+    output: GuidanceOutput
     replay: Callable[[], object]
 
 
@@ -45,43 +46,43 @@ class GuidanceGraphs:
         self.device = device
         self.captured: dict[tuple, _Captured] = {}
         self.pool = None
-        self.storage: dict[int, Tensor] = {}
+        self.storage: dict[str, Tensor] = {}
         warm_up(device)  # a kernel's first launch loads it, which no capture may hold
 
-    def __call__(self, optimize: Optimize, tensors: tuple[Tensor, ...], trajectories: tuple[int, ...]) -> GuidanceTrace:
-        """``optimize(*tensors)``, which changes the first tensor (the logits) and the last (the error flag).
+    def __call__(self, optimize: Optimize, tensors: dict[str, Tensor], trajectories: tuple[int, ...]) -> GuidanceOutput:
+        """``optimize(**tensors)``, which changes the tensors ``logits`` and ``error_flag``.
 
         Args:
             optimize: must depend on ``tensors`` and on the set of trajectories alone.
             trajectories: the set, beside the shapes the key of the graph.
         """
-        key = (trajectories, *((tuple(t.shape), t.dtype) for t in tensors))
+        key = (trajectories, *((tuple(t.shape), t.dtype) for t in tensors.values()))
         if key not in self.captured:
-            inputs = [self.static(place, tensor) for place, tensor in enumerate(tensors)]
+            inputs = {name: self.static(name, tensor) for name, tensor in tensors.items()}
             self.captured[key] = _Captured(optimize, inputs, *self.capture(optimize, inputs))
         graph = self.captured[key]
-        for static, tensor in zip(graph.inputs, tensors, strict=True):
-            static.copy_(tensor)
+        for name, tensor in tensors.items():
+            graph.inputs[name].copy_(tensor)
         with span("guidance graph"):
             graph.replay()
-        tensors[0].copy_(graph.inputs[0])
-        tensors[-1].copy_(graph.inputs[-1])
-        return GuidanceTrace(*(getattr(graph.trace, field.name).clone() for field in fields(GuidanceTrace)))
+        for name in WRITTEN:
+            tensors[name].copy_(graph.inputs[name])
+        return GuidanceOutput(*(getattr(graph.output, field.name).clone() for field in fields(GuidanceOutput)))
 
-    def static(self, place: int, tensor: Tensor) -> Tensor:
-        """A copy of the argument at ``place`` in storage that the graphs share: rows only become fewer.
+    def static(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy of the argument ``name`` in storage that the graphs share: rows only become fewer.
 
         Its strides are kept: rows of the logits have room between them (:mod:`entrgi.rows`).
         """
         if 0 in tensor.stride():  # an expanded tensor cannot be written
             tensor = tensor.contiguous()
         size = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        storage = self.storage.get(place)
+        storage = self.storage.get(name)
         if storage is None or storage.dtype != tensor.dtype or storage.numel() < size:
-            self.storage[place] = storage = tensor.new_empty(size)
+            self.storage[name] = storage = tensor.new_empty(size)
         return storage.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
-    def capture(self, optimize: Optimize, inputs: list[Tensor]) -> tuple[GuidanceTrace, Callable[[], object]]:
+    def capture(self, optimize: Optimize, inputs: dict[str, Tensor]) -> tuple[GuidanceOutput, Callable[[], object]]:
         """Warm up beside the current stream, which changes ``inputs``, then capture. What is returned, and the replay.
 
         Raises:
@@ -93,7 +94,7 @@ class GuidanceGraphs:
             beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(WARM_UP):
-                    optimize(*inputs)
+                    optimize(**inputs)
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
@@ -102,7 +103,7 @@ class GuidanceGraphs:
                     _capturing,
                     torch.cuda.graph(graph, pool=self.pool, stream=beside, capture_error_mode="thread_local"),
                 ):
-                    trace = optimize(*inputs)
+                    output = optimize(**inputs)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -114,4 +115,4 @@ class GuidanceGraphs:
             with torch.cuda.device(self.device):
                 graph.replay()
 
-        return trace, replay
+        return output, replay

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from entrgi.config import ESTIMATORS, OPTIMIZERS
+from entrgi.deprecation import former_names
 from entrgi.rows import empty_rows
 from entrgi.timing import span
 from entrgi_ext import ops, reference
@@ -22,7 +23,7 @@ RelaxedReward = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class GuidanceTrace:
+class GuidanceOutput:
     """What guidance saw on its way; tensors stay on the device of the logits.
 
     Attributes:
@@ -36,14 +37,14 @@ class GuidanceTrace:
     initial_entropy: Tensor
 
 
-def _outside_inference_mode(function: Callable[..., GuidanceTrace]) -> Callable[..., GuidanceTrace]:
+def _outside_inference_mode(function: Callable[..., GuidanceOutput]):
     """``function``, which differentiates, callable under inference mode, too.
 
     A tensor made under that mode is replaced by a copy, and gets back what is written into the copy.
     """
 
     @wraps(function)
-    def run(*arguments: object, **options: object) -> GuidanceTrace:
+    def run(*arguments: object, **options: object) -> GuidanceOutput:
         if torch.compiler.is_compiling():  # where the mode cannot be asked for
             return function(*arguments, **options)
         tensors = [x for x in (*arguments, *options.values()) if isinstance(x, Tensor)]
@@ -52,12 +53,12 @@ def _outside_inference_mode(function: Callable[..., GuidanceTrace]) -> Callable[
         with torch.inference_mode(False):
             copies = {id(x): _copy(x) for x in tensors if x.is_inference()}
             replaced = [copies.get(id(x), x) for x in arguments]
-            trace = function(*replaced, **{name: copies.get(id(x), x) for name, x in options.items()})
+            output = function(*replaced, **{name: copies.get(id(x), x) for name, x in options.items()})
         with torch.inference_mode():
             for x in tensors:
                 if x.is_inference() and copies[id(x)]._version > 1:  # the first write is the copying
                     x.copy_(copies[id(x)])
-        return trace
+        return output
 
     return run
 
@@ -89,9 +90,8 @@ def optimize_logits(
     forbidden: Tensor | None = None,
     gumbel_temperature: float = 1.0,
     reward_scale: float = 1.0,
-    hard_tokens: Tensor | None = None,
     error_flag: Tensor | None = None,
-) -> GuidanceTrace:
+) -> GuidanceOutput:
     """Move ``logits`` up the reward's gradient, in place, by ``steps`` steps of a fresh optimiser.
 
     Each step draws x ~ softmax(filter(z / tau)) anew, feeds the reward model
@@ -125,19 +125,18 @@ def optimize_logits(
         temperature, top_p, top_k, forbidden: of the draws, see :func:`entrgi_ext.sample_tokens`.
         gumbel_temperature: lambda.
         reward_scale: factor on the reward before its gradient is taken.
-        hard_tokens: int64 [M, N], tokens to use instead of drawing, one row per step (``entrgi``, ``aps``).
         error_flag: int32 [1], see :func:`entrgi_ext.sample_tokens`; value 4 is added where a reward
             is the first thing not to be finite.
 
     Returns:
-        :class:`GuidanceTrace`.
+        :class:`GuidanceOutput`.
 
     Raises:
         ValueError: for an unknown estimator or optimiser, a shape that does not fit, or a ``reward`` that returns
             another shape or is not differentiable.
         RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
     """
-    _check(logits, embedding, inputs_embeds, rows, tokens, keys, hard_tokens, guidance, optimizer, steps)
+    _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, optimizer, steps)
     count, width = logits.shape
     flat = inputs_embeds.view(-1, inputs_embeds.shape[-1])
     # Padding rows scatter their argmax into one slot past the end.
@@ -155,14 +154,14 @@ def optimize_logits(
 
     for m in range(steps):
         keys[:, 2].fill_(m)
-        if guidance in ("entrgi", "aps") and hard_tokens is None:
+        if guidance in ("entrgi", "aps"):
             with span("sample_tokens"):
                 statistics = ops.sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag)
             x = statistics.token
         else:
             with span("logit_statistics"):
                 statistics = ops.logit_statistics(logits, temperature)
-            x = hard_tokens[m] if hard_tokens is not None else None
+            x = None
         w = statistics.entropy / math.log(width) if width > 1 else torch.zeros_like(statistics.entropy)
         if m == 0:
             initial_entropy = statistics.tempered_entropy
@@ -201,7 +200,10 @@ def optimize_logits(
                 ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, rows=rows, **adam)
         rewards.append(value.detach())
         weights.append(w)
-    return GuidanceTrace(torch.stack(rewards), torch.stack(weights), initial_entropy)
+    return GuidanceOutput(torch.stack(rewards), torch.stack(weights), initial_entropy)
+
+
+ascend = optimize_logits.__wrapped__  # the same for a caller who has left inference mode
 
 
 def _step_with_gradient_(
@@ -227,7 +229,6 @@ def _check(
     rows: Tensor,
     tokens: Tensor,
     keys: Tensor,
-    hard_tokens: Tensor | None,
     guidance: str,
     optimizer: str,
     steps: int,
@@ -236,8 +237,6 @@ def _check(
         raise ValueError(f"guidance must be one of {', '.join(ESTIMATORS)}, got {guidance!r}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
-    if hard_tokens is not None and guidance not in ("entrgi", "aps"):
-        raise ValueError(f"hard_tokens: guidance {guidance!r} has no hard part, expected 'entrgi' or 'aps'")
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     if logits.dim() != 2 or embedding.dim() != 2 or inputs_embeds.dim() != 3:
@@ -254,8 +253,6 @@ def _check(
     }
     if tokens.dtype != torch.long:
         raise ValueError(f"tokens must be int64, got {tokens.dtype}")
-    if hard_tokens is not None:
-        expected["hard_tokens"] = (hard_tokens, (steps, count))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
@@ -266,3 +263,6 @@ def _check_reward(value: Tensor, scale: Tensor) -> None:
         raise ValueError(f"reward must return shape {list(scale.shape)}, got {list(value.shape)}")
     if not value.requires_grad:
         raise ValueError("reward must be differentiable in inputs_embeds, got a value without a gradient")
+
+
+__getattr__ = former_names(__name__, {"GuidanceTrace": "entrgi.guidance.GuidanceOutput"})

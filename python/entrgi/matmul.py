@@ -15,15 +15,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from entrgi.deprecation import former_names
 from entrgi.held import HeldSetting
 
 
 @contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """fp32 matrix products on the CPU through the faster library, where they stay fp32; as it was afterwards.
+def onednn_matmul(device: torch.device) -> Iterator[None]:
+    """While the context is open, fp32 matrix products on the CPU run through oneDNN where that is faster and exact.
 
-    The setting belongs to the process, so products of other threads take the same path meanwhile, and of several
-    generations in threads the last to end restores it, unless somebody else has set it meanwhile.
+    :func:`entrgi.generate` opens it by itself. It sets a flag of the whole process
+    (``torch.backends.mkldnn.matmul.fp32_precision``), so products of other threads take the same path meanwhile. The
+    flag is restored at the end, by the last of several generations in threads, unless somebody else has set it
+    meanwhile. On other processors than AMD's without AMX, and for other devices than the CPU, nothing is done.
+
+    Args:
+        device: where the products are.
     """
     if device.type != "cpu" or not _onednn_is_faster():
         yield
@@ -63,3 +69,6 @@ def products_are_exact(product: Callable[[Tensor, Tensor], Tensor]) -> bool:
 def _is_amd() -> bool:
     information = Path("/proc/cpuinfo")
     return information.is_file() and "AuthenticAMD" in information.read_text()
+
+
+__getattr__ = former_names(__name__, {"fast_products": "entrgi.matmul.onednn_matmul"})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from entrgi.guidance import GuidanceTrace
+    from entrgi.guidance import GuidanceOutput
     from entrgi.positions import MaskedPositions
     from entrgi.schedule import Batch
 
@@ -73,15 +73,15 @@ class StepRecord:
         rows: MaskedPositions,
         entropy: Tensor,
         committed: Tensor,
-        trace: GuidanceTrace | None,
+        guided: GuidanceOutput | None,
     ) -> None:
         places = batch.active[rows.trajectories] * self.shape[1] + rows.columns
         places = torch.where(rows.real, places, self.entropy.shape[0] - 1)
         self.entropy[places] = entropy.float()
         self.committed[places] = committed
-        if trace is not None:
-            self.weight[places] = trace.weights[-1].float()
-            self.reward[batch.active] = trace.rewards[-1].float()
+        if guided is not None:
+            self.weight[places] = guided.weights[-1].float()
+            self.reward[batch.active] = guided.rewards[-1].float()
 
     def state(self, index: int, steps: int, tokens: Tensor, seconds: float) -> StepState:
         entropy, weight, committed = (x[:-1].view(self.shape) for x in (self.entropy, self.weight, self.committed))
@@ -149,9 +149,9 @@ class Output:
 
     Attributes:
         sequences: int64 [B, K, S], the denoiser's ids with prompt and special tokens, padded on the right.
-        texts: [B][K], the decoded text up to the first token that ends it: prompt and response where the reward
+        texts: B lists of K, the decoded text up to the first token that ends it: prompt and response where the reward
             reads both as one plain text, otherwise the response alone.
-        responses: [B][K], the decoded response alone.
+        responses: B lists of K, the decoded response alone.
         rewards: fp32 [B, K], reward of each text; NaN where generation was interrupted.
         candidate_rewards: fp32 [B, N], rewards of all trajectories made, in the order of their seeds; N is K
             without ``best_of``.
@@ -160,7 +160,8 @@ class Output:
         windows: (start, stop) of the response in the columns of ``sequences``, one per prompt.
         history: per step, over all trajectories made.
         steps: with ``output_history`` every step's state, for the K trajectories returned; otherwise None.
-        timings: seconds on the host: ``denoise``, ``guide``, ``commit``, ``score``, ``total``.
+        timings: seconds of ``denoise``, ``guide``, ``commit`` and ``score`` (on CUDA, of the device), and ``total`` on
+            the host.
         complete: false in the partial output that an error or an interrupt carries.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from entrgi.commit import commit, end_finished_
 from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
-from entrgi.guidance import GuidanceTrace, optimize_logits
-from entrgi.matmul import fast_products
+from entrgi.generation import Generation, check_models, prepare
+from entrgi.guidance import GuidanceOutput, ascend
+from entrgi.matmul import onednn_matmul
 from entrgi.messages import Prompt
 from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
@@ -23,12 +24,9 @@ from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
 from entrgi.sequences import Sequences
 from entrgi.streaming import Stream, Streamer
-from entrgi.task import Task, check_models, prepare
-from entrgi.timing import span
+from entrgi.timing import STEP, PhaseRecorder, phase, span
 
 
-@torch.inference_mode(False)  # guidance differentiates, whatever mode the caller is in
-@torch.no_grad()
 def generate(
     prompts: Prompt | Sequence[Prompt],
     denoiser: Denoiser,
@@ -90,13 +88,14 @@ def generate(
         >>> reward = entrgi.SequenceClassifierReward(*entrgi.demo.load_reward(torch.float32))
         >>> entrgi.generate("The movie was", denoiser, reward, max_new_tokens=16, steps=16, seed=0).texts
     """
-    started = time.perf_counter()
     with Stream(streamer) as stream:
         check_models(denoiser, reward)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"callback_on_step_end must be callable, got {callback_on_step_end!r}")
-        with fast_products(torch.device(denoiser.device)):
-            task = prepare(
+        device = torch.device(denoiser.device)
+        # Guidance differentiates, whatever mode the caller is in.
+        with PhaseRecorder(device) as clock, torch.inference_mode(False), torch.no_grad(), onednn_matmul(device):
+            generation = prepare(
                 prompts,
                 denoiser,
                 reward,
@@ -108,143 +107,132 @@ def generate(
                 mask_id=mask_id,
                 reward_prompts=reward_prompts,
             )
-            output = _run(task, stream, callback_on_step_end, output_history, started)
+            output = _run(generation, stream, callback_on_step_end, output_history, clock)
     return output if return_dict_in_generate else output.sequences.flatten(0, 1)
 
 
 def _run(
-    task: Task, stream: Stream, callback: Callable[[StepState], object] | None, keep_states: bool, started: float
+    generation: Generation,
+    stream: Stream,
+    callback: Callable[[StepState], object] | None,
+    keep_states: bool,
+    clock: PhaseRecorder,
 ) -> Output:
     """All steps; what ends them early carries what is done."""
     history = HistoryBuilder(keep_states)
-    timings = dict.fromkeys(("denoise", "guide", "commit", "score"), 0.0)
     try:
-        stream.start(task)
-        for step in task.steps:
-            with span("step"):
-                state = advance(task, step, timings)
+        stream.start(generation)
+        for step in generation.steps:
+            with span(STEP), phase(STEP) as mark:
+                record = advance(generation, step)
+            state = record.state(step.index, generation.config.steps, generation.sequences.tokens, mark.host_seconds)
             history.add(state)
             stream.update()
             if callback is not None:
                 callback(state)
-        task.raise_on_error()
+        generation.raise_on_error()
         stream.end()
-        return _finish(task, history, timings, started, complete=True)
+        return _finish(generation, history, clock, complete=True)
     except BaseException as error:
         with suppress(Exception):  # a device that fails must not hide why the generation ends
-            error.partial = _finish(task, history, timings, started, complete=False)
+            error.partial = _finish(generation, history, clock, complete=False)
         raise
 
 
-def advance(task: Task, step: Step, timings: dict[str, float]) -> StepState:
-    """One denoising step of the trajectories that commit in it; ``timings`` grow by its seconds."""
-    started = time.perf_counter()
-    record = StepRecord(task.sequences.tokens)
+def advance(generation: Generation, step: Step) -> StepRecord:
+    """One denoising step of the trajectories that commit in it: denoise, guide, commit."""
+    config, record = generation.config, StepRecord(generation.sequences.tokens)
     for batch in step.batches:
+        sequences = generation.sequences.select(batch.active)
         try:
-            advance_batch(task, step, batch, record, timings)
+            size = config.padded(batch.rows)
+            rows = masked_positions(sequences, step, batch, generation.denoiser.mask_token_id, size)
+            with phase("denoise"):
+                logits = denoise(generation, sequences, rows)
+            with phase("guide"):
+                guided = guide(generation, step, batch, sequences, rows, logits) if step.guided else None
+            with phase("commit"):
+                entropy, committed = commit(generation, step, batch, sequences, rows, logits, guided)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise RuntimeError(task.describe(step.index, error)) from error
-    sequences, config = task.sequences, task.config
-    if config.early_exit and task.ends:
-        end_finished_(sequences.tokens, sequences.window, task.denoiser.mask_token_id, task.ends)
-    return record.state(step.index, config.steps, sequences.tokens, time.perf_counter() - started)
+            raise RuntimeError(generation.describe(step.index, error)) from error
+        if sequences is not generation.sequences:
+            generation.sequences.tokens[batch.active] = sequences.tokens
+        record.add(batch, rows, entropy, committed, guided)
+    if config.early_exit and generation.ends:
+        sequences = generation.sequences
+        end_finished_(sequences.tokens, sequences.window, generation.denoiser.mask_token_id, generation.ends)
+    return record
 
 
-def advance_batch(task: Task, step: Step, batch: Batch, record: StepRecord, timings: dict[str, float]) -> None:
-    """:func:`advance` for the trajectories of ``batch``: denoise, guide, commit."""
-    clock = [time.perf_counter()]
-    sequences = task.sequences.select(batch.active)
-    size = task.config.padded(batch.rows)
-    rows = masked_positions(sequences, step, batch, task.denoiser.mask_token_id, size)
-    logits = denoise(task, sequences, rows)
-    clock.append(time.perf_counter())
-    trace = guide(task, step, batch, sequences, rows, logits) if step.guided else None
-    clock.append(time.perf_counter())
-    entropy, committed = commit(task, step, batch, sequences, rows, logits, trace)
-    if sequences is not task.sequences:
-        task.sequences.tokens[batch.active] = sequences.tokens
-    record.add(batch, rows, entropy, committed, trace)
-    clock.append(time.perf_counter())
-    for i, name in enumerate(("denoise", "guide", "commit")):
-        timings[name] += clock[i + 1] - clock[i]
-
-
-def denoise(task: Task, sequences: Sequences, rows: MaskedPositions) -> Tensor:
+def denoise(generation: Generation, sequences: Sequences, rows: MaskedPositions) -> Tensor:
     """The denoiser's logits z [N, V] at ``rows``, in ``logits_dtype`` and aligned rows."""
     positions = rows.trajectories * sequences.tokens.shape[1] + rows.columns
     with span("denoiser"):
-        logits = task.denoiser.logits(sequences.tokens, sequences.attention_mask, positions)
-    return with_aligned_rows(logits, task.config.logits_dtype or logits.dtype)
+        logits = generation.denoiser.logits(sequences.tokens, sequences.attention_mask, positions)
+    return with_aligned_rows(logits, generation.config.logits_dtype or logits.dtype)
 
 
 def guide(
-    task: Task, step: Step, batch: Batch, sequences: Sequences, rows: MaskedPositions, logits: Tensor
-) -> GuidanceTrace:
+    generation: Generation, step: Step, batch: Batch, sequences: Sequences, rows: MaskedPositions, logits: Tensor
+) -> GuidanceOutput:
     """Optimise ``logits`` [N, V] in place for the reward."""
-    # A graph keeps `optimize` and so must not be kept by it: no `task` inside.
-    config, forbidden, reward = task.config, task.forbidden, task.target.select(batch.active)
-    inputs_embeds, ids = reward.inputs(sequences.tokens)
-    destinations = torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1)
-    error_flag = task.error_flags[step.index : step.index + 1]
-
-    def optimize(
-        logits: Tensor, inputs_embeds: Tensor, destinations: Tensor, ids: Tensor, keys: Tensor, error_flag: Tensor
-    ) -> GuidanceTrace:
-        return optimize_logits(
-            logits,
-            reward.embedding,
-            inputs_embeds,
-            destinations,
-            ids,
-            reward,
-            keys=keys,
-            guidance=config.guidance,
-            steps=config.guidance_steps,
-            lr=config.guidance_lr,
-            optimizer=config.optimizer,
-            temperature=config.tau,
-            top_p=0.0 if config.is_greedy else config.top_p,  # nothing but the first: the most probable
-            top_k=config.top_k,
-            forbidden=forbidden,
-            gumbel_temperature=config.gumbel_temperature,
-            reward_scale=config.reward_scale,
-            error_flag=error_flag,
-        )
-
-    tensors = (logits, inputs_embeds, destinations, ids, rows.keys, error_flag)
-    if task.graphs is None:
-        return optimize(*tensors)
-    return task.graphs(optimize, tensors, batch.trajectories)
+    config, reward = generation.config, generation.target.select(batch.active)
+    inputs_embeds, tokens = reward.inputs(sequences.tokens)
+    tensors = {
+        "logits": logits,
+        "inputs_embeds": inputs_embeds,
+        "rows": torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1),
+        "tokens": tokens,
+        "keys": rows.keys,
+        "error_flag": generation.error_flags[step.index : step.index + 1],
+    }
+    # A graph keeps `optimize` and so must not be kept by it: no `generation` inside.
+    optimize = partial(
+        ascend,
+        embedding=reward.embedding,
+        reward=reward,
+        guidance=config.guidance,
+        steps=config.guidance_steps,
+        lr=config.guidance_lr,
+        optimizer=config.optimizer,
+        temperature=config.tau,
+        top_p=0.0 if config.is_greedy else config.top_p,  # nothing but the first: the most probable
+        top_k=config.top_k,
+        forbidden=generation.forbidden,
+        gumbel_temperature=config.gumbel_temperature,
+        reward_scale=config.reward_scale,
+    )
+    if generation.graphs is None:
+        return optimize(**tensors)
+    return generation.graphs(optimize, tensors, batch.trajectories)
 
 
-def _finish(task: Task, history: HistoryBuilder, timings: dict[str, float], started: float, complete: bool) -> Output:
+def _finish(generation: Generation, history: HistoryBuilder, clock: PhaseRecorder, complete: bool) -> Output:
     """Decode, score what is complete, and choose what is returned."""
-    completions = task.decode()
-    candidates, parts = torch.full(task.seeds.shape, torch.nan, dtype=torch.float32), None
+    completions = generation.decode()
+    candidates, parts = torch.full(generation.seeds.shape, torch.nan, dtype=torch.float32), None
     if complete:
-        scoring = time.perf_counter()
-        judged = completions if task.judged is None else task.decode(task.judged)
-        candidates, parts = _score(task.reward, [c for row in judged for c in row])
-        candidates = candidates.view(task.seeds.shape)
-        timings["score"] = time.perf_counter() - scoring
-    kept = task.choose(candidates)
+        with phase("score"):
+            judged = completions if generation.judged is None else generation.decode(generation.judged)
+            candidates, parts = _score(generation.reward, [c for row in judged for c in row])
+        candidates = candidates.view(generation.seeds.shape)
+    kept = generation.choose(candidates)
     chosen = [[row[k] for k in ks] for row, ks in zip(completions, kept.tolist(), strict=True)]
-    trajectories = (kept + torch.arange(kept.shape[0])[:, None] * task.seeds.shape[1]).flatten()
+    trajectories = (kept + torch.arange(kept.shape[0])[:, None] * generation.seeds.shape[1]).flatten()
     return Output(
-        sequences=task.sequences.tokens.cpu()[trajectories].view(*kept.shape, -1),
-        texts=[[c.text if task.reward.reads_prompt else c.response for c in row] for row in chosen],
+        sequences=generation.sequences.tokens.cpu()[trajectories].view(*kept.shape, -1),
+        texts=[[c.text if generation.reward.reads_prompt else c.response for c in row] for row in chosen],
         responses=[[c.response for c in row] for row in chosen],
         rewards=candidates.gather(1, kept),
         candidate_rewards=candidates,
         reward_parts=None if parts is None else parts[trajectories].view(*kept.shape, -1),
-        seeds=task.seeds.gather(1, kept),
-        windows=[(layout.start, layout.stop) for layout in task.layouts],
+        seeds=generation.seeds.gather(1, kept),
+        windows=[(layout.start, layout.stop) for layout in generation.layouts],
         history=history.history(),
         steps=None if history.states is None else [state.select(trajectories) for state in history.states],
-        timings={**timings, "total": time.perf_counter() - started},
+        timings=clock.timings(),
         complete=complete,
     )
 

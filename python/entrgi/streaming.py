@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from entrgi.task import Task
+from entrgi.generation import Generation
 
 
 class Streamer(Protocol):
@@ -30,7 +30,7 @@ class Stream:
     """
 
     def __init__(self, streamer: Streamer | None) -> None:
-        self.streamer, self.task, self.sent = streamer, None, 0
+        self.streamer, self.generation, self.sent = streamer, None, 0
 
     def __enter__(self) -> Stream:
         return self
@@ -40,22 +40,22 @@ class Stream:
             with suppress(Exception):  # the first error is the one to know
                 self.end()
 
-    def start(self, task: Task) -> None:
+    def start(self, generation: Generation) -> None:
         """Hand over the prompt. Raises ValueError for what is no streamer, and for several trajectories."""
-        self.task = task
+        self.generation = generation
         if self.streamer is None:
             return
         if not all(callable(getattr(self.streamer, name, None)) for name in ("put", "end")):
             raise ValueError(f"streamer must have methods put and end, got {self.streamer!r}")
-        if task.seeds.numel() != 1:
-            raise ValueError(f"streamer: expected one trajectory, got {task.seeds.numel()}")
-        self.streamer.put(task.sequences.tokens[:, : task.layouts[0].start].cpu())
+        if generation.seeds.numel() != 1:
+            raise ValueError(f"streamer: expected one trajectory, got {generation.seeds.numel()}")
+        self.streamer.put(generation.sequences.tokens[:, : generation.layouts[0].start].cpu())
 
     def update(self) -> None:
         if self.streamer is None:
             return
-        response = self.task.window_ids(0, self.task.sequences.tokens[0].tolist())
-        mask = self.task.denoiser.mask_token_id
+        response = self.generation.window_ids(0, self.generation.sequences.tokens[0].tolist())
+        mask = self.generation.denoiser.mask_token_id
         ready = response.index(mask) if mask in response else len(response)
         if ready > self.sent:
             self.streamer.put(torch.tensor(response[self.sent : ready]))

@@ -1,34 +1,44 @@
-"""Where the time of a denoising step goes: named spans, measured only while a :class:`Recorder` is active.
+"""Where time goes: named spans, and the phases of a generation that ``Output.timings`` reports. One clock for both.
 
-The driver wraps its parts in ``with span("denoiser"):``. Without a recorder that costs a fraction of a microsecond and
-does nothing; with one, host time is read on the CPU, and on CUDA events are put into the stream and read when the
+The driver wraps its parts in ``with span("denoiser"):``, which is measured while a :class:`Recorder` is active and
+otherwise costs a fraction of a microsecond, and its phases in ``with phase("guide"):``, which every generation measures
+with a :class:`PhaseRecorder`. Host time is read on the CPU; on CUDA, events are put into the stream and read when the
 recording is over, so that the host never waits for the device in between.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
-STEP = "step"  # the span around one denoising step
+STEP = "step"  # the span, and the phase, around one denoising step
+PHASES = ("denoise", "guide", "commit", "score")
 
-_active: ContextVar[Recorder | None] = ContextVar("entrgi.timing.recorder", default=None)
+_spans: ContextVar[Recorder | None] = ContextVar("entrgi.timing.spans", default=None)
+_phases: ContextVar[Recorder | None] = ContextVar("entrgi.timing.phases", default=None)
 _nothing = nullcontext()
 
 
-def span(name: str) -> AbstractContextManager[None]:
+def span(name: str) -> AbstractContextManager[Mark | None]:
     """Measure the enclosed work as ``name`` where a :class:`Recorder` is active; spans may nest.
 
     Spans inside a CUDA graph capture are not measured: their events would time the capture, not the replays.
     """
-    recorder = _active.get()
+    recorder = _spans.get()
     if recorder is None or (recorder.on_cuda and torch.cuda.is_current_stream_capturing()):
         return _nothing
     return _Span(recorder, name)
+
+
+def phase(name: str) -> AbstractContextManager[Mark | None]:
+    """Measure the enclosed work as ``name`` for the :class:`PhaseRecorder` of the generation that runs it."""
+    recorder = _phases.get()
+    return _nothing if recorder is None else _Span(recorder, name)
 
 
 @dataclass
@@ -71,7 +81,7 @@ class StepTimes:
 
 
 @dataclass
-class _Mark:
+class Mark:
     """One span as it was recorded: host seconds, and CUDA events where there are any."""
 
     name: str
@@ -105,25 +115,29 @@ class Recorder:
         >>> recorder.steps()[0].spans["denoiser"].total
     """
 
+    _active: ClassVar[ContextVar[Recorder | None]] = _spans
+
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.on_cuda = self.device.type == "cuda"
-        self._marks: list[_Mark] = []
+        self._marks: list[Mark] = []
         self._open: list[int] = []
         self._token: Token | None = None
 
     def __enter__(self) -> Recorder:
-        self._token = _active.set(self)
+        self._token = self._active.set(self)
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        _active.reset(self._token)
+        self._active.reset(self._token)
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str) -> Mark | None:
         """Open a span; :func:`span` calls it."""
-        self._marks.append(_Mark(name, self._open[-1] if self._open else None))
+        mark = Mark(name, self._open[-1] if self._open else None)
+        self._marks.append(mark)
         self._open.append(len(self._marks) - 1)
-        self._stamp(self._marks[-1])
+        self._stamp(mark)
+        return mark
 
     def end(self) -> None:
         """Close the span opened last; :func:`span` calls it."""
@@ -149,12 +163,34 @@ class Recorder:
             owner.append(step)
         return result
 
-    def _stamp(self, mark: _Mark) -> None:
+    def _stamp(self, mark: Mark) -> None:
         mark.host.append(time.perf_counter())
         if self.on_cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            mark.events.append(event)
+            with suppress(RuntimeError):  # of a device that has failed: whoever uses it next is told
+                event = torch.cuda.Event(enable_timing=True)
+                event.record(torch.cuda.current_stream(self.device))
+                mark.events.append(event)
+
+
+class PhaseRecorder(Recorder):
+    """Records the phases of one generation, whether or not a :class:`Recorder` listens to its spans."""
+
+    _active = _phases
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        super().__init__(device)
+        self._began = time.perf_counter()
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each of :data:`PHASES`, and ``total``: on the host, since the recorder was made. Waits for the
+        device."""
+        if self.on_cuda:
+            torch.cuda.synchronize(self.device)
+        totals = dict.fromkeys(PHASES, 0.0)
+        for mark in self._marks:
+            if mark.name in totals:
+                totals[mark.name] += mark.seconds
+        return {**totals, "total": time.perf_counter() - self._began}
 
 
 class _Span:
@@ -163,8 +199,8 @@ class _Span:
     def __init__(self, recorder: Recorder, name: str) -> None:
         self.recorder, self.name = recorder, name
 
-    def __enter__(self) -> None:
-        self.recorder.begin(self.name)
+    def __enter__(self) -> Mark | None:
+        return self.recorder.begin(self.name)
 
     def __exit__(self, *_exception: object) -> None:
         self.recorder.end()

@@ -602,7 +602,7 @@ def test_seeds_that_would_be_another_are_refused(seed) -> None:
 
 
 def test_seeds_of_64_bits_are_distinct() -> None:
-    from entrgi.task import derive_seeds
+    from entrgi.generation import derive_seeds
 
     bases = [0, 1, -1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), -(2**63) + 1, 2**62]
     assert len({tuple(derive_seeds(base, 1, 2)[0].tolist()) for base in bases}) == len(bases)
@@ -624,7 +624,7 @@ def test_seeds_survive_readers_of_53_bits(quick, tmp_path, seed) -> None:
     assert int(result["seed"]) == seed
     parts = result["runs"]["entrgi"]["results"]
     texts = [each["texts"] for each in parts]
-    expected = entrgi.task.derive_seeds(seed, 2, 2).tolist()
+    expected = entrgi.generation.derive_seeds(seed, 2, 2).tolist()
     assert [list(map(int, each["trajectory_seeds"])) for each in parts] == expected
     end = as_javascript((tmp_path / "t.jsonl").read_text().splitlines()[-1])
     assert [list(map(int, each["seeds"])) for each in end["results"]] == expected

@@ -5,7 +5,7 @@ import torch
 
 from entrgi import SamplerConfig, generate
 from entrgi.config import GUIDANCE
-from entrgi.task import derive_seeds
+from entrgi.generation import derive_seeds
 from support import tiny
 
 RAGGED = ["the", "w1 w2 w3 w4 w5 w6 w7", "movie was good", "w9 w8", "bad w40 w41 w42"]

@@ -60,18 +60,19 @@ def test_guidance_through_a_reward_model_is_one_graph(monkeypatch, kind):
     reward = tiny.bert_reward() if kind == "bert" else tiny.qwen3_reward()
     calls = []
 
-    def recorded(logits, embedding, inputs_embeds, *arguments, **options):
-        calls.append(((logits.clone(), embedding, inputs_embeds.clone(), *arguments), options))
-        return optimize_logits(logits, embedding, inputs_embeds, *arguments, **options)
+    def recorded(**options):
+        calls.append(
+            {**options, "logits": options["logits"].clone(), "inputs_embeds": options["inputs_embeds"].clone()}
+        )
+        return optimize_logits(**options)
 
-    monkeypatch.setattr(entrgi.sampler, "optimize_logits", recorded)
+    monkeypatch.setattr(entrgi.sampler, "ascend", recorded)
     options = {"num_return_sequences": 2, "max_new_tokens": 4, "steps": 2, "seed": 1}
     generate(["the movie", "w3 was good w4"], tiny.denoiser(), reward, **options)
-    (logits, embedding, embeds, *arguments), options = calls[-1]
 
     def call(optimize):
-        z, inputs = logits.clone(), embeds.clone()
-        trace = optimize(z, embedding, inputs, *arguments, **options)
+        z, inputs = calls[-1]["logits"].clone(), calls[-1]["inputs_embeds"].clone()
+        trace = optimize(**{**calls[-1], "logits": z, "inputs_embeds": inputs})
         return z, inputs, trace.rewards, trace.weights, trace.initial_entropy
 
     check(call, "aot_eager", 1e-5)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-import entrgi.task
+import entrgi.generation
 from entrgi import SamplerConfig, generate
 from support import tiny
 from support.transcribe import PROMPTS, check
@@ -175,12 +175,12 @@ def test_qwen3_reward_with_chat_template():
 def test_forbidden_ids_travel_as_a_list_on_cuda_where_they_are_few():
     mask = torch.zeros(1024, dtype=torch.bool)
     mask[[7, 0, 1023, 512]] = True
-    ids = entrgi.task.for_draws(mask, torch.device("cuda"))
+    ids = entrgi.generation.for_draws(mask, torch.device("cuda"))
     assert ids.dtype == torch.int32
     assert ids.tolist() == [0, 7, 512, 1023]
-    assert entrgi.task.for_draws(mask, torch.device("cpu")) is mask
+    assert entrgi.generation.for_draws(mask, torch.device("cpu")) is mask
     mask[8] = True  # one more than one in 256
-    assert entrgi.task.for_draws(mask, torch.device("cuda")) is mask
+    assert entrgi.generation.for_draws(mask, torch.device("cuda")) is mask
 
 
 def test_a_list_of_forbidden_ids_generates_the_same(monkeypatch):
@@ -192,7 +192,7 @@ def test_a_list_of_forbidden_ids_generates_the_same(monkeypatch):
         lists.append(forbidden.nonzero()[:, 0].int())
         return lists[-1]
 
-    monkeypatch.setattr(entrgi.task, "for_draws", as_list)
+    monkeypatch.setattr(entrgi.generation, "for_draws", as_list)
     got = generate("the movie", tiny.denoiser(), tiny.bert_reward(), **options)
     assert torch.equal(got.sequences, expected.sequences)
     assert len(lists) == 1

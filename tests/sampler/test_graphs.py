@@ -9,7 +9,7 @@ import torch
 import entrgi.graphs
 from entrgi import generate
 from entrgi.graphs import WARM_UP, GuidanceGraphs
-from entrgi.guidance import GuidanceTrace
+from entrgi.guidance import GuidanceOutput
 from support import tiny
 
 PROMPTS = ["the movie", "w3 was good w4"]
@@ -24,15 +24,16 @@ class ReplayedByCalling(GuidanceGraphs):
         self.replays = 0
 
     def capture(self, optimize, inputs):
-        trace = optimize(*(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for t in inputs))
+        copies = {k: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for k, t in inputs.items()}
+        output = optimize(**copies)
 
         def replay():
             self.replays += 1
-            again = optimize(*inputs)
+            again = optimize(**inputs)
             for name in ("rewards", "weights", "initial_entropy"):
-                getattr(trace, name).copy_(getattr(again, name))
+                getattr(output, name).copy_(getattr(again, name))
 
-        return trace, replay
+        return output, replay
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_graphs_share_their_storage(graphs):
     """Memory is that of the largest bucket, not of all."""
     generate(PROMPTS, tiny.denoiser(), tiny.bert_reward(), **OPTIONS)
     (made,) = graphs
-    addresses = {captured.inputs[0].data_ptr() for captured in made.captured.values()}
+    addresses = {captured.inputs["logits"].data_ptr() for captured in made.captured.values()}
     assert len(addresses) == 1
 
 
@@ -147,12 +148,12 @@ def test_captures_and_replays_are_on_the_models_device(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     graphs = GuidanceGraphs(torch.device("cuda:1"))
 
-    def optimize(logits, _flag):
+    def optimize(logits, error_flag):
         cuda.note("optimize")
-        return GuidanceTrace(logits[None], logits[None], logits)
+        return GuidanceOutput(logits[None], logits[None], logits)
 
     for _ in range(2):
-        graphs(optimize, (torch.zeros(3), torch.zeros(1)), (0,))
+        graphs(optimize, {"logits": torch.zeros(3), "error_flag": torch.zeros(1)}, (0,))
     assert [what for what, *_ in cuda.events] == ["warm_up of cuda:1", *["optimize"] * (WARM_UP + 1), *["replay"] * 2]
     _, *rest = cuda.events
     assert {device for _, device, _ in rest} == {1}

@@ -1,13 +1,16 @@
 """optimize_logits against softmax, autograd and torch.optim.Adam, with the same injected draws."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
 
 from entrgi.guidance import optimize_logits
 from entrgi.rewards import attention_mask
+from entrgi_ext import ops
 from entrgi_ext.reference import gumbel
 from support import tiny
 from support.method import Options, optimize, visible
@@ -76,8 +79,12 @@ def network(dtype, width=D, scale=1.0):
 GUIDANCE = ["entrgi", "aps", "expectation", "gumbel"]
 
 
-def hard_part(task, guidance, steps):
-    return task.hard[:steps] if guidance in ("entrgi", "aps") else None
+@contextmanager
+def drawing(hard):
+    """Draws are the rows of ``hard``, int64 [M, N], in turn, whatever the logits are."""
+    draws, draw = iter(hard), ops.sample_tokens
+    with mock.patch.object(ops, "sample_tokens", lambda *given: draw(*given)._replace(token=next(draws))):
+        yield
 
 
 def ours(task, guidance, steps, reward, **options):
@@ -87,20 +94,10 @@ def ours(task, guidance, steps, reward, **options):
         mask = attention_mask(tokens, task.valid, task.response, EOS, PAD)
         return torch.stack([reward(e, m) for e, m in zip(embeds, mask, strict=True)])
 
-    trace = optimize_logits(
-        z,
-        task.embedding,
-        buffer,
-        task.rows,
-        task.tokens,
-        batched,
-        keys=task.keys,
-        guidance=guidance,
-        steps=steps,
-        temperature=TAU,
-        hard_tokens=hard_part(task, guidance, steps),
-        **{"lr": 0.5, **options},
-    )
+    arguments = (z, task.embedding, buffer, task.rows, task.tokens, batched)
+    options = {"keys": task.keys, "guidance": guidance, "steps": steps, "temperature": TAU, "lr": 0.5, **options}
+    with drawing(task.hard):
+        trace = optimize_logits(*arguments, **options)
     return z, trace
 
 
@@ -214,19 +211,9 @@ def test_qwen3_reward(guidance):
         return model.relaxed(embeds, attention_mask(tokens, task.valid, task.response, EOS, PAD))
 
     z = task.logits.clone()
-    optimize_logits(
-        z,
-        task.embedding,
-        task.inputs_embeds.clone(),
-        task.rows,
-        task.tokens,
-        batched,
-        keys=task.keys,
-        guidance=guidance,
-        steps=steps,
-        temperature=TAU,
-        hard_tokens=hard_part(task, guidance, steps),
-    )
+    arguments = (z, task.embedding, task.inputs_embeds.clone(), task.rows, task.tokens, batched)
+    with drawing(task.hard):
+        optimize_logits(*arguments, keys=task.keys, guidance=guidance, steps=steps, temperature=TAU)
     expected = direct(task, guidance, steps, alone)
     # A component whose gradient is near Adam's eps moves by a part of lr that such rounding decides.
     difference = (z - expected).abs()
@@ -280,7 +267,8 @@ def test_draws_are_fresh_in_every_step_and_keyed():
         keys[:, 2] = m
         drawn.append(sample_tokens(z, keys, TAU, 0.9, 20, forbidden).token)
         z = task.logits.clone()
-        optimize_logits(z, *common, steps=m + 1, hard_tokens=torch.stack(drawn), **common_options)
+        with drawing(drawn):
+            optimize_logits(z, *common, steps=m + 1, **common_options)
     got = task.logits.clone()
     optimize_logits(got, *common, steps=3, forbidden=forbidden, **common_options)
     assert torch.equal(got, z)
@@ -315,13 +303,11 @@ def test_no_rows():
     [
         ({"guidance": "none"}, "guidance must be one of entrgi, aps, expectation, gumbel, got 'none'"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd, got 'lion'"),
-        ({"guidance": "gumbel", "hard_tokens": torch.zeros(3, 12, dtype=torch.long)}, "hard_tokens: .*'gumbel'"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"rows": torch.zeros(3, dtype=torch.long)}, r"rows must have shape \[12\], got \[3\]"),
         ({"embedding": torch.zeros(V, D + 1)}, "embedding must have shape"),
         ({"tokens": torch.zeros(2, S, dtype=torch.long)}, "tokens must have shape"),
         ({"keys": torch.zeros(12, 3, dtype=torch.long)}, "keys must have shape"),
-        ({"hard_tokens": torch.zeros(2, 12, dtype=torch.long)}, "hard_tokens must have shape"),
         ({"tokens": torch.zeros(3, S, dtype=torch.int32)}, "tokens must be int64, got torch.int32"),
         ({"reward": lambda e, _: e.sum()}, r"reward must return shape \[3\], got \[\]"),
         ({"reward": lambda e, _: torch.zeros(3)}, "reward must be differentiable in inputs_embeds"),

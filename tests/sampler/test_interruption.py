@@ -223,7 +223,7 @@ def test_the_reward_is_blamed_only_where_it_fails_first(before, after):
 
 def test_error_flag_names_the_step():
     """Where operators do not raise (CUDA), the flags read at the end do."""
-    from entrgi.task import prepare
+    from entrgi.generation import prepare
 
     task = prepare(
         ["the"],

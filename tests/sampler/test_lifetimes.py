@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import entrgi.sampler
 from entrgi import generate, guidance
 from entrgi.graphs import GuidanceGraphs
-from entrgi.guidance import GuidanceTrace
+from entrgi.guidance import GuidanceOutput
 from entrgi.outputs import HistoryBuilder
 from sampler.test_graphs import ReplayedByCalling
 from support import tiny
@@ -41,8 +41,12 @@ def cuda_without_a_device(monkeypatch):
     return fakes
 
 
-def trace_of(value):
-    return GuidanceTrace(value[None], value[None], value)
+def output_of(value):
+    return GuidanceOutput(value[None], value[None], value)
+
+
+def tensors():
+    return {"logits": torch.zeros(3), "error_flag": torch.zeros(1)}
 
 
 def test_a_graph_keeps_what_it_reads(cuda_without_a_device):
@@ -51,7 +55,7 @@ def test_a_graph_keeps_what_it_reads(cuda_without_a_device):
 
     def step():
         read = torch.ones(3)
-        graphs(lambda logits, flag: trace_of(logits + read), (torch.zeros(3), torch.zeros(1)), (0, 2))
+        graphs(lambda logits, error_flag: output_of(logits + read), tensors(), (0, 2))
         return weakref.ref(read)
 
     assert step()() is not None
@@ -66,7 +70,7 @@ def test_a_capture_that_fails_says_so(cuda_without_a_device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", refused)
     graphs = GuidanceGraphs(torch.device("cpu"))
     with pytest.raises(RuntimeError, match=r"cuda_graphs: the reward model cannot be captured .*not permitted"):
-        graphs(lambda logits, flag: trace_of(logits), (torch.zeros(3), torch.zeros(1)), (0,))
+        graphs(lambda logits, error_flag: output_of(logits), tensors(), (0,))
 
 
 def test_a_generation_that_is_over_is_freed(monkeypatch):

@@ -21,7 +21,7 @@ def test_products_stay_fp32(shape):
     n, k, m = shape
     left, right = torch.randn(n, k), torch.randn(k, m)
     usual = error(left, right)
-    with matmul.fast_products(CPU):
+    with matmul.onednn_matmul(CPU):
         assert error(left, right) < 4 * usual + 1e-7
         assert matmul.products_are_exact(torch.matmul)
 
@@ -62,7 +62,7 @@ def test_setting_outlives_the_first_of_two_generations(monkeypatch):
     monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
-    first, second = matmul.fast_products(CPU), matmul.fast_products(CPU)
+    first, second = matmul.onednn_matmul(CPU), matmul.onednn_matmul(CPU)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -77,7 +77,7 @@ def test_a_reduced_precision_is_refused(monkeypatch):
     monkeypatch.setattr(matmul, "products_are_exact", lambda _product: False)
     before = torch.backends.mkldnn.matmul.fp32_precision
     try:
-        with matmul.fast_products(CPU):
+        with matmul.onednn_matmul(CPU):
             assert torch.backends.mkldnn.matmul.fp32_precision == before
     finally:
         matmul._onednn_is_faster.cache_clear()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from entrgi import generate
-from entrgi.task import derive_seeds
+from entrgi import generate, guidance
+from entrgi.generation import derive_seeds
 from support import tiny
 from support.transcribe import tiny_models
 
@@ -120,18 +120,14 @@ def test_padding_reads_no_position_that_is_not_masked(guidance):
 
 def test_bucket_pads_the_logits():
     """Every number of rows that the vocabulary operators see is a multiple."""
-    from entrgi import guidance
-
     seen = []
-    plain = guidance.optimize_logits
 
-    def optimize(logits, *args, **kwargs):
+    def optimize(logits, **options):
         seen.append(len(logits))
-        return plain(logits, *args, **kwargs)
+        return guidance.ascend(logits, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("entrgi.guidance", "entrgi.sampler"):
-            patch.setattr(f"{module}.optimize_logits", optimize)
+        patch.setattr("entrgi.sampler.ascend", optimize)
         run({}, row_bucket=16)
         assert seen
         assert all(rows % 16 == 0 for rows in seen)

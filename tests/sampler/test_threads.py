@@ -15,7 +15,7 @@ import entrgi.graphs
 from entrgi import MaskedLM, SequenceClassifierReward, generate, matmul
 from entrgi.checkpoints import without_report
 from entrgi.graphs import GuidanceGraphs
-from entrgi.guidance import GuidanceTrace
+from entrgi.guidance import GuidanceOutput
 from entrgi.prompts import Completion
 from entrgi.vocabulary import alignment
 from support import binding, tiny, wrappers
@@ -200,8 +200,8 @@ class TestMatmul:
 
     def test_what_the_user_sets_meanwhile_stays(self):
         settings = torch.backends.mkldnn.matmul
-        with matmul.fast_products(torch.device("cpu")):
-            with matmul.fast_products(torch.device("cpu")):
+        with matmul.onednn_matmul(torch.device("cpu")):
+            with matmul.onednn_matmul(torch.device("cpu")):
                 settings.fp32_precision = "ieee"
             assert settings.fp32_precision == "ieee"
         assert settings.fp32_precision == "ieee"
@@ -256,9 +256,12 @@ def test_captures_take_turns_and_let_others_work(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(entrgi.graphs, "warm_up", lambda _device: None)
 
+    def optimize(logits, error_flag):
+        return GuidanceOutput(logits[None], logits[None], logits)
+
     def capture():
         graphs = GuidanceGraphs(torch.device("cpu"))
-        return graphs(lambda z, _: GuidanceTrace(z[None], z[None], z), (torch.zeros(3), torch.zeros(1)), (0,))
+        return graphs(optimize, {"logits": torch.zeros(3), "error_flag": torch.zeros(1)}, (0,))
 
     in_threads([capture] * 3)
     assert set(modes) == {"thread_local"}

@@ -19,7 +19,7 @@ MOST_BYTES = 40 << 20
 LIBRARIES = ("libentrgi_kernels.so", "libentrgi_cuda.so", "libentrgi_cpu.so")
 # What tests and benchmarks import beyond PyTorch, transformers and pytest; pure Python. What is there already is not
 # replaced.
-WHEELS = ("rich", "markdown-it-py", "mdurl", "expecttest", "vaderSentiment")
+WHEELS = ("rich", "markdown-it-py", "mdurl", "lazy-loader", "expecttest", "vaderSentiment")
 # Python versions for which the bindings travel ready-made, where this machine can make them.
 PYTHONS = ("3.12",)
 

@@ -69,7 +69,7 @@ class Work:
 
     def check(self, size: int) -> None:
         """Raise ValueError for a prompt that no batch could hold, before any of them is generated for."""
-        from entrgi.task import prepare
+        from entrgi.generation import prepare
 
         if len(self.prompts) <= size:
             return  # generate itself looks at all of them first

@@ -132,7 +132,7 @@ class Seeds:
         """int64 [prompts, copies]."""
         import torch
 
-        from entrgi.task import derive_seeds
+        from entrgi.generation import derive_seeds
 
         return derive_seeds(self.base, prompts, copies) if self.given is None else torch.tensor(self.given)
 

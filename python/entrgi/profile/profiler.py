@@ -10,7 +10,7 @@ import torch
 
 from entrgi.config import SamplerConfig, resolve
 from entrgi.denoisers import Denoiser
-from entrgi.matmul import fast_products
+from entrgi.matmul import onednn_matmul
 from entrgi.outputs import StepState
 from entrgi.profile.rates import Rates, measure_rates
 from entrgi.profile.work import Work, WorkCounter
@@ -174,7 +174,7 @@ def profile(
     _check_same(counter.counted, steps)
 
     dtypes = {name for step in counter.counted for work in step for name in work.flops}
-    with fast_products(denoiser.device):  # as in the generations
+    with onednn_matmul(denoiser.device):  # as in the generations
         rates = measure_rates(denoiser.device, [getattr(torch, name) for name in sorted(dtypes)], working_set(counter))
     profiles = [_step_profile(times, work, rates) for times, work in zip(steps, counter.counted, strict=True)]
     return _summary(profiles, steps, counter, rates, repeats)

@@ -26,7 +26,7 @@ from entrgi.vocabulary import undecodable
 
 
 @dataclass(frozen=True)
-class Task:
+class Generation:
     """A generation that has passed all checks. Only ``sequences.tokens`` and ``error_flags`` change.
 
     Attributes:
@@ -122,15 +122,15 @@ def prepare(
     forbidden_ids: Sequence[int],
     mask_id: int | None = None,
     reward_prompts: Prompt | Sequence[Prompt] | None = None,
-) -> Task:
+) -> Generation:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
-    copies = config.trajectories
+    num_trajectories = config.trajectories
     memory.check(config, len(prompts), denoiser.vocab_size, denoiser.dtype.itemsize, torch.device(denoiser.device))
     if trajectory_seeds is None:
-        seeds = derive_seeds(_base_seed(seed, generator), len(prompts), copies)
+        seeds = derive_seeds(_base_seed(seed, generator), len(prompts), num_trajectories)
     elif seed is None and generator is None:
-        seeds = _check_seeds(trajectory_seeds, len(prompts), copies)
+        seeds = _check_seeds(trajectory_seeds, len(prompts), num_trajectories)
     else:
         raise ValueError("trajectory_seeds: pass one of seed, generator and trajectory_seeds")
     ends = end_ids(denoiser)
@@ -144,7 +144,7 @@ def prepare(
     judged = None
     if reward_prompts is not None:
         judged = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config, reward)
-    target = reward.bind(denoiser, judged or layouts, copies)
+    target = reward.bind(denoiser, judged or layouts, num_trajectories)
     if target is not None:
         _check_target(denoiser, target.embedding, config)
 
@@ -154,7 +154,7 @@ def prepare(
     foreseen = config.threshold is None and not config.early_exit
     trajectory_seeds = sequences.seeds.tolist()
     steps = plan(masked, trajectory_seeds, config, denoiser.device, None if foreseen else count_masked)
-    return Task(
+    return Generation(
         denoiser=denoiser,
         reward=reward,
         config=config,
@@ -232,9 +232,9 @@ def check_models(denoiser: Denoiser, reward: Reward | None) -> None:
             raise ValueError(f"{name}: {expected}, got {model!r:.80}")
 
 
-def derive_seeds(base: int, prompts: int, copies: int) -> Tensor:
-    """Trajectory seeds, int64 [prompts, copies]; each depends on ``base`` and its two indices alone."""
-    rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(copies)] for b in range(prompts)]
+def derive_seeds(base: int, prompts: int, num_trajectories: int) -> Tensor:
+    """Trajectory seeds, int64 [prompts, num_trajectories]; each depends on ``base`` and its two indices alone."""
+    rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(num_trajectories)] for b in range(prompts)]
     return torch.tensor([[x - 2**64 if x >= 2**63 else x for x in row] for row in rows], dtype=torch.long)
 
 
@@ -259,10 +259,11 @@ def _base_seed(seed: int | None, generator: torch.Generator | None) -> int:
     return int(torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device))
 
 
-def _check_seeds(seeds: Tensor, prompts: int, copies: int) -> Tensor:
-    if not isinstance(seeds, Tensor) or seeds.dtype != torch.long or tuple(seeds.shape) != (prompts, copies):
+def _check_seeds(seeds: Tensor, prompts: int, num_trajectories: int) -> Tensor:
+    if not isinstance(seeds, Tensor) or seeds.dtype != torch.long or tuple(seeds.shape) != (prompts, num_trajectories):
         got = f"{seeds.dtype} {list(seeds.shape)}" if isinstance(seeds, Tensor) else repr(seeds)
-        raise ValueError(f"trajectory_seeds must be an int64 tensor [{prompts}, {copies}] (prompts, copies), got {got}")
+        expected = f"[{prompts}, {num_trajectories}] (prompts, trajectories)"
+        raise ValueError(f"trajectory_seeds must be an int64 tensor {expected}, got {got}")
     return seeds.cpu()
 
 
