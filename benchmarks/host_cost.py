@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def calls() -> dict[str, Callable[[], object]]:
     tokens, splits, counts = torch.zeros(1, 4, dtype=torch.long), torch.tensor([0, N]), torch.tensor([1])
     update = (z, g, lse, e, soft, rows, 0.7)
     adam = (0.0, 0.9, 0.999, 1e-8, 2, False)
-    product = {"rows": rows, "temperature": 0.7}
+    name = "row_index" if "row_index" in inspect.signature(ops.logit_gradient).parameters else "rows"  # formerly
+    product = {name: rows, "temperature": 0.7}
     return {
         EMPTY: lambda: torch.ops.aten.alias(z),
         "logit_statistics": lambda: raw.logit_statistics(z, 0.7),

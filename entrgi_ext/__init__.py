@@ -8,23 +8,6 @@ and ``entrgi_ext._bindings`` (raw launchers), which know no torch, can be import
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_HOME = {
-    "Sample": "reference",
-    "Statistics": "reference",
-    "adam_step_": "ops",
-    "commit_": "ops",
-    "gumbel_perturb": "ops",
-    "launch_plan": "plans",
-    "loaded_libraries": "registration",
-    "logit_gradient": "ops",
-    "logit_statistics": "ops",
-    "relaxed_embedding": "ops",
-    "relaxed_embedding_": "ops",
-    "sample_tokens": "ops",
-    "sgd_step_": "ops",
-    "warm_up": "ops",
-}
-
 __all__ = [
     "Sample",
     "Statistics",
@@ -41,6 +24,13 @@ __all__ = [
     "sgd_step_",
     "warm_up",
 ]
+# Where a name comes from, if not from ops.
+_HOME = {
+    "Sample": "reference",
+    "Statistics": "reference",
+    "launch_plan": "plans",
+    "loaded_libraries": "registration",
+}
 
 if TYPE_CHECKING:
     from .ops import (
@@ -61,9 +51,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_HOME.get(name, 'ops')}", __name__), name)
     globals()[name] = value
     return value
 

@@ -16,6 +16,7 @@ and ``jacrev`` work as the backward does, ``torch.vmap`` calls an operator once 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -91,18 +92,30 @@ class _Operator:
 
 
 def _function(operator: _Operator, save: Callable, backward: Callable) -> type[torch.autograd.Function]:
-    """The operator as an autograd.Function, which torch.func can transform, too."""
+    """The operator as an autograd.Function, which torch.func can transform, too.
+
+    ``save(ctx, given, output)`` has the arguments by name; ``backward`` gives the gradient in the logits or, where
+    there is none, None.
+    """
 
     def forward(*args):
         with _below_autograd():
             return operator.overload(*args)
+
+    def setup_context(ctx, inputs, output):
+        ctx.needed = [name for name, needed in zip(operator.arguments, ctx.needs_input_grad, strict=False) if needed]
+        save(ctx, SimpleNamespace(**dict(zip(operator.arguments, inputs, strict=True))), output)
+
+    def in_every_argument(ctx, *grads):
+        gradient = backward(ctx, *grads)
+        return tuple(gradient if name == "logits" else None for name in operator.arguments)
 
     def jvp(ctx, *tangents):  # of a transform outside of the innermost
         _refuse_forward_mode(
             operator.name, operator.arguments[next(i for i, t in enumerate(tangents) if t is not None)]
         )
 
-    members = {"forward": forward, "setup_context": save, "backward": backward, "jvp": jvp}
+    members = {"forward": forward, "setup_context": setup_context, "backward": in_every_argument, "jvp": jvp}
     return type(
         f"entrgi_{operator.name}",
         (torch.autograd.Function,),
@@ -110,9 +123,9 @@ def _function(operator: _Operator, save: Callable, backward: Callable) -> type[t
     )
 
 
-def _save_statistics(ctx, inputs, output):
-    logits, ctx.temperature = inputs
-    ctx.save_for_backward(logits, *output[:3])
+def _save_statistics(ctx, given, output):
+    ctx.temperature = given.temperature
+    ctx.save_for_backward(given.logits, *output[:3])
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
 
@@ -120,54 +133,50 @@ def _save_statistics(ctx, inputs, output):
 def _statistics_backward(ctx, grad_logsumexp, grad_entropy, grad_tempered_entropy, grad_argmax):
     grads = (grad_logsumexp, grad_entropy, grad_tempered_entropy)
     if all(grad is None for grad in grads):
-        return None, None
+        return None
     logits, logsumexp, entropy, tempered_entropy = ctx.saved_tensors
     unit_logsumexp = logsumexp
     if grad_entropy is not None and ctx.temperature != 1.0:
         unit_logsumexp = _ops.logit_statistics(logits, 1.0)[0]
-    gradient = _ops.logit_statistics_backward(
+    return _ops.logit_statistics_backward(
         *grads, logits, logsumexp, unit_logsumexp, entropy, tempered_entropy, ctx.temperature
     )
-    return gradient, None
 
 
-def _save_embedding(ctx, inputs, output):
-    logits, logsumexp, embedding, _, _, ctx.temperature = inputs
-    for i, argument in ((1, "logsumexp"), (2, "embedding"), (4, "weight")):
-        if ctx.needs_input_grad[i]:
+def _save_embedding(ctx, given, output):
+    ctx.temperature = given.temperature
+    for argument in ctx.needed:
+        if argument != "logits":
             _refuse_gradient("relaxed_embedding", argument)
-    ctx.save_for_backward(logits, logsumexp, embedding, output[1])
+    ctx.save_for_backward(given.logits, given.logsumexp, given.embedding, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _embedding_backward(ctx, grad_output, grad_soft):
     if grad_output is None:
-        return (None,) * 6
+        return None
     logits, logsumexp, embedding, soft = ctx.saved_tensors
     # logsumexp is a function of the logits: its part is in softmax's own gradient, not in an argument's.
     gradient = _ops.logit_gradient(grad_output.contiguous(), logits, logsumexp, embedding, soft, None, ctx.temperature)
-    return gradient.to(logits.dtype), None, None, None, None, None
+    return gradient.to(logits.dtype)
 
 
-def _save_dtype(ctx, inputs, output):
-    ctx.dtype = inputs[0].dtype
+def _save_dtype(ctx, given, output):
+    ctx.dtype = given.logits.dtype
 
 
 def _perturb_backward(ctx, grad):
-    return grad.to(ctx.dtype), None, None
+    return grad.to(ctx.dtype)
 
 
-def _save_nothing(ctx, inputs, output):
+def _save_nothing(ctx, given, output):
     ctx.set_materialize_grads(False)
 
 
 def _no_backward(operator: _Operator, instead: str) -> Callable:
     def backward(ctx, *grads):
-        needed = ", ".join(
-            name for name, is_needed in zip(operator.arguments, ctx.needs_input_grad, strict=False) if is_needed
-        )
-        raise RuntimeError(f"entrgi::{operator.name} has no derivative in {needed}: {instead}")
+        raise RuntimeError(f"entrgi::{operator.name} has no derivative in {', '.join(ctx.needed)}: {instead}")
 
     return backward
 

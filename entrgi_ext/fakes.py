@@ -1,13 +1,16 @@
 """What comes out of each operator, from shapes and dtypes alone: for meta tensors, FakeTensor and torch.compile.
 
-A fake refuses what the operator refuses, in the same words: the checks of ``csrc/ops/checks.h``, in the same order.
+A fake refuses what the operator refuses, in the same words: the checks of ``csrc/ops``, in the same order.
 Beyond them lie what only memory can tell (arguments that share it) and what only data can (ids out of range).
+
+Arguments are known by the names of the schema: one that is not checked is not mentioned here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -64,13 +67,16 @@ def _temperature(x: float) -> None:
 
 
 # ---- tensors -------------------------------------------------------------------------------------------------
+# ``a`` holds the arguments of a call by their names, and these checks take one of them by its name.
 
 
-def _on_device(name: str, t: Tensor, like: Tensor) -> None:
+def _on_device(a: SimpleNamespace, name: str, like: Tensor) -> None:
+    t = getattr(a, name)
     _check(t.device == like.device, lambda: f"{name} must be on {like.device}, got {describe(t)}")
 
 
-def _floating(name: str, t: Tensor) -> None:
+def _floating(a: SimpleNamespace, name: str) -> None:
+    t = getattr(a, name)
     if t.device.type in ("cpu", "meta"):
         expected, allowed = "bfloat16, float16, float32 or float64", (*HALF_OR_SINGLE, torch.float64)
     else:
@@ -78,14 +84,16 @@ def _floating(name: str, t: Tensor) -> None:
     _check(t.dtype in allowed, lambda: f"{name} must be {expected}, got {describe(t)}")
 
 
-def _inner_stride(name: str, t: Tensor) -> None:
+def _inner_stride(a: SimpleNamespace, name: str) -> None:
+    t = getattr(a, name)
     _check(
         _any(t.stride(-1) == 1, t.shape[-1] == 1, t.numel() == 0),
         lambda: f"{name} must be contiguous in its last dimension, got stride {t.stride(-1)} ({describe(t)})",
     )
 
 
-def _rows_disjoint(name: str, t: Tensor) -> None:
+def _rows_disjoint(a: SimpleNamespace, name: str) -> None:
+    t = getattr(a, name)
     _check(
         _any(t.shape[0] <= 1, t.numel() == 0, t.stride(0) >= t.shape[1]),
         lambda: (
@@ -94,28 +102,38 @@ def _rows_disjoint(name: str, t: Tensor) -> None:
     )
 
 
-def _matrix(name: str, t: Tensor, rows, columns, dtype: torch.dtype, like: Tensor) -> None:
-    _on_device(name, t, like)
+def _matrix(a: SimpleNamespace, name: str, rows, columns, dtype: torch.dtype, like: Tensor) -> None:
+    t = getattr(a, name)
+    if t is None:
+        return
+    _on_device(a, name, like)
     _check(
         t.dim() == 2 and _all(t.shape[0] == rows, t.shape[1] == columns) and t.dtype == dtype,
         lambda: f"{name} must be {name_of(dtype)} [{rows}, {columns}], got {describe(t)}",
     )
-    _inner_stride(name, t)
+    _inner_stride(a, name)
 
 
-def _vector(name: str, t: Tensor | None, length, dtype: torch.dtype, like: Tensor) -> None:
+def _vector(a: SimpleNamespace, name: str, length, dtype: torch.dtype, like: Tensor) -> None:
+    t = getattr(a, name)
     if t is None:
         return
-    _on_device(name, t, like)
+    _on_device(a, name, like)
     _check(
         t.dim() == 1 and _holds(t.shape[0] == length) and t.dtype == dtype,
         lambda: f"{name} must be {name_of(dtype)} [{length}], got {describe(t)}",
     )
 
 
-def _logits(logits: Tensor) -> None:
+def _row_values(a: SimpleNamespace, *names: str) -> None:
+    for name in names:
+        _vector(a, name, a.logits.shape[0], accumulator_dtype(a.logits), a.logits)
+
+
+def _logits(a: SimpleNamespace) -> None:
+    logits = a.logits
     _check(logits.dim() == 2, lambda: f"logits must be a matrix [N, V], got {describe(logits)}")
-    _floating("logits", logits)
+    _floating(a, "logits")
     _check(
         _holds(logits.shape[1] >= 1),
         lambda: f"logits must have a vocabulary of at least one id (V >= 1), got {describe(logits)}",
@@ -124,46 +142,18 @@ def _logits(logits: Tensor) -> None:
         _holds(logits.shape[1] <= MAX_VOCABULARY),
         lambda: f"logits must have a vocabulary of at most {MAX_VOCABULARY} ids, got {describe(logits)}",
     )
-    _inner_stride("logits", logits)
+    _inner_stride(a, "logits")
 
 
-def _embedding(embedding: Tensor, logits: Tensor) -> None:
-    _check(
-        embedding.dim() == 2 and _holds(embedding.shape[0] == logits.shape[1]),
-        lambda: f"embedding must be [V, d] with V = {logits.shape[1]} as in logits, got {describe(embedding)}",
-    )
-    _check(
-        _holds(embedding.shape[1] >= 1),
-        lambda: f"embedding must have at least one column (d >= 1), got {describe(embedding)}",
-    )
-    _on_device("embedding", embedding, logits)
-    _floating("embedding", embedding)
-    _check(
-        (embedding.dtype == torch.float64) == (logits.dtype == torch.float64),
-        lambda: (
-            f"embedding must be float64 exactly where logits are: logits are {name_of(logits.dtype)}, "
-            f"got {describe(embedding)}"
-        ),
-    )
-    _inner_stride("embedding", embedding)
+def _keys(a: SimpleNamespace, rows, like: Tensor) -> None:
+    _matrix(a, "keys", rows, 4, torch.int64, like)
 
 
-def _rows(rows: Tensor | None, logits: Tensor, target_name: str, target: Tensor) -> None:
-    n = logits.shape[0]
-    _vector("rows", rows, n, torch.int64, logits)
-    if rows is None:
-        _check(
-            target.dim() == 2 and _holds(target.shape[0] == n),
-            lambda: (
-                f"{target_name} must have {n} rows (one for each row of logits) when rows is None, "
-                f"got {describe(target)}"
-            ),
-        )
-
-
-def _forbidden(forbidden: Tensor, logits: Tensor) -> None:
-    _on_device("forbidden", forbidden, logits)
-    vocabulary = logits.shape[1]
+def _forbidden(a: SimpleNamespace) -> None:
+    forbidden, vocabulary = a.forbidden, a.logits.shape[1]
+    if forbidden is None:
+        return
+    _on_device(a, "forbidden", a.logits)
     _check(
         forbidden.dim() == 1
         and (
@@ -174,39 +164,76 @@ def _forbidden(forbidden: Tensor, logits: Tensor) -> None:
     )
 
 
-# ---- one check for each operator -----------------------------------------------------------------------------
+def _embedding(a: SimpleNamespace) -> None:
+    embedding, logits = a.embedding, a.logits
+    _check(
+        embedding.dim() == 2 and _holds(embedding.shape[0] == logits.shape[1]),
+        lambda: f"embedding must be [V, d] with V = {logits.shape[1]} as in logits, got {describe(embedding)}",
+    )
+    _check(
+        _holds(embedding.shape[1] >= 1),
+        lambda: f"embedding must have at least one column (d >= 1), got {describe(embedding)}",
+    )
+    _on_device(a, "embedding", logits)
+    _floating(a, "embedding")
+    _check(
+        (embedding.dtype == torch.float64) == (logits.dtype == torch.float64),
+        lambda: (
+            f"embedding must be float64 exactly where logits are: logits are {name_of(logits.dtype)}, "
+            f"got {describe(embedding)}"
+        ),
+    )
+    _inner_stride(a, "embedding")
 
 
-def _check_statistics(logits: Tensor, temperature: float) -> None:
-    _logits(logits)
-    _temperature(temperature)
+def _target(a: SimpleNamespace, name: str) -> None:
+    target, n = getattr(a, name), a.logits.shape[0]
+    _vector(a, "row_index", n, torch.int64, a.logits)
+    if a.row_index is None:
+        _check(
+            target.dim() == 2 and _holds(target.shape[0] == n),
+            lambda: (
+                f"{name} must have {n} rows (one for each row of logits) when row_index is None, got {describe(target)}"
+            ),
+        )
+    _check(target.dim() == 2, lambda: f"{name} must be a matrix [R, d], got {describe(target)}")
+    _matrix(a, name, target.shape[0], a.embedding.shape[1], a.embedding.dtype, a.logits)
 
 
-def _check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature) -> None:
-    _check_statistics(logits, temperature)
-    n, dtype = logits.shape[0], accumulator_dtype(logits)
-    _vector("logsumexp", logsumexp, n, dtype, logits)
-    _embedding(embedding, logits)
-    _vector("hard_tokens", hard_tokens, n, torch.int64, logits)
-    _vector("weight", weight, n, dtype, logits)
-    _check(weight is None or hard_tokens is not None, lambda: "weight must be None when hard_tokens is None")
+def _soft(a: SimpleNamespace) -> None:
+    _matrix(a, "soft", a.logits.shape[0], a.embedding.shape[1], accumulator_dtype(a.logits), a.logits)
 
 
-def _check_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature) -> None:
-    _check_relaxed_embedding(logits, logsumexp, embedding, None, None, temperature)
-    _rows(rows, logits, "grad", grad)
-    _check(grad.dim() == 2, lambda: f"grad must be a matrix [R, d], got {describe(grad)}")
-    _matrix("grad", grad, grad.shape[0], embedding.shape[1], embedding.dtype, logits)
-    _matrix("soft", soft, logits.shape[0], embedding.shape[1], accumulator_dtype(logits), logits)
+# ---- what several operators check ------------------------------------------------------------------------------
 
 
-def _check_step(logits, grad, logsumexp, embedding, soft, rows, temperature, lr) -> None:
-    _check_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature)
-    _rows_disjoint("logits", logits)
-    _check(math.isfinite(lr), lambda: f"lr must be finite, got {lr:g}")
+def _statistics(a: SimpleNamespace) -> None:
+    _logits(a)
+    _temperature(a.temperature)
 
 
-# ---- the fakes -----------------------------------------------------------------------------------------------
+def _relaxation(a: SimpleNamespace) -> None:
+    _statistics(a)
+    _row_values(a, "logsumexp")
+    _embedding(a)
+
+
+def _blend(a: SimpleNamespace) -> None:
+    _vector(a, "hard_tokens", a.logits.shape[0], torch.int64, a.logits)
+    _row_values(a, "weight")
+    _check(a.weight is None or a.hard_tokens is not None, lambda: "weight must be None when hard_tokens is None")
+
+
+def _update(a: SimpleNamespace) -> None:
+    _relaxation(a)
+    _target(a, "grad")
+    _soft(a)
+
+
+def _step(a: SimpleNamespace) -> None:
+    _update(a)
+    _rows_disjoint(a, "logits")
+    _check(math.isfinite(a.lr), lambda: f"lr must be finite, got {a.lr:g}")
 
 
 def _empty_vector(like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,142 +248,111 @@ def _accumulator_rows(logits: Tensor) -> Tensor:
     return logits.new_empty_strided(logits.shape, (stride, 1), dtype=dtype)
 
 
-def logit_statistics(logits, temperature):
-    _check_statistics(logits, temperature)
-    acc = accumulator_dtype(logits)
-    return (*(_empty_vector(logits, acc) for _ in range(3)), _empty_vector(logits, torch.int64))
+# ---- the fakes -----------------------------------------------------------------------------------------------
 
 
-def logit_statistics_backward(
-    grad_logsumexp,
-    grad_entropy,
-    grad_tempered_entropy,
-    logits,
-    logsumexp,
-    unit_logsumexp,
-    entropy,
-    tempered_entropy,
-    temperature,
-):
-    _check_statistics(logits, temperature)
-    vectors = {
-        "grad_logsumexp": grad_logsumexp,
-        "grad_entropy": grad_entropy,
-        "grad_tempered_entropy": grad_tempered_entropy,
-        "logsumexp": logsumexp,
-        "unit_logsumexp": unit_logsumexp,
-        "entropy": entropy,
-        "tempered_entropy": tempered_entropy,
-    }
-    for name, vector in vectors.items():
-        _vector(name, vector, logits.shape[0], accumulator_dtype(logits), logits)
-    return logits.new_empty(logits.shape)
+def logit_statistics(a):
+    _statistics(a)
+    acc = accumulator_dtype(a.logits)
+    return tuple(_empty_vector(a.logits, dtype) for dtype in (acc, acc, acc, torch.int64))
 
 
-def sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag):
-    _check_statistics(logits, temperature)
-    _check(0 <= top_p <= 1, lambda: f"top_p must be in [0, 1], got {top_p:g}")
-    _check(top_k is None or _holds(top_k >= 1), lambda: f"top_k must be >= 1 or None, got {top_k}")
-    _matrix("keys", keys, logits.shape[0], 4, torch.int64, logits)
-    if forbidden is not None:
-        _forbidden(forbidden, logits)
-    _vector("error_flag", error_flag, 1, torch.int32, logits)
-    acc = accumulator_dtype(logits)
-    return tuple(_empty_vector(logits, t) for t in (acc, acc, acc, torch.int64, torch.int64, acc, acc, acc))
+def logit_statistics_backward(a):
+    _statistics(a)
+    _row_values(a, "grad_logsumexp", "grad_entropy", "grad_tempered_entropy")
+    _row_values(a, "logsumexp", "unit_logsumexp", "entropy", "tempered_entropy")
+    return a.logits.new_empty(a.logits.shape)
 
 
-def gumbel_perturb(logits, keys, scale):
-    _logits(logits)
-    _matrix("keys", keys, logits.shape[0], 4, torch.int64, logits)
-    _check(0 <= scale <= 1e6, lambda: f"scale must be between 0 and 1e6, got {scale:g}")
-    return _accumulator_rows(logits)
+def sample_tokens(a):
+    _statistics(a)
+    _check(0 <= a.top_p <= 1, lambda: f"top_p must be in [0, 1], got {a.top_p:g}")
+    _check(a.top_k is None or _holds(a.top_k >= 1), lambda: f"top_k must be >= 1 or None, got {a.top_k}")
+    _keys(a, a.logits.shape[0], a.logits)
+    _forbidden(a)
+    _vector(a, "error_flag", 1, torch.int32, a.logits)
+    acc = accumulator_dtype(a.logits)
+    return tuple(_empty_vector(a.logits, t) for t in (acc, acc, acc, torch.int64, torch.int64, acc, acc, acc))
 
 
-def relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature):
-    _check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature)
-    shape = (logits.shape[0], embedding.shape[1])
-    return embedding.new_empty(shape), embedding.new_empty(shape, dtype=accumulator_dtype(logits))
+def gumbel_perturb(a):
+    _logits(a)
+    _keys(a, a.logits.shape[0], a.logits)
+    _check(0 <= a.scale <= 1e6, lambda: f"scale must be between 0 and 1e6, got {a.scale:g}")
+    return _accumulator_rows(a.logits)
 
 
-def relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature):
-    _check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature)
-    _rows(rows, logits, "output", output)
-    _check(output.dim() == 2, lambda: f"output must be a matrix [R, d], got {describe(output)}")
-    _matrix("output", output, output.shape[0], embedding.shape[1], embedding.dtype, logits)
-    _rows_disjoint("output", output)
-    _matrix("soft", soft, logits.shape[0], embedding.shape[1], accumulator_dtype(logits), logits)
-    _rows_disjoint("soft", soft)
+def relaxed_embedding(a):
+    _relaxation(a)
+    _blend(a)
+    shape = (a.logits.shape[0], a.embedding.shape[1])
+    return a.embedding.new_empty(shape), a.embedding.new_empty(shape, dtype=accumulator_dtype(a.logits))
 
 
-def logit_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature):
-    _check_gradient(grad, logits, logsumexp, embedding, soft, rows, temperature)
-    return _accumulator_rows(logits)
+def relaxed_embedding_(a):
+    _relaxation(a)
+    _blend(a)
+    _target(a, "output")
+    _rows_disjoint(a, "output")
+    _soft(a)
+    _rows_disjoint(a, "soft")
 
 
-def adam_step_(
-    logits,
-    exp_avg,
-    exp_avg_sq,
-    grad,
-    logsumexp,
-    embedding,
-    soft,
-    rows,
-    temperature,
-    lr,
-    beta1,
-    beta2,
-    eps,
-    step,
-    last,
-):
-    _check_step(logits, grad, logsumexp, embedding, soft, rows, temperature, lr)
-    _check(0 <= beta1 < 1, lambda: f"beta1 must be in [0, 1), got {beta1:g}")
-    _check(0 <= beta2 < 1, lambda: f"beta2 must be in [0, 1), got {beta2:g}")
-    _check(math.isfinite(eps) and eps >= 0, lambda: f"eps must be >= 0 and finite, got {eps:g}")
-    _check(_holds(step >= 1), lambda: f"step counts from 1, got {step}")
-    if exp_avg is None or exp_avg_sq is None:
+def logit_gradient(a):
+    _update(a)
+    return _accumulator_rows(a.logits)
+
+
+def adam_step_(a):
+    _step(a)
+    _check(0 <= a.beta1 < 1, lambda: f"beta1 must be in [0, 1), got {a.beta1:g}")
+    _check(0 <= a.beta2 < 1, lambda: f"beta2 must be in [0, 1), got {a.beta2:g}")
+    _check(math.isfinite(a.eps) and a.eps >= 0, lambda: f"eps must be >= 0 and finite, got {a.eps:g}")
+    _check(_holds(a.step >= 1), lambda: f"step counts from 1, got {a.step}")
+    if a.exp_avg is None or a.exp_avg_sq is None:
         _check(
-            _holds(step == 1) and last,
+            _holds(a.step == 1) and a.last,
             lambda: (
-                f"exp_avg and exp_avg_sq may be None only when step == 1 and last, got step {step}, "
-                f"last {'true' if last else 'false'}"
+                f"exp_avg and exp_avg_sq may be None only when step == 1 and last, got step {a.step}, "
+                f"last {'true' if a.last else 'false'}"
             ),
         )
-    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        if moment is not None:
-            _matrix(name, moment, logits.shape[0], logits.shape[1], accumulator_dtype(logits), logits)
-            _rows_disjoint(name, moment)
+    for name in ("exp_avg", "exp_avg_sq"):
+        if getattr(a, name) is not None:
+            _matrix(a, name, *a.logits.shape, accumulator_dtype(a.logits), a.logits)
+            _rows_disjoint(a, name)
 
 
-def sgd_step_(logits, grad, logsumexp, embedding, soft, rows, temperature, lr):
-    _check_step(logits, grad, logsumexp, embedding, soft, rows, temperature, lr)
+def sgd_step_(a):
+    _step(a)
 
 
-def commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id, alg_temp):
+def commit_(a):
+    tokens, confidence = a.tokens, a.confidence
     _check(tokens.dim() == 2, lambda: f"tokens must be a matrix [P, S], got {describe(tokens)}")
-    _matrix("tokens", tokens, tokens.shape[0], tokens.shape[1], torch.int64, tokens)
-    _rows_disjoint("tokens", tokens)
-    _check(candidates.dim() == 1, lambda: f"candidates must be a vector [N], got {describe(candidates)}")
-    trajectories, n = tokens.shape[0], candidates.shape[0]
-    _vector("candidates", candidates, n, torch.int64, tokens)
-    _vector("committed", committed, n, torch.bool, tokens)
+    _matrix(a, "tokens", *tokens.shape, torch.int64, tokens)
+    _rows_disjoint(a, "tokens")
+    _check(a.candidates.dim() == 1, lambda: f"candidates must be a vector [N], got {describe(a.candidates)}")
+    trajectories, n = tokens.shape[0], a.candidates.shape[0]
+    _vector(a, "candidates", n, torch.int64, tokens)
+    _vector(a, "committed", n, torch.bool, tokens)
     _check(
-        _any(n <= 1, committed.stride(0) == 1),
-        lambda: f"committed must be contiguous, got stride {committed.stride(0)}",
+        _any(n <= 1, a.committed.stride(0) == 1),
+        lambda: f"committed must be contiguous, got stride {a.committed.stride(0)}",
     )
     is_double = confidence.dtype == torch.float64 and confidence.device.type in ("cpu", "meta")
-    _vector("confidence", confidence, n, torch.float64 if is_double else torch.float32, tokens)
-    _vector("positions", positions, n, torch.int64, tokens)
-    _vector("splits", splits, trajectories + 1, torch.int64, tokens)
-    _vector("counts", counts, trajectories, torch.int64, tokens)
-    _check(math.isfinite(alg_temp) and alg_temp >= 0, lambda: f"alg_temp must be >= 0 and finite, got {alg_temp:g}")
+    _vector(a, "confidence", n, torch.float64 if is_double else torch.float32, tokens)
+    _vector(a, "positions", n, torch.int64, tokens)
+    _vector(a, "splits", trajectories + 1, torch.int64, tokens)
+    _vector(a, "counts", trajectories, torch.int64, tokens)
     _check(
-        alg_temp == 0 or keys is not None,
-        lambda: f"keys must be given when alg_temp > 0, got None with alg_temp {alg_temp:g}",
+        math.isfinite(a.alg_temp) and a.alg_temp >= 0, lambda: f"alg_temp must be >= 0 and finite, got {a.alg_temp:g}"
     )
-    if keys is not None:
-        _matrix("keys", keys, n, 4, torch.int64, tokens)
+    _check(
+        a.alg_temp == 0 or a.keys is not None,
+        lambda: f"keys must be given when alg_temp > 0, got None with alg_temp {a.alg_temp:g}",
+    )
+    _keys(a, n, tokens)
 
 
 FAKES = (
@@ -375,4 +371,12 @@ FAKES = (
 
 def register() -> None:
     for fake in FAKES:
-        torch.library.register_fake(f"entrgi::{fake.__name__}", fake)
+        overload = getattr(torch.ops.entrgi, fake.__name__).default
+        arguments = overload._schema.arguments
+        names = [argument.name for argument in arguments]
+        defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+        def call(*args, fake=fake, names=names, defaults=defaults, **keywords):
+            return fake(SimpleNamespace(**{**defaults, **dict(zip(names, args, strict=False)), **keywords}))
+
+        torch.library.register_fake(overload, call)

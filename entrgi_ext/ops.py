@@ -1,39 +1,50 @@
 """The operators, as functions on tensors.
 
-Common to all of them:
+The following holds for all of them:
 
-- ``logits`` are [N, V] in bfloat16, float16 or float32 (float64 on the CPU), rows any distance apart, the last
-  dimension contiguous. V is 1 ... 2^23, N may be 0.
-- ``embedding`` E is [V, d] in bfloat16, float16 or float32 (float64 exactly where the logits are), rows any
-  distance apart. Row i is the reward model's input embedding of vocabulary id i.
-- *acc* stands for float32, and float64 for float64 logits: the dtype of statistics, of soft embeddings, of
-  the optimiser's moments and of all arithmetic.
-- Entropies and logsumexps are in nats. ``temperature`` is tau, from 1e-6 to 1e6; q = softmax(z / tau).
-- All tensors of a call are on one device. Wrong shapes, dtypes, devices and scalars raise ``RuntimeError``
-  naming the argument. Rows of logits that hold NaN or +inf, or nothing finite, raise on the CPU too; on CUDA,
-  where raising would wait for the device, they give NaN and token -1 (see :func:`sample_tokens`).
-- Padding: where ``rows`` is -1, or no trajectory of ``splits`` holds the row, nothing of the row is read: its logits,
-  logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators without such an argument know no
-  padding: give them finite logits there.
-- Results do not change from run to run on one machine, bit for bit. On the CPU, with torch's MKL, a row's bits do not
-  depend on the number of threads either, nor on the other rows of the call: at any temperature in calls of 16 rows and
-  more, below 1/16 in all.
-- Derivatives that an operator does not have are refused, never zero: forward mode (``torch.func.jvp``) by all of them,
-  gradients in other arguments than those named, second derivatives (:mod:`entrgi_ext.autograd`).
-- Where the largest ``|z| / tau`` of a row leaves the range of acc, its logsumexp is infinite (its entropies, argmax and
-  token are right all the same). What reads a logsumexp refuses such rows on the CPU; on CUDA they give NaN.
-- ``keys``: of the seed all 64 bits count; step, iteration and position count modulo 2^32.
-- On CUDA, products of a float32 E with 128 rows or more are torch's own, at the precision that torch is set to
+- ``logits`` is a matrix [N, V] in bfloat16, float16 or float32; on the CPU it may also be float64. Its rows may lie any
+  distance apart, and its last dimension must be contiguous. V is at least 1 and at most 2^23; N may be 0.
+- ``embedding``, called E in the formulas, is a matrix [V, d] in bfloat16, float16 or float32, or in float64 if and only
+  if the logits are float64. Its rows may lie any distance apart. Row i is the reward model's input embedding of
+  vocabulary id i.
+- *acc* stands for float64 where the logits are float64, and for float32 otherwise. Statistics, soft embeddings, the
+  optimiser's moments and all arithmetic are in this dtype.
+- Entropies and logsumexps are in nats. ``temperature`` is tau in the formulas, between 1e-6 and 1e6, and
+  q = softmax(z / tau).
+- All tensors of one call must be on the same device.
+- A wrong shape, dtype, device or scalar raises ``RuntimeError``, which names the argument, what was passed and what was
+  expected.
+- A row of logits that contains NaN or +inf, or that contains no finite value, raises ``RuntimeError`` on the CPU. On
+  CUDA, where raising an error would wait for the device, such a row gives NaN and token -1 (see :func:`sample_tokens`).
+- A row is padding where ``row_index`` is -1, or where no trajectory of ``splits`` contains it. Nothing of a padding row
+  is read: its logits, logsumexp, tokens, weight and positions may be NaN or uninitialised. Operators that have neither
+  argument know no padding, so all their logits must be finite.
+- Results do not change from run to run on one machine, bit for bit. On the CPU with torch's MKL, the bits of a row do
+  not depend on the number of threads either. They do not depend on the other rows of the call, at any temperature in
+  calls of 16 rows or more, and in all calls at temperatures below 1/16.
+- A derivative that an operator does not have is refused; it is never silently zero. All operators refuse forward mode
+  (``torch.func.jvp``), gradients in arguments other than those named, and second derivatives
+  (:mod:`entrgi_ext.autograd`).
+- Where the largest ``|z| / tau`` of a row exceeds the range of acc, the row's logsumexp is infinite, while its
+  entropies, argmax and token are still right. Operators that read a logsumexp refuse such a row on the CPU and give NaN
+  for it on CUDA.
+- Of ``keys``, all 64 bits of the seed count. Step, iteration and position count modulo 2^32.
+- On CUDA, products of a float32 embedding with 128 rows or more are torch's own, at the precision to which torch is set
   (``torch.set_float32_matmul_precision``).
-- On CUDA, ``ENTRGI_FORCE_PLAN`` replaces parts of the launch plans (:mod:`entrgi_ext.plans`): for experiments. What it
-  asks for and cannot have raises ``RuntimeError`` at the launch. The CPU operators do not read it.
+- On CUDA, the environment variable ``ENTRGI_FORCE_PLAN`` replaces parts of the launch plans (:mod:`entrgi_ext.plans`).
+  It is meant for experiments. A plan that cannot be had raises ``RuntimeError`` at the launch. The CPU operators do not
+  read the variable.
 
-Names ending in ``_`` write their first arguments in place and take no part in autograd: what they read must not require
-grad where gradients are recorded. What they write shares memory with no other argument (``ValueError``).
+Functions whose names end in ``_`` write their first arguments in place and take no part in autograd: while gradients
+are recorded, the tensors that they read must not require grad. A tensor that is written must not share memory with any
+other argument; otherwise ``ValueError`` is raised.
+
 References: EntRGi (arXiv 2602.05000), APS (arXiv 2510.02291).
 """
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from torch import Tensor
@@ -50,22 +61,30 @@ def _constant(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def _renamed(rows: Tensor, row_index: Tensor | None) -> Tensor:
+    """The value of ``row_index``, given under its former name."""
+    if row_index is not None:
+        raise TypeError("rows is the former name of row_index: expected one of them, got both")
+    warnings.warn("rows is deprecated, use row_index", DeprecationWarning, stacklevel=3)
+    return rows
+
+
 def logit_statistics(logits: Tensor, temperature: float = 1.0) -> Statistics:
-    """logsumexp, entropies and argmax of every row, in one read of the logits.
+    """The logsumexp, two entropies and the argmax of every row, from one read of the logits.
 
     Args:
         logits: [N, V].
-        temperature: tau, in [1e-6, 1e6].
+        temperature: tau, between 1e-6 and 1e6.
 
     Returns:
-        ``Statistics`` of [N] tensors: ``logsumexp`` of z / tau, ``entropy`` H(softmax z) at temperature **1**
-        (the numerator of EntRGi's weight w = H / log V) and ``tempered_entropy`` H(softmax(z / tau)), all acc;
-        ``argmax`` int64, the first index of the largest logit.
+        :class:`Statistics` of vectors [N]. ``logsumexp`` is that of z / tau, ``entropy`` is H(softmax z) at temperature
+        **1** (the numerator of EntRGi's weight w = H / log V), and ``tempered_entropy`` is H(softmax(z / tau)); these
+        three are acc. ``argmax`` is int64, the first index of the largest logit.
 
-    Differentiable in ``logits`` (the first three). Double backward raises ``RuntimeError``.
+        The first three are differentiable in ``logits``. A second derivative raises ``RuntimeError``.
 
     Raises:
-        RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite.
+        RuntimeError: if an argument is invalid or, on the CPU, if a row contains NaN or +inf or nothing finite.
 
     Example:
         >>> statistics = logit_statistics(logits, temperature=0.7)
@@ -83,36 +102,37 @@ def sample_tokens(
     forbidden: Tensor | None = None,
     error_flag: Tensor | None = None,
 ) -> Sample:
-    """:func:`logit_statistics` and, in the same read, a token drawn from softmax(filter(z / tau)).
+    """:func:`logit_statistics` and, from the same read, a token of each row drawn from softmax(filter(z / tau)).
 
-    The filter orders ids by (z descending, id ascending) and keeps an id iff the probability mass strictly
-    ahead of it is at most ``top_p`` (the first is always kept, 1.0 keeps all), then those whose z is at least
-    the ``top_k``-th largest, ties included. Masses are integers in units of 2^-40 of the largest, so the boundary
-    depends on no order of summation. The draw is a Gumbel maximum with Philox noise keyed by ``keys`` and the
-    id alone: it does not depend on N, on the order of rows or on how the work is split.
+    The filter orders ids by (z descending, id ascending). It keeps an id if the probability mass strictly ahead of it
+    is at most ``top_p``; the first id is always kept, and 1.0 keeps all. Of these it keeps the ids whose z is at least
+    the ``top_k``-th largest, ties included. Masses are integers in units of 2^-40 of the largest, so that the boundary
+    depends on no order of summation. The draw is a Gumbel maximum with Philox noise, which is determined by the row of
+    ``keys`` and the id alone: it does not depend on N, on the order of the rows or on how the work is split.
 
     Args:
         logits: [N, V].
-        keys: int64 [N, 4], per row (trajectory seed, denoising step, iteration, absolute position);
-            iteration is 0 ... M-1 in the guidance steps and -1 for the draw that is committed.
-        temperature: tau, in [1e-6, 1e6].
-        top_p: in [0, 1].
-        top_k: >= 1, may exceed V; None: off.
-        forbidden: bool [V], ids that count as -inf for the draw, the filter, probability and margin, but not
-            for the statistics; or int32 [F], those ids themselves, in any order, repeated or not. Where they are
-            few the list is the faster of the two on CUDA; there, ids outside [0, V) are ignored.
-        error_flag: int32 [1], CUDA only: bit 0 is set where a row is invalid (statistics NaN, argmax and token
-            -1), bit 1 where a row has no id left to draw (token -1, probability, margin and filtered entropy NaN).
-            Set bits stay set: the caller clears it. On the CPU these rows raise and the flag is not used.
+        keys: int64 [N, 4]; each row is (trajectory seed, denoising step, iteration, absolute position). The iteration
+            is 0 ... M-1 in the guidance steps and -1 for the draw that is committed.
+        temperature: tau, between 1e-6 and 1e6.
+        top_p: between 0 and 1.
+        top_k: at least 1; it may exceed V. None turns this filter off.
+        forbidden: ids that count as -inf for the draw, the filter, the probability and the margin, but not for the
+            statistics. Either bool [V], or int32 [F], the ids themselves in any order, repeated or not. On CUDA the
+            list is the faster of the two where the ids are few, and ids outside [0, V) are ignored.
+        error_flag: int32 [1], for CUDA only. Bit 0 is set if a row is invalid (its statistics are NaN, its argmax and
+            token -1), and bit 1 if a row has no id left to draw (its token is -1; its probability, margin and filtered
+            entropy are NaN). Bits are never cleared here; the caller does that. On the CPU such rows raise an error and
+            the flag is not used.
 
     Returns:
-        ``Sample`` of [N] tensors: the four of :class:`Statistics`, then ``token`` int64 and, all acc and under
-        the filtered distribution, ``probability`` of the token, ``margin`` (largest minus second largest
-        probability) and ``filtered_entropy``. Not differentiable.
+        :class:`Sample` of vectors [N]: the four of :class:`Statistics`, then ``token`` (int64) and, acc and under the
+        filtered distribution, ``probability`` of the token, ``margin`` (the largest minus the second largest
+        probability) and ``filtered_entropy``. None of them is differentiable.
 
     Raises:
-        RuntimeError: for invalid arguments, and on the CPU for rows as above, naming the first, and for forbidden
-            ids outside [0, V).
+        RuntimeError: if an argument is invalid. On the CPU also if a row is invalid or has no id left to draw (the
+            first such row is named), or if a forbidden id is outside [0, V).
 
     Example:
         >>> keys = torch.tensor([[seed, step, -1, position] for position in masked])
@@ -122,26 +142,28 @@ def sample_tokens(
 
 
 def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """z + scale * g, with g the standard Gumbel noise of the draws: one value for every (row of ``keys``, id).
+    """z + scale * g, where g is the standard Gumbel noise of the draws: one value for every (row of ``keys``, id).
 
-    At ``scale`` = tau the first maximum of a row is, up to rounding, the token that :func:`sample_tokens` draws
-    without a filter for the same keys; softmax(result / (tau lambda)) is the Gumbel-softmax relaxation of that draw at
-    temperature lambda (Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712), whose gradient in the
-    result is that in the logits.
+    With ``scale`` = tau the first maximum of a row is, up to rounding, the token that :func:`sample_tokens` draws
+    without a filter for the same keys. softmax(result / (tau lambda)) is the Gumbel-softmax relaxation of that draw at
+    temperature lambda (Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712); its gradient in the result is
+    its gradient in the logits.
 
     Args:
         logits: [N, V]. -inf stays -inf.
         keys: int64 [N, 4], as in :func:`sample_tokens`.
-        scale: in [0, 1e6], in units of the logits.
+        scale: between 0 and 1e6, in units of the logits.
 
     Returns:
-        acc [N, V], rows at 16-byte boundaries (so there may be room between them). On the CPU the noise is computed in
-        float64 and the result rounded once; on CUDA in float32. Both tails of g are kept: its 64-bit uniforms reach
-        from -3.8 to 45.0. Differentiable in ``logits`` (the identity).
+        A matrix [N, V] in acc whose rows start at 16-byte boundaries, so that there may be room between them. On the
+        CPU the noise is computed in float64 and the result is rounded once; on CUDA the noise is computed in float32.
+        Both tails of g are kept: its 64-bit uniforms reach from -3.8 to 45.0. The result is differentiable in
+        ``logits``.
 
     Raises:
-        RuntimeError: for invalid arguments, and on the CPU for a row with NaN, +inf or nothing finite, naming the
-            first. On CUDA such values stay what they are, so the row is reported by whatever reads the result.
+        RuntimeError: if an argument is invalid or, on the CPU, if a row contains NaN or +inf or nothing finite (the
+            first such row is named). On CUDA such values stay what they are, and whatever reads the result reports
+            them.
 
     Example:
         >>> perturbed = gumbel_perturb(logits, keys, 0.7)
@@ -160,28 +182,30 @@ def relaxed_embedding(
     weight: Tensor | None = None,
     logsumexp: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(1 - w) q E + w E[x], the input of the reward model, without ever holding q.
+    """(1 - w) q E + w E[x], the input of the reward model, without ever storing q.
 
-    ``hard_tokens`` None is the plain expectation q E; ``weight`` None is APS's straight-through (w = 1); EntRGi
-    passes w = H(softmax z) / log V. The hard part is straight-through: the gradient is that of q E, whatever w.
+    Without ``hard_tokens`` the result is the plain expectation q E. With tokens but without ``weight``, w is 1, which
+    is APS's straight-through estimator; EntRGi passes w = H(softmax z) / log V. The gradient is that of q E, whatever w
+    is.
 
     Args:
         logits: [N, V].
-        embedding: [V, d]; must not require grad.
-        temperature: tau, in [1e-6, 1e6].
-        hard_tokens: int64 [N] in [0, V), or -1 for a row of NaN.
-        weight: acc [N]; only with ``hard_tokens``. Must not require grad.
-        logsumexp: acc [N], of z / tau, from :func:`logit_statistics` or :func:`sample_tokens` at the same
-            temperature; computed here where None. Taken as a function of the logits, not as an input of its own: a
-            leaf that requires grad is refused.
+        embedding: [V, d]. It must not require grad.
+        temperature: tau, between 1e-6 and 1e6.
+        hard_tokens: int64 [N], ids in [0, V). An id of -1 makes the row NaN.
+        weight: acc [N]; it may be given only together with ``hard_tokens``. It must not require grad.
+        logsumexp: acc [N], the logsumexp of z / tau from :func:`logit_statistics` or :func:`sample_tokens` at the same
+            temperature. It is computed here if it is None. It is taken as a function of the logits and not as an input
+            of its own, so a leaf that requires grad is refused.
 
     Returns:
-        ``(output, soft)``: [N, d] in E's dtype, and q E unblended, acc [N, d], for :func:`logit_gradient`.
-        ``output`` is differentiable in ``logits``; ``soft`` is not differentiable. Double backward raises.
+        ``(output, soft)``. ``output`` is [N, d] in the embedding's dtype and differentiable in ``logits``; a second
+        derivative raises ``RuntimeError``. ``soft`` is q E before the blend, acc [N, d], which :func:`logit_gradient`
+        takes; it is not differentiable.
 
     Raises:
-        RuntimeError: for invalid arguments; ``embedding`` or ``weight`` requires grad while gradients are recorded; on
-            the CPU for hard tokens out of range.
+        RuntimeError: if an argument is invalid, if ``embedding`` or ``weight`` requires grad while gradients are
+            recorded, or, on the CPU, if a hard token is out of range.
 
     Example:
         >>> weight = (sample.entropy / math.log(logits.shape[1])).detach()
@@ -205,26 +229,36 @@ def relaxed_embedding_(
     *,
     hard_tokens: Tensor | None = None,
     weight: Tensor | None = None,
+    row_index: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> None:
-    """:func:`relaxed_embedding` written straight into rows of the reward model's input buffer.
+    """:func:`relaxed_embedding`, written straight into rows of the reward model's input buffer.
 
     Args:
-        output: [R, d] in E's dtype, rows any distance apart; row ``rows[n]`` is written for row n of the logits,
-            all others are left as they are.
-        soft: acc [N, d], written (q E, unblended); left as it is in padding rows.
-        logits, logsumexp, embedding, temperature, hard_tokens, weight: as in :func:`relaxed_embedding`.
-        rows: int64 [N], distinct, in [0, R), or -1 for a padding row: nothing of it is written, and what it holds
-            (logits, logsumexp, hard token, weight) counts for nothing. None: the identity, and R == N.
+        output: [R, d] in the embedding's dtype, with rows any distance apart. Row ``row_index[n]`` is written for row n
+            of the logits; all other rows keep their values.
+        soft: acc [N, d], which receives q E before the blend. Padding rows of it keep their values.
+        logits: [N, V].
+        logsumexp: acc [N], the logsumexp of z / tau.
+        embedding: [V, d].
+        temperature: tau, between 1e-6 and 1e6.
+        hard_tokens: as in :func:`relaxed_embedding`.
+        weight: as in :func:`relaxed_embedding`.
+        row_index: int64 [N], distinct rows of ``output`` in [0, R), or -1 for a padding row, of which nothing is read
+            or written. None stands for 0 ... N-1 and needs R == N.
+        rows: the former name of ``row_index``. Deprecated.
 
     Raises:
-        RuntimeError: for invalid arguments; on the CPU for rows or hard tokens out of range.
+        RuntimeError: if an argument is invalid or, on the CPU, if a row index or a hard token is out of range or a row
+            index is repeated.
+        ValueError: if ``output`` or ``soft`` shares memory with another argument.
 
     Example:
         >>> relaxed_embedding_(inputs.view(-1, d), soft, logits, sample.logsumexp, embedding, 0.7,
-        ...                    hard_tokens=sample.token, weight=weight, rows=masked_rows)
+        ...                    hard_tokens=sample.token, weight=weight, row_index=masked_rows)
     """
-    arguments = (output, soft, logits, logsumexp, embedding, hard_tokens, weight, rows, temperature)
+    row_index = row_index if rows is None else _renamed(rows, row_index)
+    arguments = (output, soft, logits, logsumexp, embedding, hard_tokens, weight, row_index, temperature)
     call(_ops.relaxed_embedding_, *arguments)
 
 
@@ -236,31 +270,34 @@ def logit_gradient(
     soft: Tensor,
     temperature: float = 1.0,
     *,
+    row_index: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
     """dReward/dz = q (G E^T - G . soft) / tau, where G = dReward/d(input embedding).
 
     Args:
-        grad: G, [R, d] in E's dtype, last dimension contiguous.
+        grad: G, [R, d] in the embedding's dtype, contiguous in its last dimension.
         logits: [N, V], as they were in the forward pass.
-        logsumexp: acc [N], of z / tau.
+        logsumexp: acc [N], the logsumexp of z / tau.
         embedding: [V, d].
         soft: acc [N, d], from the forward pass.
-        temperature: tau, in [1e-6, 1e6].
-        rows: int64 [N], the row of ``grad`` that belongs to row n of the logits, or -1 for a padding row: gradient
-            0, and nothing of it is read (logits, logsumexp, soft). None: the identity, and R == N.
+        temperature: tau, between 1e-6 and 1e6.
+        row_index: int64 [N], the row of ``grad`` that belongs to row n of the logits, in [0, R), or -1 for a padding
+            row, whose gradient is 0 and of which nothing is read. None stands for 0 ... N-1 and needs R == N.
+        rows: the former name of ``row_index``. Deprecated.
 
     Returns:
-        acc [N, V], rows at 16-byte boundaries (so there may be room between them). Not differentiable: a backward pass
-        that reaches it raises.
+        A matrix [N, V] in acc whose rows start at 16-byte boundaries, so that there may be room between them. It is not
+        differentiable: a backward pass that reaches it raises ``RuntimeError``.
 
     Raises:
-        RuntimeError: for invalid arguments; on the CPU for rows out of range.
+        RuntimeError: if an argument is invalid or, on the CPU, if a row index is out of range.
 
     Example:
         >>> gradient = logit_gradient(inputs.grad, logits, logsumexp, embedding, soft, 0.7)
     """
-    return call(_ops.logit_gradient, grad, logits, logsumexp, embedding, soft, rows, temperature)
+    row_index = row_index if rows is None else _renamed(rows, row_index)
+    return call(_ops.logit_gradient, grad, logits, logsumexp, embedding, soft, row_index, temperature)
 
 
 def adam_step_(
@@ -276,29 +313,37 @@ def adam_step_(
     lr: float,
     step: int,
     last: bool = False,
-    rows: Tensor | None = None,
+    row_index: Tensor | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    rows: Tensor | None = None,
 ) -> None:
-    """One Adam *ascent* step on the logits, with :func:`logit_gradient` computed on the fly.
+    """One Adam *ascent* step on the logits with the gradient of :func:`logit_gradient`, which is never stored.
 
-    z += lr * m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps), with m and v as in Adam (Kingma & Ba,
-    2015). The gradient is never stored.
+    z += lr * m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps), where m and v are updated as in Adam (Kingma &
+    Ba, 2015).
 
     Args:
-        logits: [N, V], updated in place (rounded to their dtype).
-        exp_avg, exp_avg_sq: acc [N, V], updated in place. Step 1 does not read them (they may be uninitialised);
-            the last step does not write them; both may be None where step 1 is the last.
-        grad, logsumexp, embedding, soft, temperature, rows: as in :func:`logit_gradient`. Padding rows
-            (``rows`` -1) of logits and moments are neither read nor written.
-        lr: step size in units of the logits.
-        step: counts from 1.
-        last: this is the last step on these logits.
-        betas: in [0, 1).
-        eps: >= 0.
+        logits: [N, V], updated in place and rounded to their dtype. Padding rows keep their values.
+        exp_avg: m, acc [N, V], updated in place except in padding rows. Step 1 does not read it, so it may be
+            uninitialised; the last step does not write it. It may be None if step 1 is the last.
+        exp_avg_sq: v, acc [N, V], likewise.
+        grad: G, [R, d], as in :func:`logit_gradient`.
+        logsumexp: acc [N], the logsumexp of z / tau.
+        embedding: [V, d].
+        soft: acc [N, d], from the forward pass.
+        temperature: tau, between 1e-6 and 1e6.
+        lr: the step size, in units of the logits.
+        step: the number of this step, which counts from 1.
+        last: whether this is the last step on these logits.
+        row_index: int64 [N], as in :func:`logit_gradient`.
+        betas: (beta1, beta2), each in [0, 1).
+        eps: at least 0.
+        rows: the former name of ``row_index``. Deprecated.
 
     Raises:
-        RuntimeError: for invalid arguments; on the CPU for rows out of range.
+        RuntimeError: if an argument is invalid or, on the CPU, if a row index is out of range.
+        ValueError: if the logits or the moments share memory with another argument.
 
     Example:
         >>> for step in range(1, M + 1):
@@ -306,25 +351,9 @@ def adam_step_(
         ...     adam_step_(logits, exp_avg, exp_avg_sq, inputs.grad, logsumexp, embedding, soft, 0.7,
         ...                lr=0.5, step=step, last=step == M)
     """
-    beta1, beta2 = betas
-    call(
-        _ops.adam_step_,
-        logits,
-        exp_avg,
-        exp_avg_sq,
-        grad,
-        logsumexp,
-        embedding,
-        soft,
-        rows,
-        temperature,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        step,
-        last,
-    )
+    row_index = row_index if rows is None else _renamed(rows, row_index)
+    arguments = (logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, row_index, temperature)
+    call(_ops.adam_step_, *arguments, lr, *betas, eps, step, last)
 
 
 def sgd_step_(
@@ -336,16 +365,18 @@ def sgd_step_(
     temperature: float = 1.0,
     *,
     lr: float,
+    row_index: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> None:
     """z += lr * :func:`logit_gradient`, in place and without storing the gradient.
 
-    Arguments and errors as in :func:`adam_step_`.
+    The arguments and errors are those of :func:`adam_step_`.
 
     Example:
         >>> sgd_step_(logits, inputs.grad, logsumexp, embedding, soft, 0.7, lr=0.5)
     """
-    call(_ops.sgd_step_, logits, grad, logsumexp, embedding, soft, rows, temperature, lr)
+    row_index = row_index if rows is None else _renamed(rows, row_index)
+    call(_ops.sgd_step_, logits, grad, logsumexp, embedding, soft, row_index, temperature, lr)
 
 
 def commit_(
@@ -363,59 +394,51 @@ def commit_(
 ) -> None:
     """Writes the most confident candidates of every trajectory into its tokens.
 
-    Candidates are ranked by confidence, the earlier row first among equals. NaN and, where ``eos_token_id`` is
-    given, candidates equal to it rank as -inf: last, but they are committed if ``counts`` reaches them. Candidate
-    -1 never is.
+    Candidates are ranked by confidence, and the earlier row goes first among equals. A confidence of NaN ranks as -inf,
+    and so does a candidate that equals ``eos_token_id``, if that is given: they are committed last, if ``counts``
+    reaches them. A candidate of -1 is never committed.
 
     Args:
         tokens: int64 [P, S], written in place.
-        committed: bool [N], overwritten: True where the row's candidate was written.
+        committed: bool [N], overwritten with whether the row's candidate was written.
         candidates: int64 [N], the drawn tokens, or -1.
-        confidence: float32 [N] (float64 on the CPU too).
-        positions: int64 [N], the column of ``tokens`` that row n is for.
-        splits: int64 [P + 1]: rows splits[p] ... splits[p + 1] - 1 belong to trajectory p. N may be larger: of rows
-            before splits[0] and from splits[P] on (padding) nothing is read, and ``committed`` is False.
-        counts: int64 [P], how many to commit; all of a trajectory's candidates where there are fewer.
-        keys: int64 [N, 4] as in :func:`sample_tokens`, iteration -2; needed where ``alg_temp`` > 0.
-        eos_token_id: de-prioritise this token; None: no such rule.
-        alg_temp: > 0 draws without replacement from softmax(confidence / alg_temp), as a Gumbel top-n.
+        confidence: float32 [N]; on the CPU it may also be float64.
+        positions: int64 [N], the column of ``tokens`` that belongs to row n.
+        splits: int64 [P + 1]. Rows splits[p] ... splits[p + 1] - 1 belong to trajectory p. Rows before splits[0] and
+            from splits[P] on are padding: nothing of them is read, and their ``committed`` is False.
+        counts: int64 [P], how many candidates of each trajectory to commit. All of them are committed if there are
+            fewer.
+        keys: int64 [N, 4], as in :func:`sample_tokens`, with iteration -2. They must be given if ``alg_temp`` > 0.
+        eos_token_id: a token that is committed last. None turns this rule off.
+        alg_temp: if it is greater than 0, candidates are drawn without replacement from
+            softmax(confidence / alg_temp), as a Gumbel top-n.
 
     Raises:
-        RuntimeError: for invalid arguments; on the CPU for positions, splits or counts out of range, before
-            anything is written.
+        RuntimeError: if an argument is invalid or, on the CPU, if a position, split or count is out of range. Nothing
+            has been written then.
+        ValueError: if ``tokens`` or ``committed`` shares memory with another argument.
 
     Example:
         >>> commit_(tokens, committed, sample.token, -entropy, positions, splits, counts, eos_token_id=2)
     """
-    call(
-        _ops.commit_,
-        tokens,
-        committed,
-        candidates,
-        confidence,
-        positions,
-        splits,
-        counts,
-        keys,
-        eos_token_id,
-        alg_temp,
-    )
+    arguments = (tokens, committed, candidates, confidence, positions, splits, counts)
+    call(_ops.commit_, *arguments, keys, eos_token_id, alg_temp)
 
 
 def warm_up(device: torch.device | str | int | None = None) -> None:
-    """Loads every CUDA kernel on a device and sets its attributes, which its first launch does otherwise.
+    """Loads every CUDA kernel on a device and sets its attributes, which otherwise happens at its first launch.
 
-    Worth a call before a graph of one's own is captured, where nothing may be loaded, and where the first step must not
-    be the slow one. Devices newer than the machine code in the package (compute capability 10.0 and above) compile it
-    here, some tens of seconds, once: the driver keeps the result. Later calls do next to nothing.
+    Call it before you capture a CUDA graph of your own, during which nothing may be loaded, and where the first step
+    must not be slow. Devices newer than the machine code in the package (compute capability 10.0 and above) compile the
+    kernels here once, which takes some tens of seconds; the driver keeps the result. Later calls do next to nothing.
 
     Args:
-        device: a CUDA device, or the CPU, which has nothing to load. None: the current CUDA device, and nothing at all
-            on a machine where torch can use none.
+        device: a CUDA device, or the CPU, which has nothing to load. None stands for the current CUDA device; if torch
+            can use none on this machine, nothing happens.
 
     Raises:
-        ValueError: for a device that is neither.
-        RuntimeError: for a CUDA device on which the operators cannot run, saying why.
+        ValueError: if the device is neither a CUDA device nor the CPU.
+        RuntimeError: if it is a CUDA device on which the operators cannot run. The message says why.
 
     Example:
         >>> entrgi_ext.warm_up("cuda:1")

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MASK32 = 0xFFFFFFFF
-PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+from .philox import gumbel
+
 # Probability masses are compared as integers: e^((z - max) / temperature) in units of 2^-40, so that their
 # sums are exact and depend on no order of summation. V must stay below 2^23, where a sum could overflow int64.
 MASS_BITS = 40
@@ -72,35 +71,8 @@ def logit_statistics(logits: Tensor, temperature: float) -> Statistics:
     )
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al., 2011) on int64 tensors that hold unsigned 32-bit words."""
-    c, k = [word & MASK32 for word in counter], [word & MASK32 for word in key]
-    for _ in range(10):
-        low0, low1 = c[0] * PHILOX_MULTIPLIERS[0], c[2] * PHILOX_MULTIPLIERS[1]
-        high0, high1 = (low0 >> 32) & MASK32, (low1 >> 32) & MASK32
-        c = [high1 ^ c[1] ^ k[0], low1 & MASK32, high0 ^ c[3] ^ k[1], low0 & MASK32]
-        k = [(k[0] + PHILOX_WEYL[0]) & MASK32, (k[1] + PHILOX_WEYL[1]) & MASK32]
-    return c
-
-
-def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
-    """Standard Gumbel noise, fp64 [N, len(ids)], one draw for every (row key, id).
-
-    ``keys`` int64 [N, 4] holds (trajectory seed, denoising step, iteration, absolute position). A 64-bit
-    uniform u gives -log(-log1p(-u)); its upper half is taken through 1 - u so that neither tail is lost.
-    """
-    seed, step, iteration, position = (keys[:, i, None] for i in range(4))
-    counter = torch.broadcast_tensors(ids[None, :], position, iteration, step)
-    x = philox(counter, (seed, seed >> 32))
-    low, high = x[0], x[1]
-    upper = high >= 2**31
-    high, low = torch.where(upper, MASK32 - high, high), torch.where(upper, MASK32 - low, low)
-    v = high.double() * 2.0**-32 + (low.double() + 0.5) * 2.0**-64
-    return -torch.log(torch.where(upper, -torch.log(v), -torch.log1p(-v)))
-
-
 def gumbel_perturb(logits: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """z + scale * g in the accumulator dtype, g as in :func:`gumbel` for all V ids. NaN and infinities stay."""
+    """z + scale * g in the accumulator dtype, g the noise of the row's key and each id. NaN and infinities stay."""
     z = logits.to(accumulator_dtype(logits))
     return z + scale * gumbel(keys, torch.arange(z.shape[1], device=z.device)).to(z.dtype)
 
@@ -193,16 +165,16 @@ def logit_gradient(
     logsumexp: Tensor,
     embedding: Tensor,
     soft: Tensor,
-    rows: Tensor | None,
+    row_index: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """dReward/dz = q (G E^T - G . e_soft) / tau, in the accumulator dtype; 0 in padding rows (rows = -1)."""
+    """dReward/dz = q (G E^T - G . e_soft) / tau, in the accumulator dtype; 0 in padding rows (``row_index`` -1)."""
     dtype = accumulator_dtype(logits)
-    g = grad if rows is None else grad[rows.clamp(min=0)]
+    g = grad if row_index is None else grad[row_index.clamp(min=0)]
     q = (logits.to(dtype) / temperature - logsumexp[:, None]).exp()
     inner = (g @ embedding.T).to(dtype) - (g.to(dtype) * soft).sum(dim=1, keepdim=True)
     gradient = torch.where(q != 0, q * inner / temperature, torch.zeros_like(q))
-    return gradient if rows is None else gradient.masked_fill((rows < 0)[:, None], 0.0)
+    return gradient if row_index is None else gradient.masked_fill((row_index < 0)[:, None], 0.0)
 
 
 def adam_step(

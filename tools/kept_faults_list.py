@@ -38,15 +38,15 @@ FAULTS = (
     Fault(
         "top-k drops ties",
         f"{CPU}sample.cpp",
-        "kept = {least, c.vocabulary};",
+        "kept = {least, c.p.vocab};",
         "kept = {least, -1};",
         f"{OPS}test_sampling.py",
     ),
     Fault(
         "the margin is that of the second probability to itself",
         f"{CPU}sample.cpp",
-        "write(out.margin, c.row, (1.0 - runner_up) / draw.sum, acc);",
-        "write(out.margin, c.row, (e - runner_up) / draw.sum, acc);",
+        "write(c.p.margin, c.row, (1.0 - runner_up) / draw.sum, acc);",
+        "write(c.p.margin, c.row, (e - runner_up) / draw.sum, acc);",
         f"{OPS}test_sampling.py",
     ),
     Fault(
@@ -80,22 +80,22 @@ FAULTS = (
     Fault(
         "without a weight the hard part is left out",
         f"{CPU}relaxed_embedding.cpp",
-        ": weight == nullptr ? 1.0",
-        ": weight == nullptr ? 0.0",
+        ": r.weight == nullptr ? 1.0",
+        ": r.weight == nullptr ? 0.0",
         f"{OPS}test_relaxed_embedding.py",
     ),
     Fault(
         "the second moment is not corrected for its start",
         f"{CPU}logit_update.cpp",
-        "1 / (1 - std::pow(adam.beta2, step)),",
+        "1 / (1 - std::pow(p.beta2, step)),",
         "1.0,",
         f"{OPS}test_logit_update.py",
     ),
     Fault(
         "a padding row's gradient is left as it is",
         f"{CPU}logit_update.cpp",
-        "if (target_row(r, n) < 0) std::memset(out.at(n), 0, row_bytes);",
-        "if (target_row(r, n) < -1) std::memset(out.at(n), 0, row_bytes);",
+        "if (target_row(p, n) < 0) std::memset(",
+        "if (target_row(p, n) < -1) std::memset(",
         f"{OPS}test_logit_update.py",
     ),
     Fault(

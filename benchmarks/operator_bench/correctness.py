@@ -8,13 +8,12 @@ quarter of itself. Each error is a column of the results.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from entrgi_ext import reference
 
 from .cases import BETAS, EPS, STEP, TEMPERATURE, TOP_P, Inputs
 from .registry import OURS
@@ -28,15 +27,6 @@ class WrongResult(AssertionError):
     """An implementation computes something else: nothing is timed."""
 
 
-@lru_cache(maxsize=1)
-def reference():
-    path = Path(__file__).resolve().parents[2] / "entrgi_ext" / "reference.py"
-    spec = importlib.util.spec_from_file_location("entrgi_reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Truth:
     """fp64 results of a case's first set, on so many of its rows."""
 
@@ -46,7 +36,7 @@ class Truth:
         if not x.case.what.has_vocabulary:
             return
         self.z = x.logits[0][self.rows].double()
-        self.statistics = reference().logit_statistics(self.z, TEMPERATURE)
+        self.statistics = reference.logit_statistics(self.z, TEMPERATURE)
         self.q = (self.z / TEMPERATURE - self.statistics.logsumexp[:, None]).exp()
         if x.case.d:
             g, products, self.soft = x.grad[self.rows].double(), [], 0.0
@@ -61,7 +51,7 @@ class Truth:
         step = 1 if self.case.operator == "adam_step_first" else STEP
         m, v = (moment[self.rows].double() for moment in self.x.moments(torch.float32))
         arguments = (self.gradient, self.x.lr, *BETAS, EPS, step)
-        z, m, _ = reference().adam_step(self.z, m, v, *arguments)
+        z, m, _ = reference.adam_step(self.z, m, v, *arguments)
         # The first step is the sign of the gradient: it has the moment's error or none.
         result = {"exp_avg": m, "negative_exp_avg": -m}
         return result if step == 1 else {**result, "logits": z - self.z}
@@ -138,7 +128,7 @@ class Truth:
     def _noise(self, name: str, perturbed: Tensor) -> float:
         got = perturbed[self.rows].double()
         if name == OURS:
-            expected = reference().gumbel_perturb(self.z, self.x.keys[self.rows], TEMPERATURE)
+            expected = reference.gumbel_perturb(self.z, self.x.keys[self.rows], TEMPERATURE)
             error = ((got - expected).abs().amax() / expected.abs().amax()).item()
             self._require(error <= 1e-5, name, f"the noise is off by {error:.2g}")
             return error
@@ -149,7 +139,7 @@ class Truth:
 
     def _commit(self, name: str, tokens: Tensor) -> None:
         a = {key: value.cpu() for key, value in self.x.commit.items()}
-        expected, _ = reference().commit(
+        expected, _ = reference.commit(
             *(a[k] for k in ("tokens", "candidates", "confidence", "positions", "splits", "counts")), None, None, 0.0
         )
         self._require(torch.equal(tokens.cpu(), expected), name, "other tokens are committed")

@@ -47,31 +47,30 @@ T read(const char* name, py::handle value) {
   }
 }
 
-// One keyword argument for each field: pointers as integers (0 or absent: null), dtypes by name. `done`
-// raises for those that nobody asked for.
+// One keyword argument for each field: pointers as integers (0 or absent: null), dtypes by name; of a matrix
+// name=, name_stride= and name_dtype=. `done` raises for those that nobody asked for.
 class Fields {
  public:
   explicit Fields(const py::kwargs& given) : given_(given) {}
 
   template <typename T>
   void operator()(T& field, const char* name) const {
-    if (!given_.contains(name)) return;
-    used_.add(name);
-    const py::handle value = given_[name];
-    if constexpr (std::is_pointer_v<T>) {
-      field = reinterpret_cast<T>(read<uintptr_t>(name, value));
-    } else if constexpr (std::is_same_v<T, DType>) {
-      field = parse_dtype(name, read<std::string>(name, value));
-    } else {
-      field = read<T>(name, value);
+    if constexpr (std::is_same_v<T, Matrix>) {
+      const std::string matrix = name;
+      (*this)(field.data, name);
+      (*this)(field.stride, (matrix + "_stride").c_str());
+      (*this)(field.dtype, (matrix + "_dtype").c_str());
+    } else if (given_.contains(name)) {
+      used_.add(name);
+      const py::handle value = given_[name];
+      if constexpr (std::is_pointer_v<T>) {
+        field = reinterpret_cast<T>(read<uintptr_t>(name, value));
+      } else if constexpr (std::is_same_v<T, DType>) {
+        field = parse_dtype(name, read<std::string>(name, value));
+      } else {
+        field = read<T>(name, value);
+      }
     }
-  }
-
-  // name=, name_stride=, name_dtype=; fp32 where no dtype is given.
-  void operator()(Matrix& matrix, const char* name) const {
-    (*this)(matrix.data, name);
-    (*this)(matrix.stride, (std::string(name) + "_stride").c_str());
-    (*this)(matrix.dtype, (std::string(name) + "_dtype").c_str());
   }
 
   void done() const {

@@ -23,7 +23,7 @@ void check_targets_distinct(const RelaxationParams& r, const std::vector<int64_t
   for (const int64_t n : rows) {
     int64_t& first = writer[r.row_index[n]];
     if (first >= 0) {
-      throw std::runtime_error("rows must not repeat, got " + std::to_string(r.row_index[n]) + " at " +
+      throw std::runtime_error("row_index must not repeat, got " + std::to_string(r.row_index[n]) + " at " +
                                std::to_string(first) + " and at " + std::to_string(n));
     }
     first = n;

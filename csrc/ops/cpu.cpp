@@ -2,7 +2,6 @@
 #include "../cpu/cpu.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <exception>
@@ -85,25 +84,25 @@ void torch_gemm(const MatrixProduct& p) {
 
 }  // namespace
 
-void run(LogitStatisticsParams& p, const Tensor&) {
+void run(LogitStatisticsParams& p, const Argument&) {
   cpu::logit_statistics(p, torch_threads());
 }
-void run(SampleTokensParams& p, const Tensor&) {
+void run(SampleTokensParams& p, const Argument&) {
   cpu::sample_tokens(p, torch_threads());
 }
-void run(GumbelPerturbParams& p, const Tensor&) {
+void run(GumbelPerturbParams& p, const Argument&) {
   cpu::gumbel_perturb(p, torch_threads());
 }
-void run(LogitStatisticsBackwardParams& p, const Tensor&) {
+void run(LogitStatisticsBackwardParams& p, const Argument&) {
   cpu::logit_statistics_backward(p, torch_threads());
 }
-void run(RelaxedEmbeddingParams& p, const Tensor&) {
+void run(RelaxedEmbeddingParams& p, const Argument&) {
   cpu::relaxed_embedding(p, torch_threads(), torch_gemm);
 }
-void run(LogitUpdateParams& p, const Tensor&) {
+void run(LogitUpdateParams& p, const Argument&) {
   cpu::logit_update(p, torch_threads(), torch_gemm);
 }
-void run(CommitParams& p, const Tensor&) {
+void run(CommitParams& p, const Argument&) {
   cpu::commit(p);
 }
 

@@ -22,11 +22,10 @@ void report(const char* what, cudaError_t error) {
 // Makes the device of `like` current, takes its stream and the plan for the shape (ENTRGI_FORCE_PLAN
 // included), allocates the workspace that the plan asks for, and launches.
 template <typename Params, typename Launcher>
-void launch(Op op, Params& p, const Tensor& like, Launcher launcher) {
-  const int32_t device_index = like.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device_index);
+void launch(Op op, Params& p, const Argument& like, Launcher launcher) {
+  const torch::stable::accelerator::DeviceGuard guard(like.device_index);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.device_index, &stream));
   Device device{};
   report(name_of(op), current_device(&device));
   ENTRGI_CHECK(device.arch >= 80, name_of(op), " needs a GPU of compute capability 8.0 or newer, got ",
@@ -102,25 +101,25 @@ std::tuple<int64_t, int64_t> cuda_versions() {
 
 namespace backend {
 
-void run(LogitStatisticsParams& p, const Tensor& like) {
+void run(LogitStatisticsParams& p, const Argument& like) {
   launch(Op::kLogitStatistics, p, like, logit_statistics);
 }
-void run(SampleTokensParams& p, const Tensor& like) {
+void run(SampleTokensParams& p, const Argument& like) {
   launch(Op::kSampleTokens, p, like, sample_tokens);
 }
-void run(GumbelPerturbParams& p, const Tensor& like) {
+void run(GumbelPerturbParams& p, const Argument& like) {
   launch(Op::kGumbelPerturb, p, like, gumbel_perturb);
 }
-void run(LogitStatisticsBackwardParams& p, const Tensor& like) {
+void run(LogitStatisticsBackwardParams& p, const Argument& like) {
   launch(Op::kLogitStatisticsBackward, p, like, logit_statistics_backward);
 }
-void run(RelaxedEmbeddingParams& p, const Tensor& like) {
+void run(RelaxedEmbeddingParams& p, const Argument& like) {
   launch(Op::kRelaxedEmbedding, p, like, with_torch_gemm(relaxed_embedding));
 }
-void run(LogitUpdateParams& p, const Tensor& like) {
+void run(LogitUpdateParams& p, const Argument& like) {
   launch(op_of(p.rule), p, like, with_torch_gemm(logit_update));
 }
-void run(CommitParams& p, const Tensor& like) {
+void run(CommitParams& p, const Argument& like) {
   launch(Op::kCommit, p, like, commit);
 }
 

@@ -5,87 +5,87 @@
 // a CUDA graph.
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "backend.h"
 #include "checks.h"
 
 namespace entrgi::ops {
 namespace {
 
-DType kernel_dtype(const Tensor& t) {
-  switch (dtype_of(t)) {
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      return DType::kFloat32;
+void bind_logits(LogitsParams& p, const Argument& logits) {
+  p.logits = logits.matrix();
+  p.n = logits.sizes[0];
+  p.vocab = logits.sizes[1];
+}
+
+// ---- the vocabulary pass ----------------------------------------------------------------------------------
+
+struct Statistics {
+  Tensor logsumexp, entropy, tempered_entropy, argmax;
+
+  explicit Statistics(const Argument& logits)
+      : logsumexp(row_values(logits)),
+        entropy(row_values(logits)),
+        tempered_entropy(row_values(logits)),
+        argmax(row_ids(logits)) {}
+
+  static Tensor row_values(const Argument& logits) {
+    return empty_vector(logits, logits.sizes[0], logits.accumulator());
   }
-}
+  static Tensor row_ids(const Argument& logits) {
+    return empty_vector(logits, logits.sizes[0], ScalarType::Long);
+  }
 
-// Checked floating matrices only. A tensor of one row may have any stride.
-Matrix matrix_of(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), kernel_dtype(t)};
-}
-Matrix matrix_of(const OptionalTensor& t) {
-  return t ? matrix_of(*t) : Matrix{};
-}
+  void bind(LogitStatisticsParams& p, const Argument& logits, double temperature) const {
+    bind_logits(p, logits);
+    p.temperature = temperature;
+    p.logsumexp = logsumexp.data_ptr();
+    p.entropy = entropy.data_ptr();
+    p.tempered_entropy = tempered_entropy.data_ptr();
+    p.argmax = static_cast<int64_t*>(argmax.data_ptr());
+  }
+};
 
-template <class T>
-T* pointer_to(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-template <class T>
-T* pointer_to(const OptionalTensor& t) {
-  return t ? pointer_to<T>(*t) : nullptr;
-}
-
-void bind_logits(LogitsParams& p, const Tensor& logits) {
-  p.logits = matrix_of(logits);
-  p.n = logits.size(0);
-  p.vocab = logits.size(1);
-}
-
-void bind_statistics(LogitStatisticsParams& p, const Tensor& logits, double temperature,
-                     const Tensor& logsumexp, const Tensor& entropy, const Tensor& tempered_entropy,
-                     const Tensor& argmax) {
-  bind_logits(p, logits);
-  p.temperature = temperature;
-  p.logsumexp = logsumexp.data_ptr();
-  p.entropy = entropy.data_ptr();
-  p.tempered_entropy = tempered_entropy.data_ptr();
-  p.argmax = pointer_to<int64_t>(argmax);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> logit_statistics(const Tensor& logits, double temperature) {
-  check_logit_statistics(logits, temperature);
-  auto out = empty_statistics(logits);
-  const auto& [logsumexp, entropy, tempered_entropy, argmax] = out;
+std::tuple<Tensor, Tensor, Tensor, Tensor> logit_statistics(const Tensor& logits_, double temperature) {
+  const Argument logits("logits", logits_);
+  check_logits(logits);
+  check_temperature(temperature);
+  const Statistics out(logits);
   LogitStatisticsParams p{};
-  bind_statistics(p, logits, temperature, logsumexp, entropy, tempered_entropy, argmax);
+  out.bind(p, logits, temperature);
   backend::run(p, logits);
-  return out;
+  return {out.logsumexp, out.entropy, out.tempered_entropy, out.argmax};
 }
 
-Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor grad_entropy,
-                                 OptionalTensor grad_tempered_entropy, const Tensor& logits,
-                                 const Tensor& logsumexp, const Tensor& unit_logsumexp, const Tensor& entropy,
-                                 const Tensor& tempered_entropy, double temperature) {
-  check_logit_statistics_backward(grad_logsumexp, grad_entropy, grad_tempered_entropy, logits, logsumexp,
-                                  unit_logsumexp, entropy, tempered_entropy, temperature);
-  const OptionalTensor grads[] = {dense(grad_logsumexp), dense(grad_entropy), dense(grad_tempered_entropy)};
-  const Tensor values[] = {dense(logsumexp), dense(unit_logsumexp), dense(entropy), dense(tempered_entropy)};
-  const Tensor out = empty_matrix(logits, logits.size(0), logits.size(1), dtype_of(logits));
+Tensor logit_statistics_backward(OptionalTensor grad_logsumexp_, OptionalTensor grad_entropy_,
+                                 OptionalTensor grad_tempered_entropy_, const Tensor& logits_,
+                                 const Tensor& logsumexp_, const Tensor& unit_logsumexp_,
+                                 const Tensor& entropy_, const Tensor& tempered_entropy_,
+                                 double temperature) {
+  const Argument logits("logits", logits_);
+  check_logits(logits);
+  check_temperature(temperature);
+  const Argument rows[] = {{"grad_logsumexp", grad_logsumexp_},
+                           {"grad_entropy", grad_entropy_},
+                           {"grad_tempered_entropy", grad_tempered_entropy_},
+                           {"logsumexp", logsumexp_},
+                           {"unit_logsumexp", unit_logsumexp_},
+                           {"entropy", entropy_},
+                           {"tempered_entropy", tempered_entropy_}};
+  for (const Argument& values : rows) check_row_values(values, logits);
+  const Dense grad_logsumexp(rows[0]), grad_entropy(rows[1]), grad_tempered_entropy(rows[2]),
+      logsumexp(rows[3]), unit_logsumexp(rows[4]), entropy(rows[5]), tempered_entropy(rows[6]);
+  const Tensor out = empty_matrix(logits, logits.sizes[0], logits.sizes[1], logits.dtype);
   LogitStatisticsBackwardParams p{};
   bind_logits(p, logits);
-  p.grad_logsumexp = pointer_to<void>(grads[0]);
-  p.grad_entropy = pointer_to<void>(grads[1]);
-  p.grad_tempered_entropy = pointer_to<void>(grads[2]);
-  p.logsumexp = values[0].data_ptr();
-  p.unit_logsumexp = values[1].data_ptr();
-  p.entropy = values[2].data_ptr();
-  p.tempered_entropy = values[3].data_ptr();
+  p.grad_logsumexp = grad_logsumexp.as();
+  p.grad_entropy = grad_entropy.as();
+  p.grad_tempered_entropy = grad_tempered_entropy.as();
+  p.logsumexp = logsumexp.as();
+  p.unit_logsumexp = unit_logsumexp.as();
+  p.entropy = entropy.as();
+  p.tempered_entropy = tempered_entropy.as();
   p.temperature = temperature;
   p.gradient = out.data_ptr();
   backend::run(p, logits);
@@ -95,175 +95,315 @@ Tensor logit_statistics_backward(OptionalTensor grad_logsumexp, OptionalTensor g
 // Bad rows and rows with nothing to draw raise on the CPU. A CUDA kernel cannot: it sets a bit of error_flag,
 // which the caller reads where it synchronises.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sample_tokens(
-    const Tensor& logits, const Tensor& keys, double temperature, double top_p, std::optional<int64_t> top_k,
-    OptionalTensor forbidden, OptionalTensor error_flag) {
-  check_sample_tokens(logits, keys, temperature, top_p, top_k, forbidden, error_flag);
-  if (error_flag) count_as_written(*error_flag);
-  const Tensor dense_keys = dense(keys);
-  const OptionalTensor dense_forbidden = dense(forbidden);
-  auto out = empty_sample(logits);
-  const auto& [logsumexp, entropy, tempered_entropy, argmax, token, probability, margin, filtered_entropy] =
-      out;
+    const Tensor& logits_, const Tensor& keys_, double temperature, double top_p,
+    std::optional<int64_t> top_k, OptionalTensor forbidden_, OptionalTensor error_flag_) {
+  const Argument logits("logits", logits_), keys("keys", keys_), forbidden("forbidden", forbidden_),
+      error_flag("error_flag", error_flag_);
+  check_logits(logits);
+  check_temperature(temperature);
+  ENTRGI_CHECK(top_p >= 0 && top_p <= 1, "top_p must be in [0, 1], got ", top_p);
+  ENTRGI_CHECK(!top_k || *top_k >= 1, "top_k must be >= 1 or None, got ", *top_k);
+  check_keys(keys, logits.sizes[0], logits);
+  check_forbidden(forbidden, logits);
+  check_vector(error_flag, 1, ScalarType::Int, logits);
+  if (error_flag) {
+    check_apart({&error_flag}, {&logits, &keys, &forbidden});
+    count_as_written(error_flag);
+  }
+
+  const Dense dense_keys(keys), dense_forbidden(forbidden);
+  const Statistics out(logits);
+  const Tensor token = Statistics::row_ids(logits), probability = Statistics::row_values(logits),
+               margin = Statistics::row_values(logits), filtered_entropy = Statistics::row_values(logits);
   SampleTokensParams p{};
-  bind_statistics(p, logits, temperature, logsumexp, entropy, tempered_entropy, argmax);
-  p.keys = pointer_to<int64_t>(dense_keys);
+  out.bind(p, logits, temperature);
+  p.keys = dense_keys.as<int64_t>();
   p.top_p = top_p;
   p.top_k = top_k.value_or(0);
-  if (forbidden && dtype_of(*forbidden) == ScalarType::Int) {
-    p.forbidden_ids = pointer_to<int32_t>(dense_forbidden);
-    p.num_forbidden = forbidden->size(0);
+  if (forbidden && forbidden.dtype == ScalarType::Int) {
+    p.forbidden_ids = dense_forbidden.as<int32_t>();
+    p.num_forbidden = forbidden.sizes[0];
   } else {
-    p.forbidden = pointer_to<bool>(dense_forbidden);
+    p.forbidden = dense_forbidden.as<bool>();
   }
-  p.error_flag = pointer_to<int32_t>(error_flag);
-  p.token = pointer_to<int64_t>(token);
+  p.error_flag = error_flag.as<int32_t>();
+  p.token = static_cast<int64_t*>(token.data_ptr());
   p.probability = probability.data_ptr();
   p.margin = margin.data_ptr();
   p.filtered_entropy = filtered_entropy.data_ptr();
   backend::run(p, logits);
-  return out;
+  return {out.logsumexp, out.entropy, out.tempered_entropy, out.argmax, token,
+          probability,   margin,      filtered_entropy};
 }
 
-Tensor gumbel_perturb(const Tensor& logits, const Tensor& keys, double scale) {
-  check_gumbel_perturb(logits, keys, scale);
-  const Tensor dense_keys = dense(keys);
+Tensor gumbel_perturb(const Tensor& logits_, const Tensor& keys_, double scale) {
+  const Argument logits("logits", logits_), keys("keys", keys_);
+  check_logits(logits);
+  check_keys(keys, logits.sizes[0], logits);
+  ENTRGI_CHECK(scale >= 0 && scale <= 1e6, "scale must be between 0 and 1e6, got ", scale);
+  const Dense dense_keys(keys);
   const Tensor out = empty_accumulator_rows(logits);
   GumbelPerturbParams p{};
   bind_logits(p, logits);
-  p.keys = pointer_to<int64_t>(dense_keys);
+  p.keys = dense_keys.as<int64_t>();
   p.scale = scale;
-  p.output = matrix_of(out);
+  p.output = Argument("output", out).matrix();
   backend::run(p, logits);
   return out;
 }
 
-// A relaxation's parameters, and the dense copies that some of them may point to.
-template <typename Params>
-struct Relaxation {
-  Tensor logsumexp;
-  OptionalTensor row_index;
-  Params p{};
+// ---- the relaxed embedding and the update of the logits ---------------------------------------------------
 
-  Relaxation(const Tensor& logits, const Tensor& logsumexp_, const Tensor& embedding, const Tensor& soft,
-             const OptionalTensor& row_index_, double temperature)
-      : logsumexp(dense(logsumexp_)), row_index(dense(row_index_)) {
-    bind_logits(p, logits);
-    p.logsumexp = logsumexp.data_ptr();
-    p.embedding = matrix_of(embedding);
-    p.dim = embedding.size(1);
-    p.temperature = temperature;
-    p.soft = matrix_of(soft);
-    p.row_index = pointer_to<int64_t>(row_index);
+// What they share: q, from the logits and their logsumexp, and the reward model's table.
+struct Relaxation {
+  Argument logits, logsumexp, embedding;
+  double temperature;
+
+  void check() const {
+    check_logits(logits);
+    check_temperature(temperature);
+    check_row_values(logsumexp, logits);
+    check_embedding(embedding, logits);
+  }
+  int64_t rows() const { return logits.sizes[0]; }
+  int64_t width() const { return embedding.sizes[1]; }
+
+  void check_soft(const Argument& soft) const {
+    check_matrix(soft, rows(), width(), logits.accumulator(), logits);
   }
 };
 
-void embed(const Tensor& output, const Tensor& soft, const Tensor& logits, const Tensor& logsumexp,
-           const Tensor& embedding, const OptionalTensor& hard_tokens, const OptionalTensor& weight,
-           const OptionalTensor& row_index, double temperature) {
-  Relaxation<RelaxedEmbeddingParams> relaxation(logits, logsumexp, embedding, soft, row_index, temperature);
-  const OptionalTensor dense_tokens = dense(hard_tokens), dense_weight = dense(weight);
-  RelaxedEmbeddingParams& p = relaxation.p;
-  p.hard_tokens = pointer_to<int64_t>(dense_tokens);
-  p.weight = pointer_to<void>(dense_weight);
-  p.output = matrix_of(output);
-  p.target_rows = output.size(0);
-  backend::run(p, logits);
-}
+// The parameters of an operator, and the dense copies that they may point to.
+template <typename Params>
+struct Bound {
+  Dense logsumexp, row_index;
+  Params p{};
+
+  Bound(const Relaxation& relaxation, const Argument& soft, const Argument& row_index_)
+      : logsumexp(relaxation.logsumexp), row_index(row_index_) {
+    bind_logits(p, relaxation.logits);
+    p.logsumexp = logsumexp.as();
+    p.embedding = relaxation.embedding.matrix();
+    p.dim = relaxation.width();
+    p.temperature = relaxation.temperature;
+    p.soft = soft.matrix();
+    p.row_index = row_index.as<int64_t>();
+  }
+};
+
+// The hard part of the embedding: these tokens' rows of it, by weight.
+struct Blend {
+  Argument hard_tokens, weight;
+
+  void check(const Argument& logits) const {
+    check_vector(hard_tokens, logits.sizes[0], ScalarType::Long, logits);
+    check_row_values(weight, logits);
+    ENTRGI_CHECK(!weight || hard_tokens, "weight must be None when hard_tokens is None");
+  }
+};
+
+struct BoundEmbedding : Bound<RelaxedEmbeddingParams> {
+  Dense tokens, weight;
+
+  BoundEmbedding(const Relaxation& relaxation, const Blend& blend, const Argument& output,
+                 const Argument& soft, const Argument& row_index_)
+      : Bound(relaxation, soft, row_index_), tokens(blend.hard_tokens), weight(blend.weight) {
+    p.hard_tokens = tokens.as<int64_t>();
+    p.weight = weight.as();
+    p.output = output.matrix();
+    p.target_rows = output.sizes[0];
+  }
+};
 
 std::tuple<Tensor, Tensor> relaxed_embedding(const Tensor& logits, const Tensor& logsumexp,
                                              const Tensor& embedding, OptionalTensor hard_tokens,
                                              OptionalTensor weight, double temperature) {
-  check_relaxed_embedding(logits, logsumexp, embedding, hard_tokens, weight, temperature);
-  const int64_t n = logits.size(0), d = embedding.size(1);
-  const Tensor output = empty_matrix(logits, n, d, dtype_of(embedding));
-  const Tensor soft = empty_matrix(logits, n, d, accumulator_dtype(logits));
-  embed(output, soft, logits, logsumexp, embedding, hard_tokens, weight, std::nullopt, temperature);
+  const Relaxation relaxation{
+      {"logits", logits}, {"logsumexp", logsumexp}, {"embedding", embedding}, temperature};
+  const Blend blend{{"hard_tokens", hard_tokens}, {"weight", weight}};
+  relaxation.check();
+  blend.check(relaxation.logits);
+  const auto empty = [&](ScalarType dtype) {
+    return empty_matrix(relaxation.logits, relaxation.rows(), relaxation.width(), dtype);
+  };
+  const Tensor output = empty(relaxation.embedding.dtype), soft = empty(relaxation.logits.accumulator());
+  BoundEmbedding bound(relaxation, blend, {"output", output}, {"soft", soft}, {"row_index", std::nullopt});
+  backend::run(bound.p, relaxation.logits);
   return {output, soft};
 }
 
-void relaxed_embedding_(const Tensor& output, const Tensor& soft, const Tensor& logits,
+void relaxed_embedding_(const Tensor& output_, const Tensor& soft_, const Tensor& logits,
                         const Tensor& logsumexp, const Tensor& embedding, OptionalTensor hard_tokens,
-                        OptionalTensor weight, OptionalTensor row_index, double temperature) {
-  check_relaxed_embedding_(output, soft, logits, logsumexp, embedding, hard_tokens, weight, row_index,
-                           temperature);
+                        OptionalTensor weight, OptionalTensor row_index_, double temperature) {
+  const Relaxation relaxation{
+      {"logits", logits}, {"logsumexp", logsumexp}, {"embedding", embedding}, temperature};
+  const Blend blend{{"hard_tokens", hard_tokens}, {"weight", weight}};
+  const Argument output("output", output_), soft("soft", soft_), row_index("row_index", row_index_);
+  relaxation.check();
+  blend.check(relaxation.logits);
+  check_target(output, row_index, relaxation.logits, relaxation.embedding);
+  check_rows_disjoint(output);
+  relaxation.check_soft(soft);
+  check_rows_disjoint(soft);
+  check_apart({&output, &soft}, {&relaxation.logits, &relaxation.logsumexp, &relaxation.embedding,
+                                 &blend.hard_tokens, &blend.weight, &row_index});
   count_as_written(output, soft);
-  embed(output, soft, logits, logsumexp, embedding, hard_tokens, weight, row_index, temperature);
+  BoundEmbedding bound(relaxation, blend, output, soft, row_index);
+  backend::run(bound.p, relaxation.logits);
 }
 
-using Update = Relaxation<LogitUpdateParams>;
+// What every update begins with.
+struct Update {
+  Argument grad;
+  Relaxation relaxation;
+  Argument soft, row_index;
 
-void update(Update& update, UpdateRule rule, const Tensor& grad, const Tensor& logits) {
-  update.p.rule = rule;
-  update.p.grad = matrix_of(grad);
-  update.p.target_rows = grad.size(0);
-  backend::run(update.p, logits);
-}
+  void check() const {
+    relaxation.check();
+    check_target(grad, row_index, relaxation.logits, relaxation.embedding);
+    relaxation.check_soft(soft);
+  }
+  // In place.
+  void check_step(double lr) const {
+    check();
+    check_rows_disjoint(relaxation.logits);
+    ENTRGI_CHECK(std::isfinite(lr), "lr must be finite, got ", lr);
+  }
+  void check_step_apart(std::initializer_list<const Argument*> written) const {
+    check_apart(written, {&grad, &relaxation.logsumexp, &relaxation.embedding, &soft, &row_index});
+  }
+};
+
+struct BoundUpdate : Bound<LogitUpdateParams> {
+  BoundUpdate(const Update& update, UpdateRule rule)
+      : Bound(update.relaxation, update.soft, update.row_index) {
+    p.rule = rule;
+    p.grad = update.grad.matrix();
+    p.target_rows = update.grad.sizes[0];
+  }
+};
 
 Tensor logit_gradient(const Tensor& grad, const Tensor& logits, const Tensor& logsumexp,
                       const Tensor& embedding, const Tensor& soft, OptionalTensor row_index,
                       double temperature) {
-  check_logit_gradient(grad, logits, logsumexp, embedding, soft, row_index, temperature);
-  const Tensor out = empty_accumulator_rows(logits);
-  Update gradient(logits, logsumexp, embedding, soft, row_index, temperature);
-  gradient.p.gradient = matrix_of(out);
-  update(gradient, UpdateRule::kGradient, grad, logits);
+  const Update update{{"grad", grad},
+                      {{"logits", logits}, {"logsumexp", logsumexp}, {"embedding", embedding}, temperature},
+                      {"soft", soft},
+                      {"row_index", row_index}};
+  update.check();
+  const Tensor out = empty_accumulator_rows(update.relaxation.logits);
+  BoundUpdate bound(update, UpdateRule::kGradient);
+  bound.p.gradient = Argument("gradient", out).matrix();
+  backend::run(bound.p, update.relaxation.logits);
   return out;
 }
 
-void adam_step_(const Tensor& logits, OptionalTensor exp_avg, OptionalTensor exp_avg_sq, const Tensor& grad,
+void adam_step_(const Tensor& logits, OptionalTensor exp_avg_, OptionalTensor exp_avg_sq_, const Tensor& grad,
                 const Tensor& logsumexp, const Tensor& embedding, const Tensor& soft,
                 OptionalTensor row_index, double temperature, double lr, double beta1, double beta2,
                 double eps, int64_t step, bool last) {
-  check_adam_step_(logits, exp_avg, exp_avg_sq, grad, logsumexp, embedding, soft, row_index, temperature, lr,
-                   beta1, beta2, eps, step, last);
-  count_as_written(logits, exp_avg, exp_avg_sq);
-  Update adam(logits, logsumexp, embedding, soft, row_index, temperature);
-  adam.p.exp_avg = matrix_of(exp_avg);
-  adam.p.exp_avg_sq = matrix_of(exp_avg_sq);
-  adam.p.lr = lr;
-  adam.p.beta1 = beta1;
-  adam.p.beta2 = beta2;
-  adam.p.eps = eps;
-  adam.p.step = step;
-  adam.p.last = last;
-  update(adam, UpdateRule::kAdam, grad, logits);
+  const Update update{{"grad", grad},
+                      {{"logits", logits}, {"logsumexp", logsumexp}, {"embedding", embedding}, temperature},
+                      {"soft", soft},
+                      {"row_index", row_index}};
+  const Argument exp_avg("exp_avg", exp_avg_), exp_avg_sq("exp_avg_sq", exp_avg_sq_);
+  const Argument& z = update.relaxation.logits;
+  update.check_step(lr);
+  ENTRGI_CHECK(beta1 >= 0 && beta1 < 1, "beta1 must be in [0, 1), got ", beta1);
+  ENTRGI_CHECK(beta2 >= 0 && beta2 < 1, "beta2 must be in [0, 1), got ", beta2);
+  ENTRGI_CHECK(std::isfinite(eps) && eps >= 0, "eps must be >= 0 and finite, got ", eps);
+  ENTRGI_CHECK(step >= 1, "step counts from 1, got ", step);
+  // The only step of its denoising step neither reads nor writes moments.
+  ENTRGI_CHECK((exp_avg && exp_avg_sq) || (step == 1 && last),
+               "exp_avg and exp_avg_sq may be None only when step == 1 and last, got step ", step, ", last ",
+               last ? "true" : "false");
+  for (const Argument* moment : {&exp_avg, &exp_avg_sq}) {
+    if (!*moment) continue;
+    check_matrix(*moment, z.sizes[0], z.sizes[1], z.accumulator(), z);
+    check_rows_disjoint(*moment);
+  }
+  update.check_step_apart({&z, &exp_avg, &exp_avg_sq});
+  count_as_written(z, exp_avg, exp_avg_sq);
+  BoundUpdate bound(update, UpdateRule::kAdam);
+  LogitUpdateParams& p = bound.p;
+  p.exp_avg = exp_avg.matrix();
+  p.exp_avg_sq = exp_avg_sq.matrix();
+  p.lr = lr;
+  p.beta1 = beta1;
+  p.beta2 = beta2;
+  p.eps = eps;
+  p.step = step;
+  p.last = last;
+  backend::run(p, z);
 }
 
 void sgd_step_(const Tensor& logits, const Tensor& grad, const Tensor& logsumexp, const Tensor& embedding,
                const Tensor& soft, OptionalTensor row_index, double temperature, double lr) {
-  check_sgd_step_(logits, grad, logsumexp, embedding, soft, row_index, temperature, lr);
-  count_as_written(logits);
-  Update sgd(logits, logsumexp, embedding, soft, row_index, temperature);
-  sgd.p.lr = lr;
-  update(sgd, UpdateRule::kSgd, grad, logits);
+  const Update update{{"grad", grad},
+                      {{"logits", logits}, {"logsumexp", logsumexp}, {"embedding", embedding}, temperature},
+                      {"soft", soft},
+                      {"row_index", row_index}};
+  update.check_step(lr);
+  update.check_step_apart({&update.relaxation.logits});
+  count_as_written(update.relaxation.logits);
+  BoundUpdate bound(update, UpdateRule::kSgd);
+  bound.p.lr = lr;
+  backend::run(bound.p, update.relaxation.logits);
 }
 
-void commit_(const Tensor& tokens, const Tensor& committed, const Tensor& candidates,
-             const Tensor& confidence, const Tensor& positions, const Tensor& splits, const Tensor& counts,
-             OptionalTensor keys, std::optional<int64_t> eos_token_id, double alg_temp) {
-  check_commit_(tokens, committed, candidates, confidence, positions, splits, counts, keys, eos_token_id,
-                alg_temp);
+// ---- commit -----------------------------------------------------------------------------------------------
+
+void commit_(const Tensor& tokens_, const Tensor& committed_, const Tensor& candidates_,
+             const Tensor& confidence_, const Tensor& positions_, const Tensor& splits_,
+             const Tensor& counts_, OptionalTensor keys_, std::optional<int64_t> eos_token_id,
+             double alg_temp) {
+  const Argument tokens("tokens", tokens_), committed("committed", committed_),
+      candidates("candidates", candidates_), confidence("confidence", confidence_),
+      positions("positions", positions_), splits("splits", splits_), counts("counts", counts_),
+      keys("keys", keys_);
+  ENTRGI_CHECK(tokens.dim == 2, "tokens must be a matrix [P, S], got ", describe(tokens));
+  check_matrix(tokens, tokens.sizes[0], tokens.sizes[1], ScalarType::Long, tokens);
+  check_rows_disjoint(tokens);
+  ENTRGI_CHECK(candidates.dim == 1, "candidates must be a vector [N], got ", describe(candidates));
+  const int64_t trajectories = tokens.sizes[0], n = candidates.sizes[0];
+  check_vector(candidates, n, ScalarType::Long, tokens);
+  check_vector(committed, n, ScalarType::Bool, tokens);
+  ENTRGI_CHECK(n <= 1 || committed.strides[0] == 1, "committed must be contiguous, got stride ",
+               committed.strides[0]);
+  const bool is_double = confidence.dtype == ScalarType::Double && confidence.is_cpu();
+  check_vector(confidence, n, is_double ? ScalarType::Double : ScalarType::Float, tokens);
+  check_vector(positions, n, ScalarType::Long, tokens);
+  check_vector(splits, trajectories + 1, ScalarType::Long, tokens);
+  check_vector(counts, trajectories, ScalarType::Long, tokens);
+  ENTRGI_CHECK(std::isfinite(alg_temp) && alg_temp >= 0, "alg_temp must be >= 0 and finite, got ", alg_temp);
+  ENTRGI_CHECK(alg_temp == 0 || keys, "keys must be given when alg_temp > 0, got None with alg_temp ",
+               alg_temp);
+  check_keys(keys, n, tokens);
+  check_apart({&tokens, &committed}, {&candidates, &confidence, &positions, &splits, &counts, &keys});
   count_as_written(tokens, committed);
-  const Tensor inputs[] = {dense(candidates), dense(confidence), dense(positions), dense(splits),
-                           dense(counts)};
-  const OptionalTensor dense_keys = dense(keys);
+
+  const Dense dense_candidates(candidates), dense_confidence(confidence), dense_positions(positions),
+      dense_splits(splits), dense_counts(counts), dense_keys(keys);
   CommitParams p{};
-  p.tokens = pointer_to<int64_t>(tokens);
-  p.trajectories = tokens.size(0);
-  p.length = tokens.size(1);
-  p.tokens_stride = tokens.stride(0);
-  p.committed = pointer_to<bool>(committed);
-  p.candidates = pointer_to<int64_t>(inputs[0]);
-  p.confidence = inputs[1].data_ptr();
-  p.confidence_dtype = kernel_dtype(confidence);
-  p.positions = pointer_to<int64_t>(inputs[2]);
-  p.n = candidates.size(0);
-  p.splits = pointer_to<int64_t>(inputs[3]);
-  p.counts = pointer_to<int64_t>(inputs[4]);
-  p.keys = pointer_to<int64_t>(dense_keys);
+  p.tokens = tokens.as<int64_t>();
+  p.trajectories = trajectories;
+  p.length = tokens.sizes[1];
+  p.tokens_stride = tokens.strides[0];
+  p.committed = committed.as<bool>();
+  p.candidates = dense_candidates.as<int64_t>();
+  p.confidence = dense_confidence.as();
+  p.confidence_dtype = is_double ? DType::kFloat64 : DType::kFloat32;
+  p.positions = dense_positions.as<int64_t>();
+  p.n = n;
+  p.splits = dense_splits.as<int64_t>();
+  p.counts = dense_counts.as<int64_t>();
+  p.keys = dense_keys.as<int64_t>();
   p.has_eos = eos_token_id.has_value();
   p.eos_token_id = eos_token_id.value_or(0);
-  p.alg_temp = committed_temperature(alg_temp);
+  // Below, a confidence divided by it leaves fp32, and all of them rank alike; and Gumbel noise decides
+  // between equal confidences alone, as it does at this.
+  constexpr double kLeastTemperature = 1e-30;
+  p.alg_temp = alg_temp > 0 ? std::max(alg_temp, kLeastTemperature) : 0;
   backend::run(p, tokens);
 }
 

@@ -20,17 +20,17 @@ STABLE_TORCH_LIBRARY(entrgi, m) {
       " Tensor? weight, float temperature) -> (Tensor output, Tensor soft)");
   m.def(
       "relaxed_embedding_(Tensor(a!) output, Tensor(b!) soft, Tensor logits, Tensor logsumexp,"
-      " Tensor embedding, Tensor? hard_tokens, Tensor? weight, Tensor? rows, float temperature) -> ()");
+      " Tensor embedding, Tensor? hard_tokens, Tensor? weight, Tensor? row_index, float temperature) -> ()");
   m.def(
       "logit_gradient(Tensor grad, Tensor logits, Tensor logsumexp, Tensor embedding, Tensor soft,"
-      " Tensor? rows, float temperature) -> Tensor");
+      " Tensor? row_index, float temperature) -> Tensor");
   m.def(
       "adam_step_(Tensor(a!) logits, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor grad,"
-      " Tensor logsumexp, Tensor embedding, Tensor soft, Tensor? rows, float temperature, float lr,"
+      " Tensor logsumexp, Tensor embedding, Tensor soft, Tensor? row_index, float temperature, float lr,"
       " float beta1, float beta2, float eps, int step, bool last) -> ()");
   m.def(
       "sgd_step_(Tensor(a!) logits, Tensor grad, Tensor logsumexp, Tensor embedding, Tensor soft,"
-      " Tensor? rows, float temperature, float lr) -> ()");
+      " Tensor? row_index, float temperature, float lr) -> ()");
   m.def(
       "commit_(Tensor(a!) tokens, Tensor(b!) committed, Tensor candidates, Tensor confidence,"
       " Tensor positions, Tensor splits, Tensor counts, Tensor? keys, int? eos_token_id, float alg_temp)"

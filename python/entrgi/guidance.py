@@ -174,7 +174,7 @@ def optimize_logits(
             with span("logit_statistics"):
                 logsumexp = ops.logit_statistics(relaxed, tau).logsumexp
         with span("relaxed_embedding"):
-            blend = {"hard_tokens": x, "weight": w if guidance == "entrgi" else None, "rows": rows}
+            blend = {"hard_tokens": x, "weight": w if guidance == "entrgi" else None, "row_index": rows}
             ops.relaxed_embedding_(flat, soft, relaxed, logsumexp, embedding, tau, **blend)
 
         seen[argmax_slot] = statistics.argmax
@@ -191,13 +191,13 @@ def optimize_logits(
         gradient = gradient.contiguous().view(flat.shape)
         with span("logit_update"):
             if guidance == "gumbel":
-                slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, rows=rows)
+                slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, row_index=rows)
                 _step_with_gradient_(logits, moments, slope, optimizer, lr, m + 1)
             elif optimizer == "sgd":
-                ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, rows=rows)
+                ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, row_index=rows)
             else:
                 statics = (gradient, logsumexp, embedding, soft, tau)
-                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, rows=rows, **adam)
+                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, row_index=rows, **adam)
         rewards.append(value.detach())
         weights.append(w)
     return GuidanceOutput(torch.stack(rewards), torch.stack(weights), initial_entropy)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,21 @@ from support.raw_kernels import RawKernels
 ARCHITECTURES = ["compute_90a", "compute_80"]
 
 
-def _load(name: str, path: Path):
+def _load(name: str, path: Path, folders: list[str] | None = None):
     # By path: the tests of this layer need no built package.
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     module = importlib.util.module_from_spec(spec)
+    if folders:
+        sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
 def reference():
-    return _load("entrgi_reference", ROOT / "entrgi_ext" / "reference.py")
+    folder = ROOT / "entrgi_ext"
+    _load("entrgi_reference", folder / "__init__.py", [str(folder)])  # which loads no library
+    return importlib.import_module("entrgi_reference.reference")
 
 
 def _device() -> str:

@@ -90,8 +90,8 @@ SHAPES_AND_DTYPES = [
     *cases(WITH_EMBEDDING, "logits", to(torch.float64), named=r"\b(logits|embedding|logsumexp|soft|weight)\b"),
     *cases(WITH_EMBEDDING, "logsumexp", longer, deeper, to(torch.float64), to(torch.bfloat16), to(torch.int64)),
     *cases(WITH_ROWS, "soft", longer, wider, flat, deeper, to(torch.float64), to(torch.bfloat16)),
-    *cases(WITH_ROWS, "rows", longer, deeper, to(torch.int32), to(torch.float32)),
-    *cases(WITH_ROWS, "rows", value(None), named=r"\b(rows|output|grad)\b"),  # 7 rows for 5 logits
+    *cases(WITH_ROWS, "row_index", longer, deeper, to(torch.int32), to(torch.float32)),
+    *cases(WITH_ROWS, "row_index", value(None), named=r"\b(row_index|output|grad)\b"),  # 7 rows for 5 logits
     *cases(["relaxed_embedding", "relaxed_embedding_"], "hard_tokens", longer, deeper, to(torch.int32)),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "weight", longer, deeper, to(torch.float64)),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "weight", to(torch.bfloat16), to(torch.int64)),
@@ -133,7 +133,7 @@ OUT_OF_RANGE = [
     ),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "hard_tokens", element(1, V), element(1, -2)),
     *cases(["relaxed_embedding", "relaxed_embedding_"], "hard_tokens", element(1, 2**40), element(1, -(2**62))),
-    *cases(WITH_ROWS, "rows", element(1, N + 2), element(1, -2), element(1, 2**40)),
+    *cases(WITH_ROWS, "row_index", element(1, N + 2), element(1, -2), element(1, 2**40)),
     *cases(["commit_"], "positions", element(1, S), element(1, -1), element(1, 2**40)),
     *cases(["commit_"], "splits", element(0, -1), element(P, N + 1)),
     *cases(["commit_"], "splits", element(1, N + 1), element(1, -1)),
@@ -169,7 +169,7 @@ def test_ids_out_of_range(name, argument, change, pattern):
     assert_raises(name, keywords, pattern)
 
 
-@pytest.mark.parametrize("argument", ["hard_tokens", "rows", "positions", "counts"])
+@pytest.mark.parametrize("argument", ["hard_tokens", "row_index", "positions", "counts"])
 def test_ids_out_of_range_are_harmless_on_cuda(device, argument):
     if device == "cpu":
         pytest.skip("the CPU raises: test_ids_out_of_range")
@@ -180,7 +180,7 @@ def test_ids_out_of_range_are_harmless_on_cuda(device, argument):
         call(name, keywords)
         torch.cuda.synchronize()
         if argument == "hard_tokens":
-            assert torch.isnan(keywords["output"][keywords["rows"][1]]).all()
+            assert torch.isnan(keywords["output"][keywords["row_index"][1]]).all()
 
 
 def test_forbidden_ids_out_of_range_are_ignored_on_cuda(device):

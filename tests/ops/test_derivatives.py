@@ -11,15 +11,19 @@ from torch.autograd import forward_ad
 
 import entrgi_ext
 from entrgi_ext import reference
-from support.calls import OPERATORS, WRITTEN, arguments, backward_arguments, call, operator_schemas, schema_arguments
+from support.calls import (
+    OPERATORS,
+    WRITTEN,
+    arguments,
+    backward_arguments,
+    call,
+    names_of,
+    schema_arguments,
+)
 from support.helpers import random_embedding, random_keys, random_logits
 
 ALL = (*OPERATORS, "logit_statistics_backward")
 COMPUTED = {("logit_statistics", "logits"), ("relaxed_embedding", "logits"), ("gumbel_perturb", "logits")}
-
-
-def names_of(name: str) -> list[str]:
-    return [argument.name for argument in operator_schemas()[name].arguments]
 
 
 def valid_arguments(name: str, device: str, dtype: torch.dtype) -> dict:

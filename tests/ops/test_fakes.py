@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ops.test_bad_input import SHAPES_AND_DTYPES, VALUES
-from support.calls import OPERATORS, SCHEMA_ORDER, arguments, operator_schemas, schema_arguments
+from support.calls import OPERATORS, arguments, names_of, operator_schemas, schema_arguments
 
 # What data or memory alone can tell.
 BEYOND_FAKES = r" at \d+$|\brow \d+\b|must not repeat|share memory|for trajectory"
@@ -84,7 +84,7 @@ NUMBERS = (-1.0, 0.0, 0.3, 1.0, 1e-7, 1e7, float("nan"), float("inf"))
 def test_several_changes_at_once(name, data):
     """Which of several faults is named, and what is no fault: both sides agree."""
     keywords = arguments(name)
-    names = [key for key in SCHEMA_ORDER[name].split() if key in keywords]
+    names = [key for key in names_of(name) if key in keywords]
     for key in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
         value = keywords[key]
         if isinstance(value, torch.Tensor):
@@ -103,7 +103,7 @@ def test_tensors_elsewhere_are_named(name, place):
     other = "cpu" if place == "cuda" else "cuda"
     keywords = arguments(name)
     tensors = {key: x for key, x in keywords.items() if isinstance(x, torch.Tensor)}
-    like = next(key for key in SCHEMA_ORDER[name].split() if key in ("logits", "tokens"))
+    like = next(key for key in names_of(name) if key in ("logits", "tokens"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = {
             where: {

@@ -89,8 +89,8 @@ def test_padding_rows_change_no_bits(threads):
     rows[3::2] = -1
     kept = rows >= 0
     some, some_soft = torch.zeros(n, d), torch.zeros(n, d)
-    entrgi_ext.relaxed_embedding_(some, some_soft, z, lse, e, 0.7, rows=rows)
+    entrgi_ext.relaxed_embedding_(some, some_soft, z, lse, e, 0.7, row_index=rows)
     assert_same(some[kept], output[kept])
     assert_same(some_soft[kept], soft[kept])
     slope = entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7)
-    assert_same(entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7, rows=rows)[kept], slope[kept])
+    assert_same(entrgi_ext.logit_gradient(g, z, lse, e, soft, 0.7, row_index=rows)[kept], slope[kept])

@@ -78,7 +78,7 @@ def rounding_of_gradient(p: Problem, exact: torch.Tensor) -> torch.Tensor:
 
 
 def check_gradient(p: Problem, bounded: bool = True) -> None:
-    got = logit_gradient(p.grad, p.logits, *p.tail, rows=p.rows)
+    got = logit_gradient(p.grad, p.logits, *p.tail, row_index=p.rows)
     exact = p.double().gradient()
     rounding = rounding_of_gradient(p, exact)
     assert_accurate(got, p.gradient(), exact, "gradient", slack=float(rounding.norm()))
@@ -163,7 +163,7 @@ def test_peaked_rows_do_not_inherit_the_rounding_of_logsumexp(seed):
 def test_gradient_through_row_indices(device, z_dtype, e_dtype):
     skip_fp64_on_cuda(device, z_dtype)
     p, expected = padded_problem(device, z_dtype, e_dtype)
-    got = logit_gradient(p.grad, p.logits, *p.tail, rows=p.rows)
+    got = logit_gradient(p.grad, p.logits, *p.tail, row_index=p.rows)
     used = p.rows >= 0
     assert_accurate(got[used], expected[used], expected[used])  # other blocking, other order of summation
     assert (got[~used] == 0).all()
@@ -351,10 +351,10 @@ def test_padding_rows_are_neither_read_nor_written(device, z_dtype, e_dtype, opt
     poisoned = p.logits.clone()
     for step in (1, 2):
         if optimizer == "adam":
-            adam_step_(p.logits, *moments, p.grad, *p.tail, lr=LR, step=step, rows=p.rows)
+            adam_step_(p.logits, *moments, p.grad, *p.tail, lr=LR, step=step, row_index=p.rows)
             adam_step_(dense.logits, *dense_moments, dense.grad, *dense.tail, lr=LR, step=step)
         else:
-            sgd_step_(p.logits, p.grad, *p.tail, lr=LR, rows=p.rows)
+            sgd_step_(p.logits, p.grad, *p.tail, lr=LR, row_index=p.rows)
             sgd_step_(dense.logits, dense.grad, *dense.tail, lr=LR)
     tolerance = 1e-9 if z_dtype == torch.float64 else 2 * torch.finfo(z_dtype).eps + 1e-4
     torch.testing.assert_close(p.logits[used], dense.logits, rtol=tolerance, atol=tolerance)

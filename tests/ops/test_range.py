@@ -54,8 +54,8 @@ def test_what_reads_the_logsumexp_refuses_it(name, dtype, temperature, size):
     keywords["logsumexp"] = logit_statistics(logits, temperature).logsumexp
     with pytest.raises(RuntimeError, match=r"logsumexp must be finite, got -?inf at 1: logits / temperature must stay"):
         call(name, keywords)
-    if "rows" in keywords:  # nothing of a padding row is read
-        keywords["rows"][1] = -1
+    if "row_index" in keywords:  # nothing of a padding row is read
+        keywords["row_index"][1] = -1
         call(name, keywords)
 
 

@@ -208,7 +208,9 @@ def test_into_rows_of_a_buffer(device, z_dtype, e_dtype, mode):
     buffer = torch.full((r, d + 5), 7.0, dtype=e_dtype, device=device)
     output = buffer[:, :d]  # strided, as a slice of the reward model's input would be
     soft = torch.full((n, d), 7.0, dtype=lse.dtype, device=device)
-    result = relaxed_embedding_(output, soft, logits, lse, embedding, 0.7, hard_tokens=hard, weight=weight, rows=rows)
+    result = relaxed_embedding_(
+        output, soft, logits, lse, embedding, 0.7, hard_tokens=hard, weight=weight, row_index=rows
+    )
     assert result is None
     for a, b in ((output[rows[used]], expected[0][used]), (soft[used], expected[1][used])):
         assert_accurate(a, b, b)  # other blocking, other order of summation
@@ -236,7 +238,7 @@ def test_only_padding_and_no_rows_at_all(device):
         soft = torch.full((n, 4), 7.0, device=device)
         logits, lse = torch.full((n, 9), math.nan, device=device), torch.full((n,), math.nan, device=device)
         rows = torch.full((n,), -1, dtype=torch.int64, device=device)
-        relaxed_embedding_(output, soft, logits, lse, embedding, 0.7, rows=rows)
+        relaxed_embedding_(output, soft, logits, lse, embedding, 0.7, row_index=rows)
         assert (output == 7).all()
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrgi_ext import logit_statistics, reference, sample_tokens
+from entrgi_ext import logit_statistics, philox, reference, sample_tokens
 from support.helpers import (
     LARGE_VOCABULARY,
     LOGIT_DTYPES,
@@ -60,7 +60,7 @@ def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None, slac
     tokens = got.token.cpu()[:, None]
     assert (kept | near).gather(1, tokens).all(), "a token outside the filter was drawn"
     scores = (z - z.amax(1, keepdim=True)) / temperature
-    scores += reference.gumbel(keys, torch.arange(z.shape[1]))
+    scores += philox.gumbel(keys, torch.arange(z.shape[1]))
     best = scores.masked_fill(~kept | near, -math.inf).amax(1)
     assert (scores.gather(1, tokens)[:, 0] >= best - 1e-4).all(), "a kept token with a higher score was passed over"
 

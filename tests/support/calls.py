@@ -3,6 +3,8 @@ of determinism, and of registration."""
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 import entrgi_ext
@@ -41,7 +43,7 @@ def arguments(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         "embedding": embedding,
         "soft": soft,
         "temperature": 0.7,
-        "rows": rows,
+        "row_index": rows,
     }
     moments = {
         key: random_logits(n, v, lse.dtype, device, seed=seed).square()
@@ -74,7 +76,7 @@ def arguments(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
             "logsumexp": lse,
             "embedding": embedding,
             "temperature": 0.7,
-            "rows": rows,
+            "row_index": rows,
             **blend,
         },
         "logit_gradient": update,
@@ -99,19 +101,6 @@ def call(name: str, keywords: dict):
     return getattr(entrgi_ext, name)(**keywords)
 
 
-# The order of the schemas (namespace entrgi), where it differs from that of the Python functions.
-SCHEMA_ORDER = {
-    "logit_statistics": "logits temperature",
-    "sample_tokens": "logits keys temperature top_p top_k forbidden error_flag",
-    "gumbel_perturb": "logits keys scale",
-    "relaxed_embedding": "logits logsumexp embedding hard_tokens weight temperature",
-    "relaxed_embedding_": "output soft logits logsumexp embedding hard_tokens weight rows temperature",
-    "logit_gradient": "grad logits logsumexp embedding soft rows temperature",
-    "adam_step_": "logits exp_avg exp_avg_sq grad logsumexp embedding soft rows temperature lr beta1 beta2 eps"
-    " step last",
-    "sgd_step_": "logits grad logsumexp embedding soft rows temperature lr",
-    "commit_": "tokens committed candidates confidence positions splits counts keys eos_token_id alg_temp",
-}
 # What an in-place operator (or an error flag) writes.
 WRITTEN = {
     "sample_tokens": ["error_flag"],
@@ -122,10 +111,19 @@ WRITTEN = {
 }
 
 
+def names_of(name: str) -> list[str]:
+    """The arguments of ``torch.ops.entrgi.<name>`` in its order, which differs from that of the Python function."""
+    entrgi_ext.logit_statistics  # noqa: B018 (loads the library)
+    return [argument.name for argument in getattr(torch.ops.entrgi, name).default._schema.arguments]
+
+
 def schema_arguments(name: str, keywords: dict) -> tuple:
     """The positional arguments of ``torch.ops.entrgi.<name>`` for the same call."""
-    defaults = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "last": False}
-    return tuple({**defaults, **keywords}[key] for key in SCHEMA_ORDER[name].split())
+    parameters = inspect.signature(getattr(entrgi_ext, name)).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty} | keywords
+    if "betas" in given:
+        given["beta1"], given["beta2"] = given["betas"]
+    return tuple(given[key] for key in names_of(name))
 
 
 def backward_arguments(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple:

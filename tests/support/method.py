@@ -1,6 +1,6 @@
 """The method written down a second time: one trajectory, one position at a time, softmax and autograd.
 
-Nothing here imports the driver. Only the Gumbel noise of a key comes from ``entrgi_ext.reference``.
+Nothing here imports the driver. Only the Gumbel noise of a key comes from ``entrgi_ext.philox``.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from entrgi_ext.reference import gumbel
+from entrgi_ext.philox import gumbel
 
 
 @dataclass

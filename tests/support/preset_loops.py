@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from entrgi_ext.reference import gumbel
+from entrgi_ext.philox import gumbel
 
 
 def entropy(p):

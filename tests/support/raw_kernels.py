@@ -89,8 +89,8 @@ class RawKernels:
             arguments["n"] += self.absent_rows
             for name, stride in self.absent.items():
                 arguments[f"{name}_stride"] = stride
-                if f"num_{name}_rows" in arguments:
-                    arguments[f"num_{name}_rows"] += self.absent_rows
+                if name in ("output", "grad"):
+                    arguments["target_rows"] += self.absent_rows
         request = pickle.dumps((launcher, arguments, buffers, self.forced))
         if self.process is None:
             self._start()

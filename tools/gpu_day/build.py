@@ -188,7 +188,11 @@ def cmake_command(
     """Configures and builds; with source lines, which a profiler and a trap name."""
     configure = ["cmake", "-S", str(ROOT), "-B", str(scratch / "cmake"), "-G", "Ninja", "-DENTRGI_CUDA=1"]
     configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DENTRGI_OUTPUT={target}"]
-    configure += ["-DENTRGI_LINEINFO=ON", "-DENTRGI_LAUNCHERS=ON", f"-DENTRGI_BOUNDED_WAITS={'ON' if bounded_waits else 'OFF'}"]
+    configure += [
+        "-DENTRGI_LINEINFO=ON",
+        "-DENTRGI_LAUNCHERS=ON",
+        f"-DENTRGI_BOUNDED_WAITS={'ON' if bounded_waits else 'OFF'}",
+    ]
     if cutlass is not None:
         configure.append(f"-DENTRGI_CUTLASS_INCLUDE={cutlass}")
     build = ["cmake", "--build", str(scratch / "cmake"), "--parallel", str(jobs)]

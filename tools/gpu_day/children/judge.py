@@ -74,7 +74,7 @@ def _tokens(x: Inputs, truth: Truth, tokens: Tensor, errors: dict) -> list[str]:
         truth._token(OURS, tokens)
     except WrongResult as wrong:
         return [str(wrong)]
-    expected = reference().sample_tokens(truth.z, x.keys, TEMPERATURE, TOP_P).token
+    expected = reference.sample_tokens(truth.z, x.keys, TEMPERATURE, TOP_P).token
     errors["other tokens"] = other = int((tokens != expected).sum())
     most = max(1, int(OTHER_TOKENS * x.case.N))
     return [f"{other} of {x.case.N} tokens are not the reference's"] if other > most else []
