@@ -1,8 +1,8 @@
 """Runs raw launchers for the tests, in a process that imports neither torch nor anything that links CUDA.
 
-Started as ``worker.py PATH_OF_BINDINGS``. Each request on stdin is a pickled (launcher, arguments, buffers, forced plans); a
-buffer is (bytes or size, offset, read_back): its memory comes from cudaMalloc at exactly that size, so that the
-simulator sees every access outside it, and a size instead of bytes leaves it unwritten. The answer is
+Started as ``worker.py PATH_OF_BINDINGS``. Each request on stdin is a pickled (launcher, arguments, buffers, forced
+plans); a buffer is (bytes or size, offset, read_back): its memory comes from cudaMalloc at exactly that size, so that
+the simulator sees every access outside it, and a size instead of bytes leaves it unwritten. The answer is
 ("ok", plan, contents of the buffers to read back) or ("error", message).
 """
 
