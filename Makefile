@@ -1,5 +1,5 @@
 # make demo    set up everything and run unguided beside guided generation on the embedded models
-# make test    set up everything, lint, run all tests
+# make test    set up everything, lint, run the tests; make test-all also those marked slow
 # make wheel   build dist/entrgi-*.whl
 # make gpu-pack   what a machine with a GPU and no network needs, see docs/kernels/README.md
 # Everything happens in .venv and build/; only Python >= 3.10 with its headers, a C++ compiler and git are needed.
@@ -14,8 +14,8 @@ export ENTRGI_WERROR ?= 1
 # Tools (cmake, ninja) come from the virtual environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: FORCE env build demo test lint format wheel wheel-test bench bench-check bench-simulated ptxas-report docs \
-  gpu-pack gpu-day-dry-run clean
+.PHONY: FORCE env build demo test test-all lint format wheel wheel-test bench bench-check bench-simulated \
+  ptxas-report docs gpu-pack gpu-day-dry-run clean
 
 $(BIN)/.env: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, found " + sys.version'
@@ -40,8 +40,15 @@ build: $(BIN)/.build
 demo: build
 	$(BIN)/entrgi sample --compare --seed 0 --prompt "The movie was" --prompt "I think"
 
+# A process for each core, each with one thread; what they would all build is built before.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 test: build lint
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/support/build_simulated.py
+	$(PYTEST)
+
+test-all: build lint
+	$(BIN)/python tests/support/build_simulated.py compute_80 compute_90a compute_90
+	$(PYTEST) -m ''
 
 lint: build
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Docstrings name things with roles, as in :func:`entrgi.generate`; on the site each is a link where there is a target."""
+"""Docstrings name things with roles, as in :func:`entrgi.generate`, which the site shows as code."""
 
 import re
 

@@ -3,6 +3,7 @@ tests must run in a process without it."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -56,6 +57,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = grids.choose(items)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: the garbage collector need not go through it again with every collection,
+    which took a third of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

@@ -1,197 +1,289 @@
-"""What a generation is asked to do: one frozen dataclass, checked when it is made, its presets and aliases."""
+"""What a generation is asked to do: one frozen dataclass, checked when it is made.
+
+An option is added here and where it is used: :class:`SamplerConfig` has its text and its field with what it must be,
+:class:`SamplerOptions` its type for editors. Presets, aliases and the command line follow from the fields.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from entrgi.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
-SCHEDULES = ("paper", "rgrl", "uniform")
-ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin", "anchor", "random", "origin")
 ESTIMATORS = ("entrgi", "aps", "expectation", "gumbel")
 GUIDANCE = (*ESTIMATORS, "none")
 OPTIMIZERS = ("adam", "sgd")
-ENTROPY_RULES = ("auto", "initial", "filtered")
-END_TOKENS = ("eos", "all")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MAX_STEPS = 2**24  # the schedules' clock is fp32, which tells no more apart
 GRAPH_ROW_BUCKET = 64
+# Under which an option stands in the help.
+WRITING, RANKING = "Denoising", "Drawing and ranking"
+STEERING, MACHINE = "Guidance", "Memory and speed, same result"
 
-# What the same option is called elsewhere: LLaDA's generate, diffusers.
-ALIASES = {"gen_length": "max_new_tokens", "num_inference_steps": "steps", "remasking": "alg"}
-REMASKING = {"low_confidence": "maskgit_plus"}
+
+# What an option may be. ``kind`` is the type that a command line reads; ``read`` makes of a value (numpy's scalars
+# among them) the plain one that a config holds, or raises ValueError with the option's name.
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An integer of 64 bits. ``off`` is another way to write None."""
+
+    least: int = 1
+    most: int = 2**63 - 1
+    off: int | None = None
+    kind = int
+
+    def read(self, name: str, value: object) -> int | None:
+        is_integer = _is_integer(value)
+        if is_integer and value == self.off:
+            return None
+        if not is_integer or value < self.least:
+            raise _error(name, value, f"must be an integer >= {self.least}")
+        if value >= 2**63:
+            raise _error(name, value, "must be an integer of 64 bits")
+        if value > self.most:
+            raise _error(name, value, f"must be <= {self.most}")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number for which ``holds``."""
+
+    expected: str
+    holds: Callable[[float], bool] = lambda _: True
+    kind = float
+
+    def read(self, name: str, value: object) -> float:
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not self.holds(value):
+            raise _error(name, value, self.expected)
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several names."""
+
+    choices: tuple[str, ...]
+    kind = str
+
+    def read(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or value not in self.choices:
+            raise _error(name, value, f"must be one of {', '.join(self.choices)}")
+        return value
+
+
+class Switch:
+    """True or False."""
+
+    kind = bool
+
+    def read(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool) and str(getattr(value, "dtype", None)) != "bool":
+            raise _error(name, value, "must be True or False")
+        return bool(value)
+
+
+class Dtype:
+    """A floating dtype of torch, or its name, for which alone torch is imported."""
+
+    choices = DTYPES
+    kind = str
+
+    def read(self, name: str, value: object) -> torch.dtype:
+        is_dtype = type(value).__module__ == "torch"
+        if not (is_dtype or isinstance(value, str)) or str(value).removeprefix("torch.") not in DTYPES:
+            raise _error(name, value, "must be None or a floating torch dtype")
+        if is_dtype:
+            return value
+        import torch
+
+        return getattr(torch, value.removeprefix("torch."))
+
+
+class Interval:
+    """Every so many steps, or those in a window (first, end)."""
+
+    kind = str
+
+    def read(self, name: str, value: object) -> int | tuple[int, int]:
+        if not isinstance(value, tuple | list):
+            return Whole().read(name, value)
+        if len(value) != 2 or not all(map(_is_integer, value)) or not 0 <= value[0] < value[1]:
+            raise _error(name, value, "must be an integer >= 1 or a window (first, end) with 0 <= first < end")
+        if value[1] >= 2**63:
+            raise _error(name, value, "must be integers of 64 bits")
+        return int(value[0]), int(value[1])
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def option(
+    default: object,
+    kind: object,
+    group: str,
+    *,
+    none: object = None,
+    presets: Mapping[str, object] | None = None,
+    aliases: Mapping[str, Mapping[str, object]] | None = None,
+) -> Any:
+    """The field of one option.
+
+    Args:
+        default: its value in the ``paper`` preset. Where it is None, None may be given.
+        kind: what other values must be.
+        group: under which it stands in the help.
+        none: what None stands for where that is not the default.
+        presets: its values in other presets, by their names.
+        aliases: its names in other samplers, each with the values that have another name there, too.
+    """
+    metadata = {"kind": kind, "group": group, "none": none}
+    return field(default=default, metadata={**metadata, "presets": presets or {}, "aliases": aliases or {}})
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """Options of :func:`entrgi.generate`; the defaults are the ``paper`` preset (arXiv 2602.05000).
 
+    The first sentence of each text below is the option's help on the command line.
+
     Attributes:
-        num_return_sequences: trajectories returned per prompt, K.
-        best_of: trajectories made per prompt, N >= K, of which the K with the highest final rewards are returned,
-            best first; None makes and returns K.
-        max_new_tokens: response length in tokens, L; every response position starts masked. 0 only to infill.
-        steps: denoising steps, T. Steps in which the schedule commits nothing cost nothing.
-        schedule: how many positions a step commits: ``paper`` (Dream's, linear in time), ``rgrl`` (rounded) or
-            ``uniform`` (LLaDA's, the same number in every step).
-        block_length: semi-autoregressive blocks: the masked positions are filled from left to right in groups of
-            this many, which share the steps evenly. Guidance still optimises all of them. None: one group.
-        threshold: parallel decoding: a step commits every position whose confidence, in ``alg``'s units, is at
-            least this, and never fewer than the schedule asks, nor fewer than one. None is off.
-        early_exit: a trajectory stops where an end-of-sequence token is committed and nothing before it is
-            masked; the rest, which no text shows, is filled with that token.
-        end_tokens: which tokens hide what is behind them from the reward in guidance, and are de-prioritised: ``eos``,
-            the one end-of-sequence token, as published, or ``all`` that the checkpoint declares (end of turn, end of
+        num_return_sequences: Texts returned per prompt, K.
+        best_of: Make so many per prompt, N >= K, and return the K with the highest final rewards, best first. None
+            makes and returns K.
+        max_new_tokens: Response length in tokens, L. Every position of it starts masked; 0 only to infill.
+        steps: Denoising steps, T. Steps in which the schedule commits nothing cost nothing.
+        schedule: How many positions a step commits. ``paper`` is Dream's (linear in time), ``rgrl`` rounds it, and
+            ``uniform`` is LLaDA's (the same number in every step).
+        block_length: Fill from left to right in blocks of so many masked positions. The blocks share the steps evenly;
+            guidance still optimises all positions. None: one block.
+        threshold: Commit every position whose confidence is at least this. It is in the units of ``alg``; a step never
+            commits fewer than the schedule asks, nor fewer than one. None is off.
+        early_exit: Stop a text where its end is committed and nothing before is masked. The rest, which no text shows,
+            is filled with that token.
+        end_tokens: Which ends of a text rank last and hide what follows from the reward in guidance. ``eos`` is the one
+            end-of-sequence token, as published, and ``all`` are those that the checkpoint declares (end of turn, end of
             text). Texts are cut, streamed and ended early at any of them in either case.
-        temperature: tau of the draws and of the relaxed embeddings, in [1e-6, 1e6]; 0 is greedy: the most probable
-            token is drawn, and everything else is at tau = 1, as in Dream's and LLaDA's own code.
-        top_p: keep an id iff the mass strictly ahead of it is <= top_p; 1 and None are off.
-        top_k: then keep the k largest logits, ties included; 0 and None are off.
-        alg: confidence that ranks positions: ``entropy``, ``maskgit_plus`` (probability of the drawn
-            token), ``topk_margin`` (top-1 minus top-2 probability), ``anchor`` (raw optimised logit of the
-            drawn token), ``random``: any positions, as many as the schedule asks, or ``origin``: each position
-            commits independently with the schedule's probability, whatever is drawn there.
-        alg_temp: > 0 draws positions from softmax(confidence / alg_temp) instead of taking the best; 0 and None are
-            off.
-        entropy_rule: which distribution ``alg="entropy"`` measures: ``initial`` (the denoiser's own
-            logits, unfiltered, at tau), ``filtered`` (optimised logits, at tau, after top-p / top-k), or
-            ``auto``: initial when guided, filtered when ``guidance="none"``, as the published loops do.
-        deprioritize_eos: a drawn end-of-sequence token ranks last among the masked positions.
-        guidance: ``entrgi``, ``aps`` (straight-through), ``expectation`` (soft), ``gumbel`` (Gumbel-softmax) or
-            ``none`` (best-of-n).
-        guidance_steps: optimiser steps per denoising step, M.
-        guidance_lr: learning rate: of Adam in logits, of SGD in logits per unit of gradient.
-        guidance_interval: which denoising steps are guided: every k-th (those with index divisible by k), or those in
-            a window (first, end), end excluded.
-        optimizer: ``adam`` or ``sgd`` (z += lr * gradient, as TESS-2).
-        gumbel_temperature: lambda of softmax((z / tau + g) / lambda); only with ``guidance="gumbel"``.
-        reward_scale: factor on the reward. Adam normalises, so in effect its sign: -1 steers away.
-        logits_dtype: dtype in which the logits are optimised; None is the denoiser's own.
-        infill: mask tokens in the prompts are filled like response positions; no token that ends a text is drawn
-            then. False: they are read as the text that spells them. None: in a chat as with False, and an error in
-            plain text.
-        max_rows: memory budget: at most so many rows of logits [rows, V] at once, padding included. Trajectories run
-            in turns, with the same result.
-        row_bucket: the number of rows is rounded up to a multiple of this, so that fewer shapes occur; the result
-            is the same. None: 1, or 64 with ``cuda_graphs``.
-        cuda_graphs: capture the guidance loop as a CUDA graph, one per shape; needs models on a GPU.
+        temperature: Temperature tau of the draws and of the relaxed embeddings, in [1e-6, 1e6]; 0 is greedy. The most
+            probable token is drawn then, and everything else is at tau = 1, as in Dream's and LLaDA's own code.
+        top_p: Nucleus of the draws: an id is kept if the mass strictly ahead of it is at most this; 1 is off. So is
+            None.
+        top_k: Draw from the k largest logits that top_p leaves, ties included; 0 is off. So is None.
+        alg: Confidence that ranks positions; random and origin take any. ``entropy``, ``maskgit_plus`` (probability of
+            the drawn token), ``topk_margin`` (top-1 minus top-2 probability), ``anchor`` (raw optimised logit of the
+            drawn token), ``random``: any positions, as many as the schedule asks, or ``origin``: each position commits
+            independently with the schedule's probability, whatever is drawn there.
+        alg_temp: Draw positions from softmax(confidence / alg_temp) instead of taking the best; 0 is off. So is None.
+        entropy_rule: Which distribution the entropy confidence measures. ``initial`` is the denoiser's own logits,
+            unfiltered, at tau, and ``filtered`` the optimised logits, at tau, after top-p / top-k. ``auto`` is initial
+            when guided and filtered when ``guidance="none"``, as the published loops do.
+        deprioritize_eos: Rank a drawn end of sequence last among the masked positions.
+        guidance: Estimator of the reward's gradient; none is unguided. ``entrgi``, ``aps`` (straight-through),
+            ``expectation`` (soft), ``gumbel`` (Gumbel-softmax) or ``none`` (best-of-n).
+        guidance_steps: Optimiser steps per denoising step, M.
+        guidance_lr: Learning rate: of Adam in logits, of SGD in logits per unit of gradient.
+        guidance_interval: Which denoising steps are guided. Every k-th (those with index divisible by k), or those in a
+            window (first, end), end excluded.
+        optimizer: Optimiser of the logits. ``adam`` or ``sgd`` (z += lr * gradient, as TESS-2).
+        gumbel_temperature: Temperature lambda of softmax((z / tau + g) / lambda), for gumbel guidance alone.
+        reward_scale: Factor on the reward; -1 steers the other way. Adam normalises, so that only its sign has an
+            effect there.
+        logits_dtype: Dtype in which the logits are optimised. None is the denoiser's own.
+        infill: Fill mask tokens in the prompts like response positions, or read them as text. True: no token that ends
+            a text is drawn then. False: they are read as the text that spells them. None: in a chat as with False, and
+            an error in plain text.
+        max_rows: At most so many rows of logits [rows, V] at once, padding included. Trajectories run in turns, with
+            the same result.
+        row_bucket: Round the number of rows up to a multiple of this, so that fewer shapes occur. The result is the
+            same. None: 1, or 64 with ``cuda_graphs``.
+        cuda_graphs: Capture the guidance loop as CUDA graphs, one per shape. Needs models on a GPU.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
     """
 
-    num_return_sequences: int = 4
-    best_of: int | None = None
-    max_new_tokens: int = 128
-    steps: int = 128
-    schedule: str = "paper"
-    block_length: int | None = None
-    threshold: float | None = None
-    early_exit: bool = False
-    end_tokens: str = "eos"
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int | None = None
-    alg: str = "entropy"
-    alg_temp: float = 0.0
-    entropy_rule: str = "auto"
-    deprioritize_eos: bool = True
-    guidance: str = "entrgi"
-    guidance_steps: int = 3
-    guidance_lr: float = 0.5
-    guidance_interval: int | tuple[int, int] = 1
-    optimizer: str = "adam"
-    gumbel_temperature: float = 1.0
-    reward_scale: float = 1.0
-    logits_dtype: torch.dtype | None = None
-    infill: bool | None = None
-    max_rows: int | None = None
-    row_bucket: int | None = None
-    cuda_graphs: bool = False
+    num_return_sequences: int = option(4, Whole(), WRITING)
+    best_of: int | None = option(None, Whole(), WRITING)
+    max_new_tokens: int = option(128, Whole(0), WRITING, aliases={"gen_length": {}})
+    steps: int = option(128, Whole(1, MAX_STEPS), WRITING, aliases={"num_inference_steps": {}})
+    schedule: str = option("paper", Choice(("paper", "rgrl", "uniform")), WRITING, presets={"rgrl": "rgrl"})
+    block_length: int | None = option(None, Whole(), WRITING)
+    threshold: float | None = option(None, Number("must be finite"), WRITING)
+    early_exit: bool = option(False, Switch(), WRITING, aliases={"eos_early_stop": {}})
+    end_tokens: str = option("eos", Choice(("eos", "all")), RANKING)
+    temperature: float = option(
+        0.7,
+        Number("must be 0 or in [1e-6, 1e6]", lambda x: x == 0 or 1e-6 <= x <= 1e6),
+        RANKING,
+        presets={"rgrl": 0.9},
+    )
+    top_p: float = option(0.95, Number("must be in [0, 1]", lambda x: 0 <= x <= 1), RANKING, none=1.0)
+    top_k: int | None = option(None, Whole(1, off=0), RANKING, presets={"rgrl": 50})
+    alg: str = option(
+        "entropy",
+        Choice(("entropy", "maskgit_plus", "topk_margin", "anchor", "random", "origin")),
+        RANKING,
+        aliases={"remasking": {"low_confidence": "maskgit_plus"}},
+    )
+    alg_temp: float = option(0.0, Number("must be >= 0", lambda x: x >= 0), RANKING, none=0.0)
+    entropy_rule: str = option("auto", Choice(("auto", "initial", "filtered")), RANKING, presets={"rgrl": "filtered"})
+    deprioritize_eos: bool = option(True, Switch(), RANKING, presets={"rgrl": False})
+    guidance: str = option("entrgi", Choice(GUIDANCE), STEERING)
+    guidance_steps: int = option(3, Whole(), STEERING, presets={"rgrl": 1})
+    guidance_lr: float = option(0.5, Number("must be > 0 and finite", lambda x: x > 0), STEERING)
+    guidance_interval: int | tuple[int, int] = option(1, Interval(), STEERING)
+    optimizer: str = option("adam", Choice(OPTIMIZERS), STEERING)
+    gumbel_temperature: float = option(1.0, Number("must be > 0 and finite", lambda x: x > 0), STEERING)
+    reward_scale: float = option(1.0, Number("must be finite"), STEERING)
+    logits_dtype: torch.dtype | str | None = option(None, Dtype(), STEERING)  # noqa: RUF009
+    infill: bool | None = option(None, Switch(), WRITING)
+    max_rows: int | None = option(None, Whole(), MACHINE)
+    row_bucket: int | None = option(None, Whole(), MACHINE)
+    cuda_graphs: bool = option(False, Switch(), MACHINE)
 
     def __post_init__(self) -> None:
-        for name, off in {"top_p": 1.0, "alg_temp": 0.0}.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, off)
-        if isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool) and self.top_k == 0:
-            object.__setattr__(self, "top_k", None)
-        for name in ("num_return_sequences", "steps", "guidance_steps"):
-            self._integer(name, 1)
-        for name in ("best_of", "block_length", "top_k", "max_rows", "row_bucket"):
-            self._integer(name, 1, optional=True)
-        if not isinstance(self.guidance_interval, tuple | list):
-            self._integer("guidance_interval", 1)
-        self._integer("max_new_tokens", 0 if self.infill else 1)
-        for name in ("guidance_lr", "gumbel_temperature"):
-            self._number(name, "must be > 0 and finite", lambda x: x > 0)
-        self._number("temperature", "must be 0 or in [1e-6, 1e6]", lambda x: x == 0 or 1e-6 <= x <= 1e6)
-        self._number("top_p", "must be in [0, 1]", lambda x: 0 <= x <= 1)
-        self._number("alg_temp", "must be >= 0", lambda x: x >= 0)
-        self._number("reward_scale", "must be finite", lambda x: True)
-        if self.threshold is not None:
-            self._number("threshold", "must be finite", lambda x: True)
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            _require(value in allowed, name, value, f"must be one of {', '.join(allowed)}")
-        for name in ("early_exit", "deprioritize_eos", "infill", "cuda_graphs"):
-            value = getattr(self, name)
-            if name == "infill" and value is None:
-                continue
-            is_bool = isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool"  # numpy's, too
-            _require(is_bool, name, value, "must be True or False")
-            object.__setattr__(self, name, bool(value))
-        dtype, dtypes = self.logits_dtype, "must be None or a floating torch dtype"
-        known = dtype is None or (type(dtype).__module__ == "torch" and str(dtype).removeprefix("torch.") in DTYPES)
-        _require(known, "logits_dtype", dtype, dtypes)
-        _require(self.steps <= MAX_STEPS, "steps", self.steps, f"must be <= {MAX_STEPS}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and (each.default is None or each.metadata["none"] is not None):
+                value = each.metadata["none"]
+            else:
+                value = each.metadata["kind"].read(each.name, value)
+            object.__setattr__(self, each.name, value)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        def require(condition: bool, name: str, expected: str) -> None:
+            if not condition:
+                raise _error(name, getattr(self, name), expected)
+
+        require(self.max_new_tokens >= 1 or bool(self.infill), "max_new_tokens", "must be an integer >= 1")
         if self.best_of is not None:
-            expected = f"must be >= num_return_sequences ({self.num_return_sequences})"
-            _require(self.best_of >= self.num_return_sequences, "best_of", self.best_of, expected)
+            enough = self.best_of >= self.num_return_sequences
+            require(enough, "best_of", f"must be >= num_return_sequences ({self.num_return_sequences})")
         if self.alg in ("origin", "random"):
             ranks = f"with alg={self.alg!r}, which ranks nothing"
-            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, f"must be 0 {ranks}")
-            _require(self.threshold is None, "threshold", self.threshold, f"must be None {ranks}")
+            require(self.alg_temp == 0, "alg_temp", f"must be 0 {ranks}")
+            require(self.threshold is None, "threshold", f"must be None {ranks}")
         if self.threshold is not None:
-            _require(self.alg_temp == 0, "alg_temp", self.alg_temp, "must be 0 with a threshold")
+            require(self.alg_temp == 0, "alg_temp", "must be 0 with a threshold")
         if self.guidance != "gumbel":
-            expected = "must be 1 unless guidance='gumbel'"
-            _require(self.gumbel_temperature == 1, "gumbel_temperature", self.gumbel_temperature, expected)
-        elif self.is_greedy:
-            _require(False, "temperature", self.temperature, "must be > 0 with guidance='gumbel', which draws")
-        expected = f"times temperature ({self.temperature}) must be in [1e-6, 1e6]"
+            require(self.gumbel_temperature == 1, "gumbel_temperature", "must be 1 unless guidance='gumbel'")
+        else:
+            require(not self.is_greedy, "temperature", "must be > 0 with guidance='gumbel', which draws")
         in_range = 1e-6 <= self.tau * self.gumbel_temperature <= 1e6
-        _require(in_range, "gumbel_temperature", self.gumbel_temperature, expected)
-        if not isinstance(self.guidance_interval, int):
-            window = tuple(self.guidance_interval)
-            is_window = len(window) == 2 and all(isinstance(x, Integral) and not isinstance(x, bool) for x in window)
-            expected = "must be an integer >= 1 or a window (first, end) with 0 <= first < end"
-            ordered = is_window and 0 <= window[0] < window[1]
-            _require(ordered, "guidance_interval", self.guidance_interval, expected)
-            _require(window[1] < 2**63, "guidance_interval", self.guidance_interval, "must be integers of 64 bits")
-            object.__setattr__(self, "guidance_interval", (int(window[0]), int(window[1])))
-
-    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
-        value = getattr(self, name)
-        is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        _require(is_number and holds(value), name, value, expected)
-        object.__setattr__(self, name, float(value))  # numpy's scalars, too
-
-    def _integer(self, name: str, minimum: int, optional: bool = False) -> None:
-        value = getattr(self, name)
-        if optional and value is None:
-            return
-        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-        _require(is_integer and value >= minimum, name, value, f"must be an integer >= {minimum}")
-        _require(value < 2**63, name, value, "must be an integer of 64 bits")
-        object.__setattr__(self, name, int(value))
+        require(in_range, "gumbel_temperature", f"times temperature ({self.temperature}) must be in [1e-6, 1e6]")
 
     @property
     def is_greedy(self) -> bool:
@@ -216,9 +308,15 @@ class SamplerConfig:
         return "filtered" if self.guidance == "none" else "initial"
 
     @property
-    def trajectories(self) -> int:
+    def num_trajectories(self) -> int:
         """Trajectories made per prompt: ``best_of``, or ``num_return_sequences``."""
         return self.best_of or self.num_return_sequences
+
+    @property
+    def trajectories(self) -> int:
+        """The old name of ``num_trajectories``."""
+        warn_renamed("SamplerConfig.trajectories", "num_trajectories")
+        return self.num_trajectories
 
     @property
     def bucket(self) -> int:
@@ -239,28 +337,57 @@ class SamplerConfig:
         return first <= step < end
 
 
-CHOICES = {
-    "schedule": SCHEDULES,
-    "alg": ALGORITHMS,
-    "guidance": GUIDANCE,
-    "optimizer": OPTIMIZERS,
-    "entropy_rule": ENTROPY_RULES,
-    "end_tokens": END_TOKENS,
-}
+class SamplerOptions(TypedDict, total=False):
+    """The options of :class:`SamplerConfig`, and their names in other samplers, as keyword arguments."""
+
+    num_return_sequences: int
+    best_of: int | None
+    max_new_tokens: int
+    steps: int
+    schedule: str
+    block_length: int | None
+    threshold: float | None
+    early_exit: bool
+    end_tokens: str
+    temperature: float
+    top_p: float
+    top_k: int | None
+    alg: str
+    alg_temp: float
+    entropy_rule: str
+    deprioritize_eos: bool
+    guidance: str
+    guidance_steps: int
+    guidance_lr: float
+    guidance_interval: int | tuple[int, int]
+    optimizer: str
+    gumbel_temperature: float
+    reward_scale: float
+    logits_dtype: torch.dtype | str | None
+    infill: bool | None
+    max_rows: int | None
+    row_bucket: int | None
+    cuda_graphs: bool
+    gen_length: int
+    num_inference_steps: int
+    eos_early_stop: bool
+    remasking: str
+
+
 PRESETS: dict[str, dict[str, object]] = {
-    "paper": {},
-    "rgrl": {
-        "guidance_steps": 1,
-        "temperature": 0.9,
-        "top_k": 50,
-        "schedule": "rgrl",
-        "entropy_rule": "filtered",
-        "deprioritize_eos": False,
-    },
+    name: {each.name: values[name] for each in fields(SamplerConfig) if name in (values := each.metadata["presets"])}
+    for name in ("paper", "rgrl")
+}
+
+# By every name of an option: its own, and the values that it has under that name.
+_NAMES: dict[str, tuple[str, Mapping[str, object]]] = {
+    name: (each.name, values)
+    for each in fields(SamplerConfig)
+    for name, values in {each.name: {}, **each.metadata["aliases"]}.items()
 }
 
 
-def preset(name: str, **overrides: object) -> SamplerConfig:
+def preset(name: str, **overrides: Unpack[SamplerOptions]) -> SamplerConfig:
     """The named preset with some options replaced, e.g. ``preset("paper", steps=32, max_new_tokens=32)``.
 
     ``paper`` is the guided loop of arXiv 2602.05000, ``rgrl`` the sampler of its post-training code. The aliases of
@@ -269,7 +396,8 @@ def preset(name: str, **overrides: object) -> SamplerConfig:
     Raises:
         ValueError: for an unknown preset or an invalid option.
     """
-    _require(name in PRESETS, "preset", name, f"must be one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise _error("preset", name, f"must be one of {', '.join(PRESETS)}")
     return SamplerConfig(**{**PRESETS[name], **_options(overrides)})
 
 
@@ -277,39 +405,35 @@ def resolve(config: SamplerConfig | str | None, options: Mapping[str, object]) -
     """``config`` (None is the ``paper`` preset, a string the preset of that name) with ``options`` replaced.
 
     The names of other samplers are understood: ``gen_length`` for ``max_new_tokens``, ``num_inference_steps`` for
-    ``steps``, and ``remasking`` for ``alg`` with LLaDA's ``low_confidence`` for ``maskgit_plus`` (``random`` is one of
-    ours).
+    ``steps``, ``eos_early_stop`` for ``early_exit``, and ``remasking`` for ``alg`` with LLaDA's ``low_confidence`` for
+    ``maskgit_plus`` (``random`` is one of ours).
 
     Raises:
         ValueError: for an unknown option, one given twice, or an invalid value.
     """
     if config is None or isinstance(config, str):
         return preset(config or "paper", **options)
-    _require(isinstance(config, SamplerConfig), "config", config, "must be a SamplerConfig, a preset's name or None")
+    if not isinstance(config, SamplerConfig):
+        raise _error("config", config, "must be a SamplerConfig, a preset's name or None")
     return replace(config, **_options(options)) if options else config
 
 
 def _options(given: Mapping[str, object]) -> dict[str, object]:
     """Options by their own names."""
-    known = {field.name for field in fields(SamplerConfig)}
     result = {}
     for name, value in given.items():
-        own = ALIASES.get(name, name)
-        if own not in known:
+        if name not in _NAMES:
             raise ValueError(f"unknown option {name!r}; SamplerConfig lists the options")
+        own, values = _NAMES[name]
         if own in result or (own != name and own in given):
             raise ValueError(f"{name}: {own} is given twice, expected one of the two names")
-        result[own] = REMASKING.get(value, value) if name == "remasking" and isinstance(value, str) else value
+        result[own] = values.get(value, value) if isinstance(value, str) else value
     return result
 
 
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} {expected}, got {_shown(value)}")
-
-
-def _shown(value: object) -> str:
+def _error(name: str, value: object, expected: str) -> ValueError:
     try:
-        return repr(value)
+        shown = repr(value)
     except ValueError:  # an integer of thousands of digits
-        return f"one of {value.bit_length()} bits"
+        shown = f"one of {value.bit_length()} bits"
+    return ValueError(f"{name} {expected}, got {shown}")

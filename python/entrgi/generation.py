@@ -19,6 +19,7 @@ from entrgi.messages import Prompt, as_prompt, begun_turn
 from entrgi.prompts import Completion, with_spelled_masks
 from entrgi.rewards import BoundReward, Reward
 from entrgi.rewards.none import NoReward
+from entrgi.rewards.protocol import check_bound
 from entrgi.schedule import Step, plan
 from entrgi.sequences import Layout, Sequences, build_sequences
 from entrgi.tokenizing import plain_ids
@@ -125,7 +126,7 @@ def prepare(
 ) -> Generation:
     """Check and lay out a generation; arguments and ValueErrors are those of :func:`entrgi.generate`."""
     prompts = _as_list(prompts)
-    num_trajectories = config.trajectories
+    num_trajectories = config.num_trajectories
     memory.check(config, len(prompts), denoiser.vocab_size, denoiser.dtype.itemsize, torch.device(denoiser.device))
     if trajectory_seeds is None:
         seeds = derive_seeds(_base_seed(seed, generator), len(prompts), num_trajectories)
@@ -144,7 +145,7 @@ def prepare(
     judged = None
     if reward_prompts is not None:
         judged = _read_otherwise(layouts, _as_list(reward_prompts, "reward_prompts"), denoiser, config, reward)
-    target = reward.bind(denoiser, judged or layouts, num_trajectories)
+    target = check_bound(reward.bind(denoiser, judged or layouts, num_trajectories))
     if target is not None:
         _check_target(denoiser, target.embedding, config)
 

@@ -28,7 +28,7 @@ def at_least(config: SamplerConfig, prompts: int, vocab: int = 1, logit_bytes: i
         vocab: V, width of the logits.
         logit_bytes: of one logit.
     """
-    trajectories = prompts * config.trajectories
+    trajectories = prompts * config.num_trajectories
     positions = trajectories * config.max_new_tokens
     moments = MOMENTS if config.optimizer == "adam" and config.guidance_steps > 1 else 0
     guided = config.guidance != "none"
@@ -68,8 +68,8 @@ def prompts_at_once(
     Args:
         length: of a sequence in tokens, prompt and response.
     """
-    rows = max(config.trajectories * config.max_new_tokens, 1)
-    count = max(min(ENOUGH_ROWS // rows, ENOUGH_TOKENS // (config.trajectories * max(length, 1))), 1)
+    rows = max(config.num_trajectories * config.max_new_tokens, 1)
+    count = max(min(ENOUGH_ROWS // rows, ENOUGH_TOKENS // (config.num_trajectories * max(length, 1))), 1)
     free = available(device)
     while free is not None and count > 1 and at_least(config, count, vocab, logit_bytes) > SHARE * free:
         count //= 2

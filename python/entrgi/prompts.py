@@ -115,13 +115,12 @@ def render_chat(
     """The prompt through the chat template, open for the assistant to answer or to go on, or with its turn closed.
 
     Args:
+        prompt: as :func:`entrgi.messages.as_prompt` gives it.
         turn: the assistant's whole turn, in place of the one that the prompt's last message may have begun.
 
     Raises:
-        ValueError: for a prompt that is neither text nor messages, that the template refuses, or whose begun turn it
-            does not show.
+        ValueError: for a prompt that the template refuses, or whose begun turn it does not show.
     """
-    prompt = as_prompt(prompt)
     messages, begun = as_messages(prompt), begun_turn(prompt)
     if turn is None and begun is None:
         return _render(tokenizer, prompt, messages, True, options)
@@ -137,22 +136,25 @@ def split_chat(
     prompt: Prompt,
     options: Options | None = None,
     label: str = "denoiser: its chat template",
+    turn: str | None = None,
 ) -> tuple[str, str]:
     """What the chat template puts before an answer (a begun turn included) and behind it.
 
     Args:
+        prompt: as :func:`entrgi.messages.as_prompt` gives it.
         label: what an error calls the template.
+        turn: what the assistant has said, in place of the turn that the prompt has begun.
 
     Raises:
         ValueError: as :func:`render_chat`, and for a template that does not show the assistant's turn exactly once.
     """
     # The place is found by a marker that no prompt can hold, not by a fixed placeholder.
     marker = uuid4().hex
-    head, found, tail = render_chat(tokenizer, prompt, (begun_turn(prompt) or "") + marker, options).rpartition(marker)
+    begun = begun_turn(prompt) if turn is None else turn
+    head, found, tail = render_chat(tokenizer, prompt, (begun or "") + marker, options).rpartition(marker)
     if not found or marker in head:
         raise ValueError(f"{label} does not show the assistant's turn exactly once")
-    begun = begun_turn(as_prompt(prompt))
-    if begun and not head.endswith(begun):
+    if begun and turn is None and not head.endswith(begun):
         raise ValueError(f"{label} changes the turn that the last message has begun, expected {begun!r:.60} as it is")
     return head, tail
 

@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from entrgi.commit import commit, end_finished_
-from entrgi.config import SamplerConfig, resolve
+from entrgi.config import SamplerConfig, SamplerOptions, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.generation import Generation, check_models, prepare
 from entrgi.guidance import GuidanceOutput, ascend
@@ -20,6 +21,7 @@ from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
 from entrgi.prompts import Completion
 from entrgi.rewards import Reward
+from entrgi.rewards.protocol import row_index
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
 from entrgi.sequences import Sequences
@@ -37,13 +39,14 @@ def generate(
     generator: torch.Generator | None = None,
     trajectory_seeds: Tensor | None = None,
     forbidden_ids: Sequence[int] = (),
+    suppress_tokens: Sequence[int] | None = None,
     mask_id: int | None = None,
     reward_prompts: Prompt | Sequence[Prompt] | None = None,
     callback_on_step_end: Callable[[StepState], object] | None = None,
     streamer: Streamer | None = None,
     output_history: bool = False,
     return_dict_in_generate: bool = True,
-    **options: object,
+    **options: Unpack[SamplerOptions],
 ) -> Output | Tensor:
     """Sample K responses to each of B prompts, steered by the reward's gradient (arXiv 2602.05000).
 
@@ -59,6 +62,7 @@ def generate(
         trajectory_seeds: int64 [B, N] (N trajectories per prompt), used as they are. A trajectory's draws depend
             on its seed and nothing else, so a batch equals its single runs.
         forbidden_ids: never drawn, besides the mask token and ids without a token.
+        suppress_tokens: further ``forbidden_ids``, by the name that other samplers give them.
         mask_id: None, or the denoiser's mask token: whoever passes another is told.
         reward_prompts: what the reward reads in place of ``prompts``, one for each.
         callback_on_step_end: called with a :class:`StepState`; an exception from it ends the generation.
@@ -68,7 +72,8 @@ def generate(
         output_history: keep every step's :class:`StepState` in ``Output.steps``.
         return_dict_in_generate: False returns the ids alone, int64 [B * K, S].
         options: fields of :class:`SamplerConfig` that replace those of ``config``, or their aliases
-            ``gen_length``, ``num_inference_steps`` and ``remasking`` (see :func:`entrgi.config.resolve`).
+            ``gen_length``, ``num_inference_steps``, ``remasking`` and ``eos_early_stop`` (see
+            :func:`entrgi.config.resolve`).
 
     Returns:
         :class:`Output`.
@@ -103,7 +108,7 @@ def generate(
                 seed=seed,
                 generator=generator,
                 trajectory_seeds=trajectory_seeds,
-                forbidden_ids=forbidden_ids,
+                forbidden_ids=(*forbidden_ids, *(suppress_tokens or ())),
                 mask_id=mask_id,
                 reward_prompts=reward_prompts,
             )
@@ -183,7 +188,7 @@ def guide(
     tensors = {
         "logits": logits,
         "inputs_embeds": inputs_embeds,
-        "rows": torch.where(rows.real, reward.rows(rows.trajectories, rows.columns), -1),
+        "rows": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
         "tokens": tokens,
         "keys": rows.keys,
         "error_flag": generation.error_flags[step.index : step.index + 1],

@@ -7,8 +7,9 @@ it shares the batch with. Everything is built once, before the first denoising s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,29 +18,52 @@ from entrgi.prompts import Encoded, Prompt
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A prompt and where things lie in its trajectories' sequences; columns, ends excluded.
+class Frame:
+    """What stands before and after a window of a sequence, in one model's ids.
+
+    Attributes:
+        prefix, suffix: ids before and after the window.
+        window: number of columns of the window.
+        kept: number of positions before ``prefix`` that are not columns (keys and values of them are kept).
+    """
+
+    prefix: list[int]
+    suffix: list[int]
+    window: int
+    kept: int = field(default=0, kw_only=True)
+
+    @property
+    def start(self) -> int:
+        """First column of the window."""
+        return len(self.prefix)
+
+    @property
+    def stop(self) -> int:
+        """End of the window, excluded."""
+        return len(self.prefix) + self.window
+
+    @property
+    def length(self) -> int:
+        """End of the sequence, suffix included."""
+        return self.stop + len(self.suffix)
+
+
+@dataclass(frozen=True)
+class Layout(Frame):
+    """A prompt as the denoiser reads it, around the response window.
+
+    The window begins at the first response position, or at the first mask to infill, and ends where the text ends.
 
     Attributes:
         prompt: text or messages, as the user gave it.
         before: the denoiser's ids of what the window continues: the plain text before it, or the turn that the last
             message of a chat has begun; empty where it answers a chat.
-        text_start: first column of the body.
-        start: first column of the response window: the first response position, or the first mask to infill.
-        stop: end of the window, which is the end of the text.
-        length: end of the sequence, suffix included.
-        is_text: see :class:`entrgi.prompts.Encoded`.
-        end_ids: the denoiser's ids behind which guidance hides a response; None: its ``eos_token_id``.
+        end_ids: the denoiser's ids behind which guidance hides a response.
     """
 
     prompt: Prompt
     before: list[int]
-    text_start: int
-    start: int
-    stop: int
-    length: int
-    is_text: bool
-    end_ids: tuple[int, ...] | None = None
+    end_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,13 @@ def holds_any(tokens: Tensor, ids: Sequence[int]) -> Tensor:
     return reduce(torch.logical_or, (tokens == token_id for token_id in ids))
 
 
+def check_length(name: str, value: int) -> int:
+    """``value``, such as the context of a model; ValueError unless it is an integer >= 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    return int(value)
+
+
 def build_sequences(
     prompts: Sequence[Prompt],
     encoded: Sequence[Encoded],
@@ -82,7 +113,7 @@ def build_sequences(
     infill: bool | None,
     max_length: int | None,
     device: torch.device,
-    end_ids: tuple[int, ...] | None = None,
+    end_ids: tuple[int, ...] = (),
 ) -> tuple[Sequences, list[Layout], list[list[int]]]:
     """Lay out every prompt with its response masked, K trajectories per prompt.
 
@@ -129,7 +160,7 @@ def build_sequences(
         text_start, stop = len(prompt.prefix), len(row) - len(prompt.suffix)
         start = row.index(mask_token_id, text_start) if holes else stop - max_new_tokens
         before = row[text_start:start] if prompt.is_text else prompt.begun
-        layouts.append(Layout(given, before, text_start, start, stop, len(row), prompt.is_text, end_ids))
+        layouts.append(Layout(row[:start], row[stop:], stop - start, given, before, end_ids))
         masked += [[i for i in range(start, stop) if row[i] == mask_token_id]] * copies
 
     width = max(map(len, rows))

@@ -18,9 +18,9 @@ import entrgi
 from entrgi import SamplerConfig, cli, generate, preset, trace
 from entrgi.cli import display
 from entrgi.cli.models import MODELS
-from entrgi.cli.options import SAMPLER, presets_help, sampler_config
+from entrgi.cli.options import SAMPLER, sampler_config
 from entrgi.cli.prompts import PROMPTS
-from entrgi.config import CHOICES, DTYPES, PRESETS
+from entrgi.config import DTYPES, PRESETS
 from support import checkpoints, tiny
 
 QUICK = ["sample", "--prompt", "The movie was", "-k", "2", "-l", "4", "-m", "1"]
@@ -120,6 +120,7 @@ def test_what_is_not_given_is_what_it_is_in_python(name: str, length: int | None
         assert sampler_config(name, given, embedded=True) == preset(name, **given)
 
 
+@pytest.mark.slow  # the same of the library: tests/models/test_demo.py
 def test_reward_scale_steers_both_ways() -> None:
     arguments = ["sample", "--prompt", "The movie was", "-k", "4", "-l", "8", "--seed", "0"]
     up, down = (
@@ -195,7 +196,7 @@ def test_options_are_those_of_generate(folders, arguments: list[str], change: di
 
 def test_every_field_has_its_option() -> None:
     assert sorted(option.name for option in SAMPLER) == sorted(field.name for field in fields(SamplerConfig))
-    shown = {option.name: presets_help(option.name).strip(" \\[]").removeprefix("default: ") for option in SAMPLER}
+    shown = {option.name: option.presets.strip(" \\[]").removeprefix("default: ") for option in SAMPLER}
     for name, expected in (
         ("temperature", "0.7, rgrl: 0.9"),
         ("top_k", "off, rgrl: 50"),
@@ -207,8 +208,21 @@ def test_every_field_has_its_option() -> None:
         ("early_exit", ""),
     ):
         assert shown[name] == expected
+    with_choices = {option.name: option.choices for option in SAMPLER if option.choices}
+    assert list(with_choices) == [
+        "schedule",
+        "end_tokens",
+        "alg",
+        "entropy_rule",
+        "guidance",
+        "optimizer",
+        "logits_dtype",
+    ]
+    assert with_choices["logits_dtype"] == DTYPES
     for option in SAMPLER:
-        assert option.choices == ({**CHOICES, "logits_dtype": DTYPES}.get(option.name, ()))
+        assert re.fullmatch(r"[A-Z].*\.", option.help), f"{option.name} has no text in SamplerConfig"
+        assert "``" not in option.help
+    assert {option.name for option in SAMPLER if option.negatable} == {"deprioritize_eos", "infill"}
     covered = {name for _, change in OPTIONS for name in change}
     assert {option.name for option in SAMPLER} - covered == {"num_return_sequences", "cuda_graphs"}
 
@@ -298,7 +312,7 @@ def test_likelihood_rewards_missing_rows_and_dtypes(folders) -> None:
         (["--reward", folders["other"]], entrgi.load_reward(folders["other"]), None),
         (
             ["--reward", folders["other"], "--missing", "zero"],
-            entrgi.load_reward(folders["other"], missing="zero"),
+            entrgi.load_reward(folders["other"], unmapped="zero"),
             None,
         ),
     ):
@@ -329,6 +343,14 @@ def test_adapters(folders, tmp_path) -> None:
         seed=SEED,
     )
     assert plain.texts != expected.texts  # the adapters do something
+    both = [on_denoiser, checkpoints.adapter(tmp_path / "c", folders["denoiser"], None, 13)]
+    result = run_json(
+        *("sample", "--model", folders["denoiser"], "--reward", folders["reward"], *named),
+        *(part for adapter in both for part in ("--model-adapter", adapter)),
+    )
+    denoiser = entrgi.load_denoiser(folders["denoiser"], adapter=both)
+    expected = generate(["the movie"], denoiser, entrgi.load_reward(folders["reward"]), config, seed=SEED)
+    matches(result["runs"]["entrgi"], expected)
 
 
 def test_compile_reaches_both_models(folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,7 +573,13 @@ def test_interrupt_before_the_first_step(quick, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda each: str(each)
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+    ids=lambda each: str(each),
 )
 def test_signals_end_a_running_generation(tmp_path, number: signal.Signals, code: int) -> None:
     """The real thing: a process, a signal in the middle, its exit code, a valid trace and nothing else left."""

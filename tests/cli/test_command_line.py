@@ -143,6 +143,7 @@ def test_every_encoding_shows_every_text(quick, tmp_path, charset, form) -> None
         assert "\\U0001f600" in result.stdout
 
 
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=str)
 @pytest.mark.parametrize("target", ["pipe", "full"])
 def test_processes_whose_output_goes_nowhere(tmp_path, arguments, target) -> None:
@@ -771,7 +772,7 @@ def test_shells_complete(line, expected) -> None:
 
 
 def test_demo_is_a_name() -> None:
-    named = entrgi.load_denoiser("demo"), entrgi.load_reward("demo", missing="zero")
+    named = entrgi.load_denoiser("demo"), entrgi.load_reward("demo", unmapped="zero")
     pair = entrgi.MaskedLM(*entrgi.demo.load_denoiser()), entrgi.SequenceClassifierReward(*entrgi.demo.load_reward())
     options = {"max_new_tokens": 3, "steps": 3, "num_return_sequences": 1, "guidance_steps": 1, "seed": 0}
     made, expected = (entrgi.generate("The movie was", *models, **options) for models in (named, pair))
@@ -831,6 +832,7 @@ def given(option: str, file: str) -> dict[str, object]:
     return {"prompt": None, "prompts_file": None, "messages": None, "system": None} | {option: Path(file)}
 
 
+@pytest.mark.grid(strength=2, only=lambda p: (p["source"], p["name"]) != ("stdin", "p.jsonl"))  # it has no ending
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("source", ["file", "pipe", "stdin"])
 @pytest.mark.parametrize(
@@ -849,8 +851,6 @@ def given(option: str, file: str) -> dict[str, object]:
 def test_prompts_are_read_from_anywhere(tmp_path, monkeypatch, encoding, source, option, name, text, expected) -> None:
     file, data = tmp_path / name, text.encode(encoding)
     if source == "stdin":
-        if name == "p.jsonl":
-            pytest.skip("standard input has no ending")
         file = "-"
         (tmp_path / "in").write_bytes(data)
         with (tmp_path / "in").open() as opened:

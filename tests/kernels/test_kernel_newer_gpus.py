@@ -12,7 +12,7 @@ from support.build_simulated import Unavailable, build_bindings, simulator_comma
 from support.cases import DTYPES
 from support.raw_kernels import RawKernels
 
-pytestmark = pytest.mark.simulator
+pytestmark = [pytest.mark.simulator, pytest.mark.slow]  # kernels of another architecture are compiled
 TAU, TOP_P = 0.7, 0.95
 
 

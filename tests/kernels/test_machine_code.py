@@ -174,6 +174,7 @@ def built() -> list:
     return disassembled(tool.LIBRARY)
 
 
+@pytest.mark.slow  # all of the library's code is disassembled
 def test_built_kernels_are_what_they_should_be(built) -> None:
     assert tool.problems(built) == []
     kernels = {function.kernel for function in built}
@@ -181,6 +182,7 @@ def test_built_kernels_are_what_they_should_be(built) -> None:
     assert {function.arch for function in built} == {"sm_80", "sm_90a"}
 
 
+@pytest.mark.slow  # all of the library's code is disassembled
 def test_uniform_values_are_known_to_be_uniform(built) -> None:
     """The update's loop over d was 107 instructions with 32 moves to uniform registers before."""
     update = [f for f in built if f.kernel == "logit_update_sm90" and f.arch == "sm_90a"]
@@ -190,5 +192,6 @@ def test_uniform_values_are_known_to_be_uniform(built) -> None:
     assert max(f.counts["BRA.DIV"] for f in update) == 0
 
 
+@pytest.mark.slow  # all of the library's code is disassembled
 def test_names_do_not_depend_on_the_build(built) -> None:
     assert not [f.name for f in built if "_GLOBAL__N" in f.name or "entrgi" in f.name or f.name.startswith("_Z")]

@@ -28,7 +28,10 @@ from support import architectures, checkpoints, tiny
 from support import official_layouts as official
 from support.checkpoints import change_config
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+    pytest.mark.grid(strength=1),  # arguments mean the same wherever they are given
+]
 
 
 def dream(path, **fields):
@@ -368,6 +371,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", ["config", "tokenizer", "model"])
 def test_whatever_is_raised_below(entry, monkeypatch, error, place):

@@ -162,6 +162,7 @@ AROUND = {
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_seen_through(name, around):
@@ -623,6 +624,7 @@ INSIDE += [hook_over_a_module, replaced_by_itself]
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize("change", INSIDE)
 @pytest.mark.parametrize("name", ["MaskedLM", "classifier bert"])
 def test_modules_inside_of_functions(name, change):
@@ -732,6 +734,7 @@ def test_compile_is_of_the_twin(name, monkeypatch):
 MODES = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "enable_grad": torch.enable_grad}
 
 
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", KINDS)
 def test_in_any_mode(name, mode):
@@ -871,6 +874,7 @@ def longrope():
     return wrappers._classifier("llama", rope_parameters=parameters)
 
 
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize(
     "way", [copy.deepcopy, lambda wrapped: pickle.loads(pickle.dumps(wrapped))], ids=["copy", "pickle"]
 )

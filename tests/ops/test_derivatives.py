@@ -116,6 +116,7 @@ def by_jacobian(run, name, keywords, argument):
     return torch.func.jacrev(loss)(keywords[argument])[0]
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("how", [by_backward, by_transform, by_jacobian])
 @pytest.mark.parametrize("run", [raw, public])
 @pytest.mark.parametrize(("name", "argument"), READ)
@@ -146,6 +147,7 @@ def tangent_by_dual_numbers(run, name, keywords, argument):
         run(name, {**keywords, argument: dual})
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("how", [tangent_by_transform, tangent_by_dual_numbers])
 @pytest.mark.parametrize("run", [raw, public])

@@ -28,6 +28,7 @@ def results(name: str, keywords: dict) -> list[torch.Tensor]:
     return [*result, *(keywords[key] for key in WRITTEN.get(name, []))]
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("n", "v", "d"), SHAPES)
 @pytest.mark.parametrize("name", OPERATORS)
@@ -63,6 +64,7 @@ def rows_of(part: slice, temperature: float, logits, embedding, gradient, keys):
 COUNTS = (*range(1, 18), 31, 100, 159, 160, 161, 175, 176, 177, 191, 192, 200, 320, 336, 399)
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("temperature", [0.7, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("n", "v", "d"), [(400, 2100, 64), (24, 20_000, 600), (200, 1100, 1030)])

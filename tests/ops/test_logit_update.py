@@ -227,6 +227,7 @@ def adam_reference(p: Problem, steps: int, last: bool) -> tuple[torch.Tensor, ..
     return z, m, v
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize(("z_dtype", "e_dtype"), DTYPE_PAIRS)

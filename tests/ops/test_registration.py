@@ -55,6 +55,7 @@ def test_opcheck_of_the_backward_operator(device):
         torch.library.opcheck(operator("logit_statistics_backward"), (*one, *given[3:]))
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("n", [5, 1, 0])
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "commit_"])
@@ -79,6 +80,7 @@ def test_fakes_of_strided_logits(device):
         torch.library.opcheck(operator(name), schema_arguments(name, keywords))
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("name", ["logit_gradient", "gumbel_perturb"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("v", [1, 37, 38, 39, 40])

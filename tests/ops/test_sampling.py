@@ -82,6 +82,7 @@ def check(logits, keys, temperature, top_p=1.0, top_k=None, forbidden=None, slac
     return got
 
 
+@pytest.mark.grid(strength=2)
 @pytest.mark.parametrize("top_k", [None, 1, 5, 10**9])
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.95, 0.9999999, 1.0])
 @pytest.mark.parametrize("dtype", LOGIT_DTYPES)

@@ -27,14 +27,14 @@ def own_forward(reward, places, ids):
     """Every trajectory alone through the model's own code, with its own two-dimensional mask."""
     values, gradients = [], []
     for row, place in zip(ids, [place for place in places for _ in range(COPIES)], strict=True):
-        prefix, suffix = reward.format.frame(place.prompt, place.before)
+        prefix, suffix = reward.reader.format.frame(place.prompt, place.before)
         window = row[place.start : place.stop]
         whole = torch.tensor([[*prefix, *window.tolist(), *suffix]])
         response = torch.zeros_like(whole, dtype=torch.bool)
         response[0, len(prefix) : len(prefix) + len(window)] = True
         visible = attention_mask(whole, torch.ones_like(response), response, binding.EOS, binding.PAD)
         embeds = reward.model.get_input_embeddings()(whole).requires_grad_()
-        if reward.backbone is None:
+        if not hasattr(reward.head, "backbone"):
             value = reward.model(inputs_embeds=embeds, attention_mask=visible.long()).logits[0, 0]
         else:
             hidden = reward.model.base_model(
@@ -78,7 +78,7 @@ def test_causal(kind, reuse_prefix):
 @pytest.mark.parametrize("kind", BIDIRECTIONAL)
 def test_bidirectional(kind):
     reward = build(kind)
-    assert OLD or reward.masks is not None
+    assert OLD or reward.head.masks is not None
     compare(kind, reward)
 
 
@@ -150,7 +150,7 @@ def test_nothing_reads_the_device(kind):
     trajectories, positions = torch.tensor([0, 1, 3]), torch.tensor([9, 10, 3])
     with NoHostReads():
         embeds, columns = bound.inputs(ids)
-        bound.rows(trajectories, positions)
+        bound.row_index(trajectories, positions)
         leaf = embeds.requires_grad_()
         (gradient,) = torch.autograd.grad(bound(leaf, columns).sum(), leaf)
     assert gradient.abs().sum() > 0

@@ -7,8 +7,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from entrgi import LogLikelihoodReward, generate, load_reward
 from entrgi.prompts import Completion
-from entrgi.rewards import likelihood
-from entrgi.rewards.likelihood import LogSumExp
+from entrgi.rewards import logsumexp
+from entrgi.rewards.logsumexp import LogSumExp
 from support import architectures, binding, tiny
 from support.host_reads import NoHostReads
 
@@ -49,7 +49,7 @@ def test_hard_tokens_have_the_models_own_likelihood(kind, options, close, reuse_
     value, gradient = binding.value_and_gradient(bound, ids)
     expected = []
     for row, place in zip(ids.tolist(), [p for p in places for _ in range(COPIES)], strict=True):
-        before, _ = reward.format.frame(place.prompt, place.before)
+        before, _ = reward.reader.format.frame(place.prompt, place.before)
         response = row[place.start : place.stop]
         response = response[: response.index(binding.EOS) + 1] if binding.EOS in response else response
         expected.append(own_loss(reward.model, before, response) / (len(response) if normalize else 1))
@@ -72,20 +72,20 @@ def test_relaxed_tokens_and_their_gradient(kind, options, close):
     value = bound(buffer.flatten(0, 1).index_copy(0, rows, q @ bound.embedding).view(buffer.shape), ids)
     (gradient,) = torch.autograd.grad(value.sum(), q)
 
-    table, output = (x.full() for x in (dense.tables[0], dense.tables[-1]))
-    if dense.tied:
-        output = table
+    table, output = (x.full() for x in (dense.reader.tables[0], dense.reader.tables[-1]))
     expected, first = [], 0
     for place in [p for p in places for _ in range(COPIES)]:
         length = place.stop - place.start
         window, first = q[first : first + length], first + length
-        before = torch.tensor(dense.format.frame(place.prompt, place.before)[0])
+        before = torch.tensor(dense.reader.format.frame(place.prompt, place.before)[0])
         embeds = torch.cat([dense.model.get_input_embeddings()(before), known(window) @ table])[None]
-        hidden = dense.backbone.model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, len(before) - 1 : -1]
+        hidden = dense.head.backbone.model(inputs_embeds=embeds, use_cache=False).last_hidden_state[
+            0, len(before) - 1 : -1
+        ]
         logits = hidden @ dense.model.lm_head.weight.T
         judged = (hidden * (known(window) @ output)).sum(dim=1)
-        if dense.softcap is not None:
-            logits, judged = (dense.softcap * torch.tanh(x / dense.softcap) for x in (logits, judged))
+        if dense.head.softcap is not None:
+            logits, judged = (dense.head.softcap * torch.tanh(x / dense.head.softcap) for x in (logits, judged))
         expected.append((judged - logits.logsumexp(dim=1)).mean())
     expected = torch.stack(expected)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), q)
@@ -102,7 +102,7 @@ def known(q):
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_logsumexp(softcap, monkeypatch):
     """Value and gradient against autograd, in chunks of three rows."""
-    monkeypatch.setattr(likelihood, "_CHUNK", 3 * 11 + 1)
+    monkeypatch.setattr(logsumexp, "_CHUNK", 3 * 11 + 1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 5, generator=generator, dtype=torch.float64)
@@ -153,7 +153,7 @@ class TestScore:
     )
     def test_where_the_response_begins(self, text, response, judged):
         reward = make("gpt2", chat=None)
-        ids, begin = reward._ids(Completion("", text, response))
+        ids, begin = reward.reader.ids(Completion("", text, response))
         assert len(ids) - begin == judged
         whole = tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]
         assert ids == [2, *whole, *([3] if not response else [])]
@@ -164,7 +164,7 @@ class TestScore:
         places = binding.layouts(["w1"], [3])
         ids = binding.tokens(places, 1)
         ids[:, places[0].start :] = binding.EOS
-        before = reward.format.frame("w1", [])[0]
+        before = reward.reader.format.frame("w1", [])[0]
         expected = own_loss(reward.model, before, [3])
         for pad in (binding.PAD, binding.EOS):
             bound = reward.bind(binding.denoiser(pad=pad), places, 1)
@@ -235,7 +235,7 @@ def test_from_pretrained(tmp_path):
 def test_log_softmax_is_what_the_reward_calls_likelihood():
     """The same number written as textbooks do."""
     reward = make("gpt2", normalize=False)
-    before = reward.format.frame("w1", [])[0]
+    before = reward.reader.format.frame("w1", [])[0]
     logits = reward.model(input_ids=torch.tensor([[*before, 20, 21]])).logits[0].double()
     expected = log_softmax(logits[len(before) - 1], -1)[20] + log_softmax(logits[len(before)], -1)[21]
     places = binding.layouts(["w1"], [2])

@@ -16,6 +16,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from entrgi import LogLikelihoodReward, SequenceClassifierReward
 from entrgi.prompts import Completion
 from entrgi.rewards import classifier
+from entrgi.rewards.own_score import probes
+from entrgi.vocabulary import align
 from rewards.test_architectures import BIDIRECTIONAL, CAUSAL
 from support import architectures, binding, tiny
 
@@ -67,7 +69,7 @@ def build(kind, **options):
 
 
 def own_scores(reward, completions=TEXTS):
-    rows = [torch.tensor([reward._encoded(completion)[0]]) for completion in completions]
+    rows = [torch.tensor([reward.reader.ids(completion)[0]]) for completion in completions]
     with torch.no_grad():
         return torch.stack([reward.model(input_ids=row).logits[0, reward.label] for row in rows]).float()
 
@@ -87,9 +89,10 @@ def test_a_template_that_ends_in_the_padding_id(kind):
     with torch.no_grad():
         own = reward.model(input_ids=ids["input_ids"]).logits[0, 0].float()
     torch.testing.assert_close(reward.score(TEXTS)[1], own, rtol=1e-5, atol=1e-5)
-    prefix, suffix = reward.format.frame("w5", [])
+    _, suffix = reward.reader.format.frame("w5", [])
     assert suffix == [3]
-    assert reward._frame(prefix, suffix).suffix == []
+    layout = binding.layouts(["w5"], [3])[0]
+    assert reward.reader.frame(layout, binding.denoiser(), align(tiny.tokenizer(), 64, reward.tokenizer)).suffix == []
 
 
 @pytest.mark.parametrize("reuse_prefix", [True, False])
@@ -259,7 +262,9 @@ def test_padded_batches_have_the_models_own_likelihoods(kind, chat, normalize):
         architectures.causal_lm(kind, **options), tiny.tokenizer(chat=chat), normalize=normalize
     )
     with torch.no_grad():
-        own = torch.cat([reward._own_score(reward._ids(completion)) for completion in TEXTS])
+        own = torch.cat(
+            [reward.head.own_score(torch.tensor([ids]), begin) for ids, begin in map(reward.reader.ids, TEXTS)]
+        )
     torch.testing.assert_close(reward.score(TEXTS), own.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -307,12 +312,12 @@ def test_it_costs_a_few_short_passes(compile, monkeypatch):
 def test_the_probes():
     """They differ in length, also in a short context, and are texts of the tokenizer's own tokens."""
     for max_length in (None, 40, 9, 5, 2):
-        rows = tiny.qwen3_reward(max_length=max_length).probes()
+        rows = probes(tiny.qwen3_reward(max_length=max_length).reader)
         assert len(rows[0][0]) > len(rows[1][0]) or max_length == 2
         assert all(len(ids) <= (max_length or 40) for ids, _ in rows)
         assert len(set(rows[0][0])) > 1
         assert 1 not in rows[0][0], "nothing unknown"
-    assert len(tiny.qwen3_reward(max_length=1).probes()[0][0]) == 1
+    assert len(probes(tiny.qwen3_reward(max_length=1).reader)[0][0]) == 1
 
 
 @pytest.mark.filterwarnings("error")

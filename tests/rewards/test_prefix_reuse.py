@@ -53,7 +53,7 @@ def test_same_rewards_and_gradients(kind, dtype, close):
 
 def test_repeated_passes_leave_the_prefix_untouched():
     bound = make("qwen3").bind(binding.denoiser(), (places := binding.layouts(PROMPTS, WINDOWS)), COPIES)
-    prefix = bound.read.args[0]
+    prefix = bound.sequences.prefix
     kept = [x.clone() for x in (*prefix.keys, *prefix.values, prefix.valid, prefix.last)]
     ids, other = binding.tokens(places, COPIES), binding.tokens(places, COPIES, seed=1)
     first = binding.value_and_gradient(bound, ids)
@@ -67,7 +67,7 @@ def test_repeated_passes_leave_the_prefix_untouched():
 def test_copies_share_the_storage():
     places = binding.layouts(PROMPTS, WINDOWS)
     bound = make("qwen3").bind(binding.denoiser(), places, 7)
-    prefix = bound.read.args[0]
+    prefix = bound.sequences.prefix
     assert {x.shape[0] for x in (*prefix.keys, *prefix.values, prefix.last, bound.sequences.frame)} == {3}
 
 
@@ -158,7 +158,7 @@ def test_in_a_sum():
 def test_cache_keeps_nothing():
     """Keys of one pass are not seen by the next, and prompts find their own."""
     bound = make("gpt2").bind(binding.denoiser(), binding.layouts(PROMPTS, WINDOWS), COPIES)
-    prefix, prompt = bound.read.args[0], bound.sequences.prompt
+    prefix, prompt = bound.sequences.prefix, bound.sequences.prompt
     new = torch.randn(6, *prefix.keys[0].shape[1:2], 5, prefix.keys[0].shape[3], dtype=torch.float64)
     results = []
     for copies in (COPIES, None):

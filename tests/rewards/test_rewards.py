@@ -18,7 +18,8 @@ from entrgi import (
 )
 from entrgi.prompts import Completion
 from entrgi.rewards import attention_mask
-from entrgi.rewards.sequences import Frame, build_reward_sequences
+from entrgi.rewards.sequences import build_reward_sequences
+from entrgi.sequences import Frame
 from support import architectures, binding, tiny
 
 
@@ -85,7 +86,7 @@ def test_hidden_positions_have_no_influence():
 def test_chat_frame_is_built_from_the_messages(prompt):
     """Prompts that hold the template's own markers come through whole."""
     reward = tiny.qwen3_reward()
-    prefix, suffix = reward.format.frame(prompt, [])
+    prefix, suffix = reward.reader.format.frame(prompt, [])
     rendered = f"user : {prompt} [SEP] assistant :"
     assert prefix == [tiny.WORDS.index(w) if w in tiny.WORDS else 1 for w in rendered.split()]
     assert suffix == [3]
@@ -99,14 +100,14 @@ def test_chat_frame_of_a_conversation():
         {"role": "assistant", "content": "w3"},
         {"role": "user", "content": "w4"},
     ]
-    prefix, _ = reward.format.frame(messages, [])
+    prefix, _ = reward.reader.format.frame(messages, [])
     text = "system : w1 [SEP] user : w2 [SEP] assistant : w3 [SEP] user : w4 [SEP] assistant :"
     assert prefix == [tiny.WORDS.index(word) for word in text.split()]
 
 
 def test_plain_frame():
-    assert tiny.bert_reward().format.frame("the movie", [5, 6]) == ([2, 5, 6], [3])
-    assert tiny.bert_reward(include_prompt=False).format.frame("the movie", [5, 6]) == ([2], [3])
+    assert tiny.bert_reward().reader.format.frame("the movie", [5, 6]) == ([2, 5, 6], [3])
+    assert tiny.bert_reward(include_prompt=False).reader.format.frame("the movie", [5, 6]) == ([2], [3])
 
 
 def test_plain_frame_begins_with_the_token_that_the_tokenizer_begins_with():
@@ -114,9 +115,9 @@ def test_plain_frame_begins_with_the_token_that_the_tokenizer_begins_with():
     tok.cls_token = tok.sep_token = None
     tok.bos_token = "[CLS]"
     reward = SequenceClassifierReward(tiny.qwen3_classifier(), tok)
-    assert reward.format.frame("the movie", [5, 6]) == ([5, 6], [])
+    assert reward.reader.format.frame("the movie", [5, 6]) == ([5, 6], [])
     tok.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    assert reward.format.frame("the movie", [5, 6]) == ([2, 5, 6], [])
+    assert reward.reader.format.frame("the movie", [5, 6]) == ([2, 5, 6], [])
 
 
 def test_include_prompt_decides_what_is_scored():
@@ -133,8 +134,10 @@ def test_reward_sequences():
     """prefix | response | suffix, padded; response columns follow the denoiser's."""
     weight = torch.arange(20.0)[:, None].expand(20, 2).contiguous()
     layouts = binding.layouts(["w1 w2", "w1"], [2, 2])
-    frames = [Frame([7, 8, 9], [3]), Frame([7], [3, 6], kept=4)]
-    batch = build_reward_sequences(frames, layouts, 2, lambda ids: weight[ids], torch.device("cpu"))
+    frames = [Frame([7, 8, 9], [3], 2), Frame([7], [3, 6], 2, kept=4)]
+    batch = build_reward_sequences(
+        frames, [layout.start for layout in layouts], 2, lambda ids: weight[ids], torch.device("cpu")
+    )
     tokens = torch.tensor([[2, 5, 5, 11, 12, 3], [2, 5, 5, 13, 14, 3], [2, 5, 15, 16, 3, 0], [2, 5, 17, 18, 3, 0]])
     embeds, ids = batch.inputs(tokens, weight)
     expected = [[7, 8, 9, 11, 12, 3], [7, 8, 9, 13, 14, 3], [7, 15, 16, 3, 6, 0], [7, 17, 18, 3, 6, 0]]
@@ -143,11 +146,11 @@ def test_reward_sequences():
     assert ids[batch.response].tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
     assert batch.valid.sum(1).tolist() == [6, 6, 5, 5]
     assert batch.positions[::2].tolist() == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 8]]
-    rows = batch.rows(torch.tensor([0, 1, 3]), torch.tensor([3, 4, 2]))
+    rows = batch.row_index(torch.tensor([0, 1, 3]), torch.tensor([3, 4, 2]))
     assert rows.tolist() == [3, 6 + 4, 18 + 1]
     chosen = batch.select(torch.tensor([1, 2]))
     assert torch.equal(chosen.inputs(tokens[1:3], weight)[0], embeds[1:3])
-    assert chosen.rows(torch.tensor([1]), torch.tensor([2])).tolist() == [6 + 1]
+    assert chosen.row_index(torch.tensor([1]), torch.tensor([2])).tolist() == [6 + 1]
 
 
 @pytest.mark.parametrize("make", [tiny.bert_reward, tiny.qwen3_reward])
@@ -173,9 +176,9 @@ def test_score_in_chunks(make):
     for size in (1, 2, 5):
         reward = make(torch.float64, score_batch_size=size)
         sizes = []
-        relaxed = reward.relaxed
-        reward.relaxed = lambda embeds, mask, relaxed=relaxed, sizes=sizes: (
-            sizes.append(len(mask)) or relaxed(embeds, mask)
+        head = reward.head
+        reward.head = lambda embeds, mask, places, head=head, sizes=sizes: (
+            sizes.append(len(mask)) or head(embeds, mask, places)
         )
         torch.testing.assert_close(reward.score(completions), whole, rtol=1e-5, atol=1e-6)
         assert max(sizes) == size
@@ -227,7 +230,7 @@ def test_an_empty_text_without_a_token_for_it():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_reward_that_is_not_finite_names_the_text(value):
     reward = tiny.bert_reward()
-    reward.relaxed = lambda embeds, mask: torch.tensor([1.0, value])
+    reward.head = lambda embeds, mask, places: torch.tensor([1.0, value])
     with pytest.raises(
         RuntimeError, match=f"reward: BertForSequenceClassification gives {value} for the text 'the bad'"
     ):
@@ -305,7 +308,7 @@ class TestLabels:
         reward = with_labels(kind, label=label)
         completions = texts("w1 w2", "good", prompt="the movie")
         for got, completion in zip(reward.score(completions), completions, strict=True):
-            own = reward.model(input_ids=torch.tensor([reward._ids(completion)[0]])).logits[0]
+            own = reward.model(input_ids=torch.tensor([reward.reader.ids(completion)[0]])).logits[0]
             torch.testing.assert_close(got, own[index].float(), rtol=1e-5, atol=1e-6)
             assert (own - own[index]).abs().sort().values[1] > 1e-3
         layouts = binding.layouts(["the movie"], [2])

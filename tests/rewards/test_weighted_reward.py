@@ -149,7 +149,7 @@ def test_nothing_reads_the_device():
     trajectories, positions = torch.tensor([0, 3]), torch.tensor([8, 3])
     with NoHostReads():
         embeds, columns = bound.inputs(ids)
-        bound.rows(trajectories, positions)
+        bound.row_index(trajectories, positions)
         leaf = embeds.requires_grad_()
         (gradient,) = torch.autograd.grad(bound(leaf, columns).sum(), leaf)
     assert gradient.abs().sum() > 0

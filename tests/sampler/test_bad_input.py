@@ -189,7 +189,7 @@ def test_prompts(pair, prompts, options, message):
 
 def test_reward_context(pair):
     denoiser, reward = pair
-    reward.max_length = 7
+    reward.reader.max_length = 7
     with pytest.raises(ValueError, match=r"prompts\[1\] needs 8 tokens in the reward model's format.* context of 7"):
         generate(["the", "the movie"], denoiser, reward, SamplerConfig(**SMALL), seed=0)
 

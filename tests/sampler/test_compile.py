@@ -8,11 +8,11 @@ from entrgi import generate
 from entrgi.guidance import optimize_logits
 from sampler.test_guidance import network, problem
 from support import tiny
+from support.grids import few
 
-pytestmark = pytest.mark.slow
-
+ENTRGI = {"guidance": "entrgi"}
 CASES = [
-    {"guidance": "entrgi"},
+    ENTRGI,
     {"guidance": "aps", "optimizer": "sgd"},
     {"guidance": "expectation", "steps": 1},
     {"guidance": "gumbel"},
@@ -38,8 +38,8 @@ def check(call, backend, tolerance):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["guidance"])
+@pytest.mark.parametrize("backend", few(["aot_eager", "inductor"], "aot_eager"))
+@pytest.mark.parametrize("case", few(CASES, ENTRGI), ids=lambda case: case["guidance"])
 def test_guidance_is_one_graph(case, backend):
     task, net = problem(torch.float32), network(torch.float32)
 
@@ -54,7 +54,7 @@ def test_guidance_is_one_graph(case, backend):
     check(call, backend, 0 if backend == "aot_eager" else 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+@pytest.mark.parametrize("kind", few(["bert", "qwen3"], "bert"))
 def test_guidance_through_a_reward_model_is_one_graph(monkeypatch, kind):
     """With the arguments that the sampler gives: a transformers model, prepared masks, reused prefix keys."""
     reward = tiny.bert_reward() if kind == "bert" else tiny.qwen3_reward()

@@ -1,12 +1,17 @@
 """What other samplers take: None and 0 for off, temperature 0, no reward, another prompt for it, template arguments."""
 
+import copy
 import math
+import pickle
+import re
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 import torch
 
 import entrgi
 from entrgi import SamplerConfig, generate
+from entrgi.config import SamplerOptions
 from entrgi.prompts import check_template_options, encode_prompt
 from support import official_layouts as official
 from support import tiny
@@ -32,12 +37,70 @@ def pair():
         ({"alg_temp": 0}, {"alg_temp": 0.0}),
         ({"remasking": "random"}, {"alg": "random"}),
         ({"remasking": "low_confidence"}, {"alg": "maskgit_plus"}),
+        ({"eos_early_stop": True}, {"early_exit": True}),
+        ({"logits_dtype": "bfloat16"}, {"logits_dtype": torch.bfloat16}),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("base", [{}, {"top_k": 5, "top_p": 0.5}])
 def test_other_words_for_the_same(base, given, same):
     assert entrgi.config.resolve(None, {**base, **given}) == SamplerConfig(**{**base, **same})
+
+
+def test_options_for_editors_are_the_fields():
+    """SamplerOptions, which nothing reads at run time."""
+    own = {field.name: field.type for field in fields(SamplerConfig)}
+    aliases = {alias: field.type for field in fields(SamplerConfig) for alias in field.metadata["aliases"]}
+    written = {name: hint.__forward_arg__ for name, hint in SamplerOptions.__annotations__.items()}
+    assert written == {**own, **aliases}
+    assert {"gen_length", "num_inference_steps", "remasking", "eos_early_stop"} == set(aliases)
+
+
+def test_a_config_is_plain_data():
+    config = entrgi.preset("rgrl", logits_dtype="float64", guidance_interval=[1, 5], steps=7)
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == replace(config) == eval(repr(config))
+    assert hash(config) == hash(replace(config))
+    assert SamplerConfig(**{**asdict(config), "logits_dtype": torch.float64}) == config
+    with pytest.raises(FrozenInstanceError):
+        config.steps = 3
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
+        replace(config, steps=0)
+
+
+def test_every_option_is_documented():
+    documented = re.findall(r"^ {8}(\w+): [A-Z]", SamplerConfig.__doc__, re.MULTILINE)
+    assert documented == [field.name for field in fields(SamplerConfig)]
+
+
+def test_the_old_name_of_the_number_of_trajectories():
+    with pytest.warns(DeprecationWarning, match=r"trajectories is deprecated .*, use num_trajectories") as caught:
+        assert SamplerConfig(best_of=7).trajectories == SamplerConfig(best_of=7).num_trajectories == 7
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["int8", "float33", "torch", ""])
+def test_names_of_no_dtype(name):
+    with pytest.raises(ValueError, match=f"logits_dtype must be None or a floating torch dtype, got '{name}'"):
+        SamplerConfig(logits_dtype=name)
+
+
+def test_suppressed_tokens_have_no_probability():
+    """As in dllm's samplers, which set their logits to -inf: neither drawn nor in a confidence."""
+    denoiser, _ = tiny_models(torch.float64)
+    options = {"max_new_tokens": 6, "steps": 6, "seed": 2, "guidance": "none", "remasking": "low_confidence"}
+    plain = generate("the", denoiser, **options).sequences
+    most = int(plain[plain != tiny.tokenizer().pad_token_id].mode().values)
+    suppressed = generate("the", denoiser, **options, suppress_tokens=[most]).sequences
+
+    def without(ids, mask):
+        logits = denoiser.model(input_ids=ids, attention_mask=mask).logits
+        return logits.index_fill(-1, torch.tensor([most]), -math.inf)
+
+    other = entrgi.CallableDenoiser(without, denoiser.tokenizer, denoiser.vocab_size)
+    assert torch.equal(suppressed, generate("the", other, **options).sequences)
+    assert not torch.equal(suppressed, plain)
+    both = generate("the", denoiser, **options, suppress_tokens=[most], forbidden_ids=[5]).sequences
+    assert torch.equal(both, generate("the", denoiser, **options, forbidden_ids=[5, most]).sequences)
 
 
 def test_top_p_of_zero_is_not_off(pair):

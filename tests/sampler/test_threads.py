@@ -19,6 +19,7 @@ from entrgi.guidance import GuidanceOutput
 from entrgi.prompts import Completion
 from entrgi.vocabulary import alignment
 from support import binding, tiny, wrappers
+from support.grids import few
 from support.wrappers import KINDS, OPTIONS, same_output
 
 THREADS = 4
@@ -65,6 +66,7 @@ def check(pairs):
         assert all(same_output(a, b) for a, b in zip(together, expected, strict=True))
 
 
+@pytest.mark.grid(strength=1)
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "in evaluation"])
 @pytest.mark.parametrize("name", KINDS)
 def test_threads_equal_single_runs(name, training):
@@ -78,7 +80,7 @@ def test_different_denoisers_share_a_reward(reward):
     check([(KINDS[name].make(KINDS[name].model()), shared) for name in ("MaskedLM", "Dream", "LLaDA")])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", few(KINDS, "MaskedLM", "LLaDA", "likelihood tied", "WeightedReward"))
 def test_one_model_in_two_wrappers(name):
     kind = KINDS[name]
     model = kind.model()

@@ -29,8 +29,8 @@ def layouts(prompts, windows, tok=None):
     for prompt, window in zip(prompts, windows, strict=True):
         is_text = isinstance(prompt, str)
         before = tok(prompt, add_special_tokens=False)["input_ids"] if is_text else []
-        start = 1 + (len(before) if is_text else 1)
-        result.append(Layout(prompt, before, 1, start, start + window, start + window + 1, is_text))
+        prefix = [2, *before] if is_text else [2, 0]
+        result.append(Layout(prefix, [3], window, prompt, before, (EOS,)))
     return result
 
 
@@ -61,7 +61,7 @@ def window_rows(bound, places, copies):
         place = places[row // copies]
         positions += range(place.start, place.stop)
         trajectories += [row] * (place.stop - place.start)
-    return bound.rows(torch.tensor(trajectories), torch.tensor(positions))
+    return bound.row_index(torch.tensor(trajectories), torch.tensor(positions))
 
 
 def window_gradient(bound, ids, places, copies):

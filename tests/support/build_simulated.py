@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,14 +29,24 @@ def find_nvcc() -> str:
     return nvcc
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of processes that would build into ``folder`` at once, the first builds and the others find it done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def simulator_command() -> tuple[list[str], dict[str, str]]:
     """The command that runs a program in the simulator with all checks, and its environment."""
     source = Path(os.environ.get("ENTRGI_CUDASIM", ROOT.parent / "shared" / "cudasim"))
     if not (source / "cudasim-run").exists():
         raise Unavailable(f"the CUDA simulator was not found in {source} (set ENTRGI_CUDASIM)")
     build = Path(os.environ.get("CUDASIM_BUILD", ROOT / "build" / "cudasim"))
-    if not (build / "libcudart.so.13").exists():
-        subprocess.run(["make", "-s", "-C", source, f"BUILD={build}"], check=True)
+    with _one_at_a_time(build):
+        if not (build / "libcudart.so.13").exists():
+            subprocess.run(["make", "-s", "-C", source, f"BUILD={build}"], check=True)
     return [str(source / "cudasim-run"), "--check"], {**os.environ, "CUDASIM_BUILD": str(build)}
 
 
@@ -74,7 +87,12 @@ def build_bindings(arch: str) -> Path:
     """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
     common = compiler(arch)
     folder = ROOT / "build" / "sim" / arch
-    folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder.parent):
+        return _built(common, folder)
+
+
+def _built(common: list[str], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     sources = [path for name in ("kernels", "bindings") for path in sorted((SOURCES / name).rglob("*.c*"))]
     sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
     objects = [folder / f"{'-'.join(source.relative_to(SOURCES).parts)}.o" for source in sources]
@@ -92,6 +110,10 @@ def build_bindings(arch: str) -> Path:
     return library
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or ["compute_80", "compute_90a"]:
-        print(build_bindings(name))
+if __name__ == "__main__":  # ahead of tests that run in several processes
+    try:
+        simulator_command()
+        for name in sys.argv[1:] or ["compute_80", "compute_90a"]:
+            print(build_bindings(name).relative_to(ROOT))
+    except Unavailable as reason:
+        print(f"CUDA kernels cannot be run here: {reason}")

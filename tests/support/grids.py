@@ -14,11 +14,21 @@ from collections.abc import Iterable
 import pytest
 
 
+def few(values: Iterable, *kept: object) -> list:
+    """The values as parameters of a test, of which those that are not kept are slow."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def choose(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The items to collect, in their order; those beyond the cover of a grid are marked."""
+    """The items to collect, in their order; those beyond the cover of a grid are marked.
+
+    Of a test that needs a GPU, one item stays where there is none: to say so.
+    """
     kept = []
     for _, group in itertools.groupby(items, key=lambda item: (item.parent, getattr(item, "originalname", item.name))):
         group = list(group)
+        if group[0].get_closest_marker("gpu") and not _has_gpu():
+            group = group[:1]
         marks = list(group[0].iter_markers("grid"))
         conditions = [mark.kwargs["only"] for mark in marks if "only" in mark.kwargs]
         group = [item for item in group if all(condition(_parameters(item)) for condition in conditions)]
@@ -29,6 +39,12 @@ def choose(items: Iterable[pytest.Item]) -> list[pytest.Item]:
                 group[number].add_marker(pytest.mark.slow)
         kept += group
     return kept
+
+
+def _has_gpu() -> bool:
+    import torch  # not in processes that test nothing of it
+
+    return torch.cuda.is_available()
 
 
 def _parameters(item: pytest.Item) -> dict:

@@ -28,8 +28,13 @@ def dry_run(output, *options):
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    return dry_run(tmp_path_factory.mktemp("out"))
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def planted(out):
+    return dry_run(out)
 
 
 @pytest.fixture
@@ -90,15 +95,14 @@ def test_exactly_what_was_planted_is_marked(planted):
     assert status["end-to-end", "smoke: entrgi"]["seconds_per_step"] == 0.1
 
 
-def test_the_table_is_the_last_output_and_comes_home(planted, tmp_path):
+def test_the_table_is_the_last_output_and_comes_home(planted, out):
     run, lines = planted
     assert run.stdout.strip().endswith(table(lines))
     assert len(table(lines)) < 11_000
     assert "HANG smoke: relaxed_embedding: embed_a 0" in run.stdout
-    dry_run(tmp_path)
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    files = [file for file in out.rglob("*") if file.is_file()]
     assert len(files) <= 8
-    assert all(file.parent == tmp_path and file.stat().st_size < 16 << 20 for file in files)
+    assert all(file.parent == out and file.stat().st_size < 16 << 20 for file in files)
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", file.name) for file in files)
 
 

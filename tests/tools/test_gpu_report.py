@@ -146,6 +146,7 @@ def test_a_dry_run_is_nobodys_result(home, tmp_path, capsys):
     assert (home / "README.md").read_text() == PAGE
 
 
+@pytest.mark.slow  # a dry run of its own
 def test_the_records_of_a_dry_run_make_a_report(tmp_path):
     """Of the parent with made-up answers: hang, wrong result and missing build are in it, the README untouched."""
     before = [page.read_text() for page in gpu_report.PAGES]

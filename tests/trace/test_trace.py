@@ -15,9 +15,9 @@ import torch
 
 from entrgi import generate, preset
 from entrgi.files import write_text
-from entrgi.pieces import sequence_pieces
 from entrgi.trace import TraceError, lines, read, reader, record, write
 from entrgi.trace.recorder import plain_prompt
+from entrgi.vocabulary.pieces import sequence_pieces
 from support import tiny, tokenizer_kinds, traces
 
 PROMPTS = ["the movie", "w1 w2 w3 w4"]

@@ -207,7 +207,7 @@ def test_what_a_reward_reads_is_what_is_looked_at():
         check_all_shown(byte_level(once), chat, turn="...")
     reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tiny.tokenizer(chat=once))
     with pytest.raises(ValueError, match="message 0"):
-        reward.format.frame(chat, [])
+        reward.reader.format.frame(chat, [])
 
 
 def test_a_template_may_change_what_it_shows():
@@ -245,19 +245,37 @@ def test_a_begun_turn_is_read_as_one(denoiser):
     chat = [user("w1"), assistant("the movie")]
     completion = Completion(chat, "the movie was good", "was good")
     whole = Completion([user("w1")], "the movie was good", "the movie was good")
-    assert reward.format.whole(completion) == reward.format.whole(whole)
+    assert reward.reader.format.whole(completion) == reward.reader.format.whole(whole)
     torch.testing.assert_close(reward.score([completion]), reward.score([whole]), rtol=0, atol=0)
-    before, after = reward.format.frame(chat, [])
+    before, after = reward.reader.format.frame(chat, [])
     ids = tiny.tokenizer().convert_tokens_to_ids
     assert before == [ids(word) for word in ["user", ":", "w1", "[SEP]", "assistant", ":", "the", "movie"]]
     assert after == [ids("[SEP]")]
-    assert reward.format.split(completion) == (before, [ids("was"), ids("good")])
+    assert reward.reader.format.split(completion) == (before, [ids("was"), ids("good")])
     # A token that straddles the two counts to the response.
     merging = entrgi.rewards.text.TextFormat("it", denoiser.tokenizer, True)
     chat = [user("a"), assistant("t")]
     left, right = merging.split(Completion(chat, "the", "he"))
     assert denoiser.tokenizer.decode(left).endswith("assistant\n")
     assert denoiser.tokenizer.decode(right) == "the"
+
+
+def test_parts_are_scored_as_text():
+    """In a completion as in a prompt, and in the turn that it continues."""
+    reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tiny.tokenizer(chat=tiny.CHAT))
+    for end in ([], ["w2 "]):
+        plain = [user("w1"), *map(assistant, end)]
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+        scores = [reward.score([Completion(chat, "".join([*end, "w3"]), "w3")]) for chat in (plain, parts)]
+        assert torch.equal(*scores)
+
+
+def test_a_finished_turn_may_be_changed_by_the_template():
+    """Only what is to be continued must be shown as it is."""
+    trims = tiny.CHAT.replace("m['content']", "m['content'] | trim")
+    words = entrgi.rewards.text.TextFormat("it", tiny.tokenizer(chat=trims), True)
+    before, response = words.split(Completion([user("w1"), assistant("")], " the movie", " the movie"))
+    assert tiny.tokenizer().decode([*before, *response]) == "user : w1 [SEP] assistant : the movie"
 
 
 def test_a_turn_that_the_template_does_not_show():
@@ -325,7 +343,7 @@ def test_a_tokenizer_that_truncates_and_pads():
     assert None not in before
     assert encode_prompt(tok, "the movie was good") == expected
     reward = entrgi.SequenceClassifierReward(tiny.qwen3_classifier(), tok)
-    assert reward.format.frame("the movie", [5, 6]) == ([5, 6] if tok.cls_token_id is None else [2, 5, 6], [3])
+    assert reward.reader.format.frame("the movie", [5, 6]) == ([5, 6] if tok.cls_token_id is None else [2, 5, 6], [3])
     assert (tok.backend_tokenizer.truncation, tok.backend_tokenizer.padding) == before
 
 

@@ -480,14 +480,14 @@ def test_large_vocabularies_are_fast():
 
 
 @pytest.mark.parametrize(("width", "rows"), [(60, 60), (64, 64), (64, 60), (60, 64), (70, 64)])
-@pytest.mark.parametrize("missing", ["unk", "zero"])
-def test_embedding_of_the_same_vocabulary(width, rows, missing):
+@pytest.mark.parametrize("unmapped", ["unk", "zero"])
+def test_embedding_of_the_same_vocabulary(width, rows, unmapped):
     """Rows without a token, as padded output layers have, are the unknown token's or zeros."""
     weight = torch.randn(rows, 4)
-    got = align_embedding(weight, align(tiny.tokenizer(), width, tiny.tokenizer()), missing, tiny.tokenizer())
+    got = align_embedding(weight, align(tiny.tokenizer(), width, tiny.tokenizer()), unmapped, tiny.tokenizer())
     assert torch.equal(got[:60], weight[:60])
     assert got.shape == (width, 4)
-    assert torch.equal(got[60:], (weight[1] if missing == "unk" else torch.zeros(4)).expand(width - 60, 4))
+    assert torch.equal(got[60:], (weight[1] if unmapped == "unk" else torch.zeros(4)).expand(width - 60, 4))
     if width == 60:
         assert got.data_ptr() == weight.data_ptr(), "nothing to change, nothing to copy"
 
@@ -510,7 +510,7 @@ def test_missing_rows_fall_back_to_the_end_of_sequence():
     weight = torch.randn(3, 2)
     assert torch.equal(align_embedding(weight, align(ours, 3, theirs), "unk", theirs), weight[[1, 2, 0]])
     bare = kinds.sentence_piece(["</s>", "▁the", "▁a"])
-    with pytest.raises(ValueError, match=r"missing='unk'.*no unknown and no end-of-sequence token"):
+    with pytest.raises(ValueError, match=r"unmapped='unk'.*no unknown and no end-of-sequence token"):
         align_embedding(weight, align(ours, 3, bare), "unk", bare)
     assert torch.equal(align_embedding(weight, align(ours, 3, bare), "zero", bare)[2], torch.zeros(2))
 
@@ -520,9 +520,9 @@ def test_refused_embeddings():
     with pytest.raises(ValueError, match="its embedding has 50 rows, its tokenizer ids up to 59"):
         align_embedding(torch.zeros(50, 4), alignment, "unk", tiny.tokenizer())
     theirs = kinds.sentence_piece(["▁a", "<unk>"], unk="<unk>")
-    with pytest.raises(ValueError, match="missing='unk': the reward's embedding has 1 rows, its unknown id is 1"):
+    with pytest.raises(ValueError, match="unmapped='unk': the reward's embedding has 1 rows, its unknown id is 1"):
         align_embedding(torch.zeros(1, 4), align(kinds.byte_level(["Ġa", "Ġb"]), 2, theirs), "unk", theirs)
-    with pytest.raises(ValueError, match="missing must be one of unk, zero, got 'mean'"):
+    with pytest.raises(ValueError, match="unmapped must be one of unk, zero, got 'mean'"):
         align_embedding(torch.zeros(64, 4), alignment, "mean", tiny.tokenizer())
 
 
@@ -667,19 +667,19 @@ def test_a_reward_with_shuffled_ids_changes_nothing(make, guidance):
     assert got.history.reward == expected.history.reward
 
 
-@pytest.mark.parametrize("missing", ["unk", "zero"])
-def test_words_that_the_reward_lacks_read_as_unknown(missing):
+@pytest.mark.parametrize("unmapped", ["unk", "zero"])
+def test_words_that_the_reward_lacks_read_as_unknown(unmapped):
     """As if their rows of a reward with all words held the unknown token's, or zeros."""
     plain, absent = tiny.bert_reward(), list(range(40, 60))
     kept = [i for i in range(60) if i not in absent]
-    reward = renumbered(plain, [tiny.WORDS[i] for i in kept], kept, missing=missing)
-    whole = renumbered(plain, tiny.WORDS, list(range(60)), missing=missing)
-    unknown = plain.weight[1] if missing == "unk" else torch.zeros_like(plain.weight[1])
+    reward = renumbered(plain, [tiny.WORDS[i] for i in kept], kept, unmapped=unmapped)
+    whole = renumbered(plain, tiny.WORDS, list(range(60)), unmapped=unmapped)
+    unknown = plain.weight[1] if unmapped == "unk" else torch.zeros_like(plain.weight[1])
     whole.model.get_input_embeddings().weight.data[absent] = unknown
     expected, got = (generate(PROMPTS, tiny.denoiser(), each, **RUN) for each in (whole, reward))
     assert torch.isin(got.sequences, torch.tensor(absent)).any()
     assert torch.equal(got.sequences, expected.sequences)
-    if missing == "unk":  # a text's unknown words are the unknown token, whatever the relaxed ones read
+    if unmapped == "unk":  # a text's unknown words are the unknown token, whatever the relaxed ones read
         assert torch.equal(got.rewards, expected.rewards)
 
 

@@ -30,7 +30,7 @@ FACTS = {
     "cuda-gdb": ["cuda-gdb", "--version"],
 }
 STUB_TESTS = "print('tests/kernels/test_made_up.py::test_it PASSED')"
-TEST = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider"]
+TEST = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-m", ""]  # what is slow here is not there
 _PROFILE = (
     *("--clock-control", "none", "--profile-from-start", "off", "--target-processes", "all", "--csv", "--page", "raw"),
     *("--kernel-name", "regex:vocab_pass|relaxed_embedding|logit_update"),

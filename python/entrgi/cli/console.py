@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
-from entrgi.files import write_text
+from entrgi.files import check_target, write_text
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -50,11 +51,6 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """130 for Ctrl-C, the signal's own for another."""
-    return getattr(interrupt, "exit_code", 128 + signal.SIGINT)
-
-
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP as Ctrl-C, so that what is done is kept; whoever ignores them (nohup) goes on to."""
@@ -75,10 +71,7 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Errors of the user's input end the command with one line and exit code 2, failures with 1.
-
-    An interrupt exits with its code; a command that has something to show catches it before.
-    """
+    """Errors end the command as :func:`end_with` says; one that has something to show catches them before."""
     try:
         with signals_interrupt():
             yield
@@ -86,22 +79,31 @@ def reported_errors() -> Iterator[None]:
                 sys.stdout.flush()
     except typer.Exit:  # a RuntimeError, too
         raise
-    except KeyboardInterrupt as interrupt:
-        errors.print("interrupted before the first step", style="bold red")
-        raise typer.Exit(exit_code(interrupt)) from None
     except BrokenPipeError as error:
         silence(sys.stdout)
         raise typer.Exit(BROKEN_PIPE) from error
-    except Exception as error:
-        code = code_of(error)
-        if code is None:
-            raise
-        print_error(error)
-        raise typer.Exit(code) from error
+    except (Exception, KeyboardInterrupt) as error:
+        end_with(error, "interrupted before the first step")
+
+
+def end_with(error: BaseException, interrupted: str, note: str | None = None) -> NoReturn:
+    """End the command: an error is told in one line, and ``note`` in another; an interrupt as ``interrupted``."""
+    code = code_of(error)
+    if code is None:
+        raise error
+    if isinstance(error, KeyboardInterrupt):
+        errors.print(interrupted, style="bold red")
+        raise typer.Exit(code) from None
+    print_error(error)
+    if note is not None:
+        errors.print(note, style="bold red")
+    raise typer.Exit(code) from error
 
 
 def code_of(error: BaseException) -> int | None:
     """The exit code of an error that is told in one line; None for what only a traceback explains."""
+    if isinstance(error, KeyboardInterrupt):
+        return getattr(error, "exit_code", 128 + signal.SIGINT)
     if isinstance(error, ValueError | OverflowError):
         return 2
     # ImportError: operators that are not built or do not load
@@ -114,13 +116,25 @@ def print_error(error: BaseException | str) -> None:
     errors.print(f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
-def write_json(target: Path, data: dict[str, object]) -> None:
-    """One JSON object to a file, or to standard output where ``target`` is ``-``."""
+def check_json(target: Path | None) -> None:
+    """Raise ValueError where the file of --json cannot be written; None and ``-``, standard output, are none."""
+    if target is not None and str(target) != "-":
+        check_target("--json", target)
+
+
+def write_json(target: Path | None, data: dict[str, object]) -> bool:
+    """One JSON object to a file, to standard output where ``target`` is ``-``, or, None, nowhere.
+
+    Returns whether standard output has it, where nothing else is to be shown then.
+    """
+    if target is None:
+        return False
     text = json.dumps(data, allow_nan=False)
     if str(target) == "-":
         print(text, flush=True)
-    else:
-        write_text(target, text + "\n")
+        return True
+    write_text(target, text + "\n")
+    return False
 
 
 def tolerant_streams() -> None:

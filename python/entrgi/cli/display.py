@@ -19,22 +19,11 @@ from entrgi.trace import plain_options
 
 if TYPE_CHECKING:
     from entrgi.config import SamplerConfig
-    from entrgi.doctor import Report
     from entrgi.outputs import Output, StepState
     from entrgi.prompts import Prompt
 
 REFRESH_SECONDS = 0.1
 OnStep = Callable[["StepState"], None]
-
-
-def doctor_table(report: Report) -> Table:
-    """Two columns: what, and what was found."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in report.facts.items():
-        table.add_row(name, value)
-    return table
 
 
 @contextmanager
@@ -110,21 +99,21 @@ def signed(value: float) -> str:
 
 def as_dict(prompts: Sequence[Prompt], config: SamplerConfig, output: Output) -> dict:
     """A generation as plain data; rewards may be NaN, which JSON does not know: see :func:`finite`."""
+    made = len(output.texts)
     return {
         "version": metadata.version("entrgi"),
         "complete": output.complete,
         "config": plain_options(config),
-        "results": [result_dict(prompt, output, b) for b, prompt in enumerate(prompts[: len(output.texts)])],
+        "results": [{"prompt": prompt, **result_dict(output, b)} for b, prompt in enumerate(prompts[:made])],
         "history": asdict(output.history),
         "timings": output.timings,
     }
 
 
-def result_dict(prompt: Prompt, output: Output, b: int) -> dict[str, object]:
+def result_dict(output: Output, b: int) -> dict[str, object]:
     """What became of prompt number ``b``; seeds are texts, since many readers of JSON keep 53 bits of a number."""
     parts = {} if output.reward_parts is None else {"reward_parts": output.reward_parts[b].tolist()}
     return {
-        "prompt": prompt,
         "texts": output.texts[b],
         "responses": output.responses[b],
         "rewards": output.rewards[b].tolist(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrgi.cli.options import Option, dtype
+from entrgi.cli.options import Option
 from entrgi.cli.prompts import parse_json
 from entrgi.config import DTYPES
 
@@ -36,7 +36,7 @@ MODELS = (
         "adapter", list[str], "LoRA adapter of the reward; once, or for each reward ('none' for none).", panel=PANEL
     ),
     Option("reward_label", list[str], "Label of a classifier with several, by name or index.", panel=PANEL),
-    Option("model_adapter", str, "LoRA adapter of the denoiser.", panel=PANEL),
+    Option("model_adapter", list[str], "LoRA adapter of the denoiser; several are merged in turn.", panel=PANEL),
     Option("mask_token_id", int, "Mask token of a denoiser that does not declare one.", panel=PANEL),
     Option(
         "missing", str, "What rewards read for tokens they lack.", default="unk", panel=PANEL, choices=("unk", "zero")
@@ -84,7 +84,7 @@ class Models:
 
     model: str
     rewards: tuple[RewardChoice, ...]
-    model_adapter: str | None
+    model_adapter: list[str] | None
     mask_token_id: int | None
     missing: str
     include_prompt: bool | None
@@ -116,6 +116,7 @@ class Models:
         choices = zip(names, weights, kinds, adapters, labels, strict=True)
         rewards = tuple(RewardChoice(*choice) for choice in choices)
         own = {field.name: options[field.name] for field in fields(cls) if field.name != "rewards"}
+        own["model_adapter"] = own["model_adapter"] or None
         for name in ("chat_template_kwargs", "reward_chat_template_kwargs"):
             own[name] = _json_object(f"--{name.replace('_', '-')}", own[name])
         if NO_REWARD in names:
@@ -131,10 +132,10 @@ class Models:
     def check(self) -> None:
         """Raise ValueError for names that cannot be had, as far as can be seen without a model's own files."""
         check_name("--model", self.model)
-        if self.model_adapter is not None:
+        for adapter in self.model_adapter or ():
             if self.is_embedded:
                 raise ValueError("--model-adapter: expected a checkpoint as --model, the embedded pair takes none")
-            check_name("--model-adapter", self.model_adapter, "adapter_config.json")
+            check_name("--model-adapter", adapter, "adapter_config.json")
         for reward in self.rewards:
             check_name("--reward", reward.name)
             if reward.name == EMBEDDED and reward.kind == "likelihood":
@@ -169,7 +170,7 @@ class Models:
         import entrgi
 
         device = usable_device(self.device)
-        shared = {"dtype": None if self.dtype is None else dtype(self.dtype), "device": device, "compile": self.compile}
+        shared = {"dtype": self.dtype, "device": device, "compile": self.compile}
         denoiser = entrgi.load_denoiser(
             self.model,
             adapter=self.model_adapter,
@@ -179,7 +180,7 @@ class Models:
         )
         if not self.rewards:
             return denoiser, None
-        shared["missing"] = self.missing
+        shared["unmapped"] = self.missing
         if self.reward_chat_template_kwargs is not None:
             shared["chat_template_kwargs"] = self.reward_chat_template_kwargs
         if self.include_prompt is not None:

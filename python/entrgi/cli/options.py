@@ -1,24 +1,20 @@
-"""Options that several commands share, as tables: their names, types, help, and how they become a config."""
+"""Options of commands: their names, types and help, those of the sampler among them, and how they become a config."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from entrgi import memory
 from entrgi.cli.commands import UsageError
-from entrgi.config import CHOICES, DTYPES, PRESETS
+from entrgi.config import PRESETS, SamplerConfig
 from entrgi.config import preset as make_config
-
-if TYPE_CHECKING:
-    import torch
-
-    from entrgi.config import SamplerConfig
 
 LARGEST_VOCABULARY = 2**24
 EMBEDDED_TOKENS = 16
@@ -26,29 +22,36 @@ EMBEDDED_TOKENS = 16
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command.
+    """One option of a command, in a table or as the annotation of a parameter, which then gives name, kind and default.
 
     Attributes:
         name: of the parameter; the option is ``--name`` with dashes.
         kind: int, float, str, bool (a switch), Path, or a list of these for an option that may be repeated.
         help: one line.
-        short: such as ``-k``.
+        short: another name, such as ``-k``.
         default: where it is not given.
         panel: heading in the help.
         choices: the values that a text may have.
-        of_sampler: the help shows the presets' values.
+        least, most: the range of a number.
+        presets: the values in the presets, as the end of the help.
         negatable: there is ``--no-name``, too.
+        metavar: how the help shows a value, where that does not follow from its kind.
+        complete: what a shell is to offer, where that are no choices.
     """
 
-    name: str
-    kind: object
-    help: str
+    name: str = ""
+    kind: object = None
+    help: str = ""
     short: str | None = None
     default: object = None
     panel: str | None = None
     choices: tuple[str, ...] = ()
-    of_sampler: bool = False
+    least: int | None = None
+    most: int | None = None
+    presets: str = ""
     negatable: bool = False
+    metavar: str | None = None
+    complete: Callable[[str], list[str]] | None = None
 
     @property
     def flag(self) -> str:
@@ -63,12 +66,16 @@ class Option:
         """As typer reads it from a signature."""
         flags = [f"{self.flag}/--no-{self.flag[2:]}" if self.negatable else self.flag]
         flags += [self.short] if self.short else []
+        choices = f" One of {', '.join(self.choices)}." if self.choices else ""
+        settings = {} if self.kind is bool else checked(self.flag, self.item, self.choices, self.least, self.most)
+        settings |= {"metavar": self.metavar} if self.metavar else {}
+        settings |= {"autocompletion": self.complete} if self.complete else {}
         option = typer.Option(
             *flags,
-            help=self.help + choices_help(self.choices) + (presets_help(self.name) if self.of_sampler else ""),
+            help=self.help.replace("[", "\\[") + choices + self.presets,
             rich_help_panel=self.panel,
             show_default=self.default is not None,
-            **({} if self.kind is bool else checked(self.flag, self.item, self.choices)),
+            **settings,
         )
         kind = self.kind if self.default is not None else self.kind | None
         return inspect.Parameter(
@@ -116,18 +123,73 @@ _KINDS: dict[object, tuple[str, Callable[[str], object]]] = {
 }
 
 
-def choices_help(choices: tuple[str, ...]) -> str:
-    """The choices as the end of a line of help."""
-    return f" One of {', '.join(choices)}." if choices else ""
+def accepts(*tables: tuple[Option, ...]) -> Callable[[Callable], Callable]:
+    """Decorator: a command's own options are those that annotate its parameters.
+
+    One with ``**options`` takes those of ``tables``, too, and gets all of them by name.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function, eval_str=True)
+        own = [_annotated(p) for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        added = [option.parameter() for table in tables for option in table]
+        function.__signature__ = signature.replace(parameters=[*own, *added])
+        return function
+
+    return decorate
 
 
-def presets_help(name: str) -> str:
-    """The values of a sampler's option in the presets, such as ``[default: 0.7, rgrl: 0.9]``; nothing for "off"."""
-    first, *others = [(each, getattr(make_config(each), name)) for each in PRESETS]
-    different = [f"{each}: {_spoken(value)}" for each, value in others if value != first[1]]
-    if not different and (first[1] is None or first[1] is False):
+def _annotated(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter that an :class:`Option` annotates, as typer reads it."""
+    kind, option = get_args(parameter.annotation)
+    if not isinstance(option, Option):
+        return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    if type(None) in get_args(kind):
+        kind = get_args(kind)[0]
+    return replace(option, name=parameter.name, kind=kind, default=parameter.default).parameter()
+
+
+PRESET = Option(help="Options given beside it replace its values.", choices=tuple(PRESETS))
+JSON_FILE = Option(help="One JSON object, to this file or to standard output.", metavar="[FILE]")
+
+_SHORT = {"num_return_sequences": "-k", "max_new_tokens": "-l", "steps": "-t", "guidance_steps": "-m"}
+# What holds on the command line alone.
+_NOTES = {
+    "max_new_tokens": f" {EMBEDDED_TOKENS} for the embedded pair.",
+    "steps": f" {EMBEDDED_TOKENS} for the embedded pair where its length is not given.",
+    "guidance_interval": " Every so many (4), or those in a window (8:96, end excluded).",
+}
+
+
+def _sampler_options() -> tuple[Option, ...]:
+    """One for each field of SamplerConfig, whose docstring has the texts."""
+    attributes = (inspect.getdoc(SamplerConfig) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    return tuple(_sampler_option(each, texts.get(each.name, "")) for each in fields(SamplerConfig))
+
+
+def _sampler_option(each: Field, text: str) -> Option:
+    kind = each.metadata["kind"]
+    first_sentence = re.sub(r"(?<=\.) .*", "", text.replace("``", ""))
+    return Option(
+        each.name,
+        kind.kind,
+        first_sentence + _NOTES.get(each.name, ""),
+        _SHORT.get(each.name),
+        panel=each.metadata["group"],
+        choices=getattr(kind, "choices", ()),
+        presets=_presets_help(each),
+        negatable=kind.kind is bool and each.default is not False,
+    )
+
+
+def _presets_help(each: Field) -> str:
+    """The values in the presets, such as ``[default: 0.7, rgrl: 0.9]``; nothing for "off"."""
+    others = [f", {name}: {_spoken(values[each.name])}" for name, values in PRESETS.items() if each.name in values]
+    if not others and (each.default is None or each.default is False):
         return ""
-    return f" \\[default: {', '.join([_spoken(first[1]), *different])}]"
+    return f" \\[default: {_spoken(each.default)}{''.join(others)}]"
 
 
 def _spoken(value: object) -> str:
@@ -136,76 +198,7 @@ def _spoken(value: object) -> str:
     return "off" if value is None else str(value)
 
 
-PRESET = typer.Option(
-    help="Options given beside it replace its values." + choices_help(tuple(PRESETS)),
-    **checked("--preset", choices=tuple(PRESETS)),
-)
-JSON_FILE = typer.Option(
-    "--json",
-    help="One JSON object, to this file or to standard output.",
-    **{**checked("--json", Path), "metavar": "[FILE]"},
-)
-WRITING, RANKING = "Denoising", "Drawing and ranking"
-GUIDANCE, MACHINE = "Guidance", "Memory and speed, same result"
-
-_WRITING = (
-    Option("num_return_sequences", int, "Texts per prompt.", "-k"),
-    Option("best_of", int, "Make so many per prompt, return those with the highest rewards."),
-    Option("max_new_tokens", int, f"Response length; {EMBEDDED_TOKENS} for the embedded pair.", "-l"),
-    Option(
-        "steps", int, f"Denoising steps; {EMBEDDED_TOKENS} for the embedded pair where its length is not given.", "-t"
-    ),
-    Option("schedule", str, "How many tokens a step commits."),
-    Option("block_length", int, "Fill from left to right in blocks of so many tokens."),
-    Option("threshold", float, "Commit every token with at least this confidence."),
-    Option("early_exit", bool, "Stop a text where its end is written and nothing before is masked."),
-    Option("infill", bool, "Fill mask tokens inside the prompts, or read them as text.", negatable=True),
-)
-_RANKING = (
-    Option("temperature", float, "Of draws and relaxed embeddings; 0 is greedy."),
-    Option("top_p", float, "Nucleus of the draws; 1 is off."),
-    Option("top_k", int, "Largest logits that may be drawn; 0 is off."),
-    Option("alg", str, "Confidence that ranks positions; random, origin: at random."),
-    Option("alg_temp", float, "> 0 draws positions instead of taking the best."),
-    Option("entropy_rule", str, "Distribution of the entropy confidence."),
-    Option("deprioritize_eos", bool, "Rank a drawn end of sequence last.", negatable=True),
-    Option("end_tokens", str, "Which ends rank last and hide what follows from guidance."),
-)
-_GUIDANCE = (
-    Option("guidance", str, "Estimator of the reward's gradient; none: unguided."),
-    Option("guidance_steps", int, "Optimiser steps per denoising step.", "-m"),
-    Option("guidance_lr", float, "Learning rate, in logits."),
-    Option("guidance_interval", str, "Guide every so many steps (4), or in a window (8:96, end excluded)."),
-    Option("optimizer", str, "Of the logits."),
-    Option("gumbel_temperature", float, "Of --guidance gumbel."),
-    Option("reward_scale", float, "Factor on the reward; -1 steers the other way."),
-    Option("logits_dtype", str, "In which logits are optimised.", choices=DTYPES),
-)
-_MACHINE = (
-    Option("max_rows", int, "At most so many rows of logits at once."),
-    Option("row_bucket", int, "Round the number of rows up to a multiple."),
-    Option("cuda_graphs", bool, "Capture the guidance loop as CUDA graphs."),
-)
-# One for each field of SamplerConfig.
-SAMPLER = tuple(
-    replace(option, panel=panel, of_sampler=True, choices=option.choices or CHOICES.get(option.name, ()))
-    for panel, options in ((WRITING, _WRITING), (RANKING, _RANKING), (GUIDANCE, _GUIDANCE), (MACHINE, _MACHINE))
-    for option in options
-)
-
-
-def accepts(*tables: tuple[Option, ...]) -> Callable[[Callable], Callable]:
-    """Decorator: a command with ``**options`` takes the options of ``tables``, and gets all of them by name."""
-
-    def decorate(function: Callable) -> Callable:
-        signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        added = [option.parameter() for table in tables for option in table]
-        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        function.__signature__ = signature.replace(parameters=[*keyword, *added])
-        return function
-
-    return decorate
+SAMPLER = _sampler_options()
 
 
 def sampler_config(preset: str, options: dict[str, object], embedded: bool = False) -> SamplerConfig:
@@ -220,8 +213,7 @@ def sampler_config(preset: str, options: dict[str, object], embedded: bool = Fal
     Raises:
         ValueError: for an unknown preset or an invalid option.
     """
-    names = {option.name for option in SAMPLER}
-    given = {name: value for name, value in options.items() if name in names and value is not None}
+    given = {each.name: options[each.name] for each in SAMPLER if options.get(each.name) is not None}
     if embedded and "max_new_tokens" not in given:
         given["max_new_tokens"] = EMBEDDED_TOKENS
         given.setdefault("steps", EMBEDDED_TOKENS)
@@ -233,9 +225,7 @@ def sampler_config(preset: str, options: dict[str, object], embedded: bool = Fal
             f"--top-k must be <= {LARGEST_VOCABULARY}, got {top_k}: a row of so many logits would need at least "
             f"{memory.size(2 * top_k)}"
         )
-    dtype_name = given.pop("logits_dtype", None)
-    config = make_config(preset, **given)  # everything else is checked before torch is imported
-    return config if dtype_name is None else replace(config, logits_dtype=dtype(dtype_name))
+    return make_config(preset, **given)
 
 
 def interval(text: str) -> int | tuple[int, int]:
@@ -247,10 +237,3 @@ def interval(text: str) -> int | tuple[int, int]:
     if len(numbers) not in (1, 2):
         raise ValueError(f"--guidance-interval: expected a number of steps (4) or a window (8:96), got {text!r}")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def dtype(name: str) -> torch.dtype:
-    """torch's dtype of that name."""
-    import torch
-
-    return getattr(torch, name)

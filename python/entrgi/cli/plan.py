@@ -9,15 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entrgi.cli.console import console, reported_errors, write_json
-from entrgi.cli.options import JSON_FILE, checked, choices_help
-from entrgi.files import check_target
+from entrgi.cli.console import check_json, console, reported_errors, write_json
+from entrgi.cli.options import JSON_FILE, Option, accepts
 
 if TYPE_CHECKING:
     from entrgi_ext.plans import Floor, Requests, Target
@@ -71,39 +69,25 @@ def operators(incomplete: str) -> list[str]:
     return [name for name in plans.OPERATORS if name.startswith(incomplete)]
 
 
+@accepts()
 def plan(
     rows: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"N, rows of logits: several with commas or repeated. \\[default: {','.join(map(str, ROWS))}]",
-            **checked("--rows"),
+        Option(
+            help="N, rows of logits: several with commas or repeated.",
+            presets=f" \\[default: {','.join(map(str, ROWS))}]",
         ),
     ] = None,
-    vocab: Annotated[int, typer.Option(help="V, width of the logits.", **checked("--vocab", int))] = 152_064,
-    dim: Annotated[
-        int, typer.Option(help="d, width of the reward model's embeddings.", **checked("--dim", int))
-    ] = 2048,
-    logits_dtype: Annotated[
-        str, typer.Option(help="Of z." + choices_help(DTYPES), **checked("--logits-dtype", choices=DTYPES))
-    ] = "bfloat16",
-    embedding_dtype: Annotated[
-        str, typer.Option(help="Of E." + choices_help(DTYPES), **checked("--embedding-dtype", choices=DTYPES))
-    ] = "bfloat16",
+    vocab: Annotated[int, Option(help="V, width of the logits.")] = 152_064,
+    dim: Annotated[int, Option(help="d, width of the reward model's embeddings.")] = 2048,
+    logits_dtype: Annotated[str, Option(help="Of z.", choices=DTYPES)] = "bfloat16",
+    embedding_dtype: Annotated[str, Option(help="Of E.", choices=DTYPES)] = "bfloat16",
     arch: Annotated[
-        int | None,
-        typer.Option(
-            help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.", **checked("--arch", int)
-        ),
+        int | None, Option(help="90 (Hopper), 100 (newer) or 80 (older). Default: the GPU here, else 90.")
     ] = None,
-    sms: Annotated[
-        int | None,
-        typer.Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.", **checked("--sms", int)),
-    ] = None,
-    op: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this operator; may be repeated.", **{**checked("--op"), "autocompletion": operators}),
-    ] = None,
-    as_json: Annotated[Path | None, JSON_FILE] = None,
+    sms: Annotated[int | None, Option(help="Multiprocessors. Default: the GPU here, else 132, 148 or 108.")] = None,
+    op: Annotated[list[str] | None, Option(help="Only this operator; may be repeated.", complete=operators)] = None,
+    json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
     """Show how every CUDA operator is launched for a shape, and the least it must read, write and compute.
 
@@ -113,8 +97,7 @@ def plan(
     with reported_errors(), named_options():
         from entrgi_ext import plans
 
-        if as_json is not None and str(as_json) != "-":
-            check_target("--json", as_json)
+        check_json(json)
         target = plans.target(arch, sms)
         shape = {"vocab": vocab, "dim": dim, "logits_dtype": logits_dtype, "embedding_dtype": embedding_dtype}
         lines = [
@@ -122,10 +105,8 @@ def plan(
             for name in op or plans.OPERATORS
             for n in numbers(rows)
         ]
-        if as_json is not None:
-            data = {**target.options(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
-            write_json(as_json, data)
-        if str(as_json) == "-":
+        data = {**target.options(), **shape, "forced": plans.forced(), "plans": [line.as_dict() for line in lines]}
+        if write_json(json, data):
             return
         show(lines)
         for note in notes(shape, target, os.environ.get("ENTRGI_FORCE_PLAN")):

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from entrgi import memory
-from entrgi.cli.console import console, errors, exit_code, reported_errors, write_json
+from entrgi.cli.console import console, end_with, errors, reported_errors, write_json
 from entrgi.cli.models import MODELS, Models
-from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, accepts, checked, sampler_config
+from entrgi.cli.options import JSON_FILE, PRESET, SAMPLER, Option, accepts, sampler_config
 from entrgi.cli.prompts import PROMPTS, read_prompts
-from entrgi.cli.sample import Files
+from entrgi.cli.targets import Files
 from entrgi.config import MAX_STEPS
 
 MAX_REPEATS = 10_000
@@ -24,27 +22,14 @@ MAX_REPEATS = 10_000
 def profile(
     preset: Annotated[str, PRESET] = "paper",
     first_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Only so many denoising steps: the most expensive.",
-            **checked("--first-steps", int, least=1, most=MAX_STEPS),
-        ),
+        int | None, Option(help="Only so many denoising steps: the most expensive.", least=1, most=MAX_STEPS)
     ] = None,
     repeats: Annotated[
-        int,
-        typer.Option(
-            help="Runs, of which the median counts, step by step.",
-            **checked("--repeats", int, least=1, most=MAX_REPEATS),
-        ),
+        int, Option(help="Runs, of which the median counts, step by step.", least=1, most=MAX_REPEATS)
     ] = 3,
-    seed: Annotated[
-        int, typer.Option(help="Of the draws.", **checked("--seed", int, least=-(2**63), most=2**63 - 1))
-    ] = 0,
-    as_json: Annotated[Path | None, JSON_FILE] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", "--png", help="Draw them to this .png, .pdf or .svg.", **checked("--plot", Path)),
-    ] = None,
+    seed: Annotated[int, Option(help="Of the draws.", least=-(2**63), most=2**63 - 1)] = 0,
+    json: Annotated[Path | None, JSON_FILE] = None,
+    plot: Annotated[Path | None, Option(help="Draw them to this .png, .pdf or .svg.", short="--png")] = None,
     **options: object,
 ) -> None:
     """Show where the time of a denoising step goes, and the least that each part could take on this machine.
@@ -58,8 +43,8 @@ def profile(
             raise ValueError("--reward: expected a reward to profile, got none")
         config = sampler_config(preset, options, models.is_embedded)
         memory.check(config, 1)
-        files = Files(json=as_json, plot=plot)
-        files.check([options["prompts_file"], options["messages"]])
+        files = Files(json=json, plot=plot)
+        files.check(options)
         prompts = read_prompts(options, models.is_embedded)
 
         from entrgi import profile as profiling
@@ -81,13 +66,12 @@ def profile(
                     on_step=on_step,
                 )
         except KeyboardInterrupt as interrupt:
-            errors.print("interrupted: nothing is profiled until all runs are done", style="bold red")
-            raise typer.Exit(exit_code(interrupt)) from None
+            end_with(interrupt, "interrupted: nothing is profiled until all runs are done")
         if plot is not None:
             figure.write(plot, result, denoiser.device)
-        if as_json is not None:
+        if json is not None:
             source = {**models.describe(), "seed": seed, "prompts": prompts}
-            write_json(as_json, {**source, **report.as_dict(result, denoiser.device, config)})
+            write_json(json, {**source, **report.as_dict(result, denoiser.device, config)})
         if not files.json_is_shown:
             console.print(report.table(result, denoiser.device))
 

@@ -8,20 +8,18 @@ from typing import Annotated
 import typer
 
 from entrgi.cli.console import console, reported_errors
-from entrgi.cli.options import checked
+from entrgi.cli.options import Option, accepts, checked
 from entrgi.files import check_target
 
 
+@accepts()
 def view(
     trace: Annotated[
         Path,
         typer.Argument(help="File written by `entrgi sample --trace`.", show_default=False, **checked("TRACE", Path)),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Page to write. Default: the trace's name with .html.", **checked("--output", Path)
-        ),
+        Path | None, Option(help="Page to write. Default: the trace's name with .html.", short="-o")
     ] = None,
 ) -> None:
     """Make one HTML page, which needs no network, that plays the denoising of a trace."""

@@ -6,14 +6,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from entrgi import memory
-from entrgi.cli.console import console, reported_errors, write_json
+from entrgi.cli.console import check_json, console, reported_errors, write_json
 from entrgi.cli.models import EMBEDDED, check_name, usable_device
-from entrgi.cli.options import JSON_FILE, checked
+from entrgi.cli.options import JSON_FILE, Option, accepts
 from entrgi.config import SamplerConfig
-from entrgi.files import check_target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,41 +19,20 @@ if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
 
 
+@accepts()
 def vocabulary(
-    model: Annotated[
-        str,
-        typer.Option(help="Denoiser: a checkpoint folder, a hub id, or the embedded pair's.", **checked("--model")),
-    ] = EMBEDDED,
-    reward: Annotated[
-        str, typer.Option(help="Reward model, of which only the tokenizer is read: likewise.", **checked("--reward"))
-    ] = EMBEDDED,
+    model: Annotated[str, Option(help="Denoiser: a checkpoint folder, a hub id, or the embedded pair's.")] = EMBEDDED,
+    reward: Annotated[str, Option(help="Reward model, of which only the tokenizer is read: likewise.")] = EMBEDDED,
     prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt", "-p", help="Text to continue, for the sample; repeat for several.", **checked("--prompt")
-        ),
+        list[str] | None, Option(help="Text to continue, for the sample; repeat for several.", short="-p")
     ] = None,
     max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens",
-            "-l",
-            help="Masked positions behind each prompt of the sample.",
-            **checked("--max-new-tokens", int, least=1),
-        ),
+        int, Option(help="Masked positions behind each prompt of the sample.", short="-l", least=1)
     ] = 16,
-    top: Annotated[
-        int,
-        typer.Option(
-            help="How many tokens without a counterpart to name.", **checked("--top", int, least=0, most=2**63 - 1)
-        ),
-    ] = 10,
-    mask_token_id: Annotated[
-        int | None,
-        typer.Option(help="Mask token of a model that does not declare one.", **checked("--mask-token-id", int)),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", **checked("--device"))] = "auto",
-    as_json: Annotated[Path | None, JSON_FILE] = None,
+    top: Annotated[int, Option(help="How many tokens without a counterpart to name.", least=0, most=2**63 - 1)] = 10,
+    mask_token_id: Annotated[int | None, Option(help="Mask token of a model that does not declare one.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    json: Annotated[Path | None, JSON_FILE] = None,
 ) -> None:
     """Show how much of a model's vocabulary a reward model understands: the share of its ids, and of its probability.
 
@@ -67,8 +43,7 @@ def vocabulary(
         memory.check(config, 1)
         check_name("--model", model)
         check_name("--reward", reward, "tokenizer_config.json")
-        if as_json is not None and str(as_json) != "-":
-            check_target("--json", as_json)
+        check_json(json)
 
         import entrgi
         from entrgi.vocabulary import align, coverage
@@ -81,9 +56,7 @@ def vocabulary(
             memory.check(config, len(prompt), denoiser.vocab_size, denoiser.dtype.itemsize, denoiser.device)
         logits = sample_logits(denoiser, prompt, max_new_tokens) if prompt else None
         report = coverage(alignment, denoiser.tokenizer, logits=logits, top=top)
-        if as_json is not None:
-            write_json(as_json, {"model": model, "reward": reward, **report.as_dict()})
-        if str(as_json) == "-":
+        if write_json(json, {"model": model, "reward": reward, **report.as_dict()}):
             return
         console.print(str(report), markup=False, highlight=False, soft_wrap=True)
         if logits is None:

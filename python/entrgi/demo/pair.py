@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,7 @@ def denoiser(
     from entrgi.denoisers import MaskedLM
 
     network, tokenizer = load_denoiser(_dtype("denoiser", dtype))
-    given = _own("denoiser", MaskedLM, adapter, options)
+    given = _own("denoiser", inspect.signature(MaskedLM).parameters, adapter, options)
     return MaskedLM(network.to("cpu" if device is None else device), tokenizer, **given)
 
 
@@ -44,11 +45,12 @@ def reward(
 ) -> SequenceClassifierReward:
     """The sentiment; ``options`` of :class:`entrgi.SequenceClassifierReward`. Raises ValueError as :func:`denoiser`."""
     from entrgi.rewards import SequenceClassifierReward
+    from entrgi.rewards.options import OPTION_NAMES
 
     if kind not in (None, "classifier"):
         raise ValueError(f"kind: the embedded pair's reward is a classifier, got {kind!r}")
     network, tokenizer = load_reward(_dtype("reward", dtype))
-    given = _own("reward", SequenceClassifierReward, adapter, options)
+    given = _own("reward", ("label", *OPTION_NAMES), adapter, options)
     return SequenceClassifierReward(network.to("cpu" if device is None else device), tokenizer, **given)
 
 
@@ -60,10 +62,9 @@ def _dtype(argument: str, dtype: torch.dtype | str | None) -> torch.dtype:
     return torch.float32 if dtype is None else dtype
 
 
-def _own(argument: str, cls: type, adapter: object, options: dict[str, object]) -> dict[str, object]:
+def _own(argument: str, known: Iterable[str], adapter: object, options: dict[str, object]) -> dict[str, object]:
     if adapter is not None:
         raise ValueError(f"{argument}: the embedded pair takes no adapter, got {adapter!r}")
-    known = inspect.signature(cls).parameters
     given = {name: value for name, value in options.items() if name not in _OF_THE_HUB and value is not None}
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.prompts import Encoded, Prompt
+from entrgi.sequences import check_length
 
 
 class Denoiser(Protocol):
@@ -52,11 +53,7 @@ class Denoiser(Protocol):
 
 def check_max_length(max_length: int | None) -> int | None:
     """``max_length``; ValueError unless it is None or an integer >= 1."""
-    if max_length is None:
-        return None
-    if not isinstance(max_length, Integral) or isinstance(max_length, bool) or max_length < 1:
-        raise ValueError(f"denoiser: max_length must be an integer >= 1, got {max_length!r}")
-    return int(max_length)
+    return None if max_length is None else check_length("denoiser: max_length", max_length)
 
 
 def check_width(logits: Tensor, vocab_size: int) -> Tensor:

@@ -7,8 +7,9 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import torch
+from typing_extensions import Unpack
 
-from entrgi.config import SamplerConfig, resolve
+from entrgi.config import SamplerConfig, SamplerOptions, resolve
 from entrgi.denoisers import Denoiser
 from entrgi.matmul import onednn_matmul
 from entrgi.outputs import StepState
@@ -114,7 +115,7 @@ def profile(
     first_steps: int | None = None,
     repeats: int = 3,
     on_step: Callable[[str], object] | None = None,
-    **options: object,
+    **options: Unpack[SamplerOptions],
 ) -> Profile:
     """Run the same generation several times: once to count its work, then, after a step to warm up, ``repeats`` times
     to measure it, of which the median counts.

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.models.wrapping import callable_twin, refuse_inference_weights
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable
+from entrgi.rewards.embedding import EmbeddingReward
+from entrgi.rewards.options import RewardOptions
+from entrgi.rewards.reader import Reader
+from entrgi.rewards.sequences import Places
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from entrgi.rewards.options import RewardArguments
 
 
 class CallableReward(EmbeddingReward):
@@ -24,14 +33,9 @@ class CallableReward(EmbeddingReward):
             weights through a twin that shares them, and is not changed itself.
         tokenizer: maps texts to the ids of ``weight``.
         weight: [V, d], the input embedding by the tokenizer's ids.
-        missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
-        include_prompt: without a chat template, whether the text begins with the prompt; where the denoiser reads
-            the prompt through a chat template of its own, the response is read alone all the same.
-        max_length: context in tokens, or None.
-        score_batch_size: texts per call of :meth:`score`.
-        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
-            among them is a template, or the name of one of the tokenizer's.
         name: what errors call it; None takes the callable's own.
+        options: fields of :class:`entrgi.rewards.options.RewardOptions`: ``unmapped``, ``include_prompt``,
+            ``max_length``, ``score_batch_size``, ``chat_template_kwargs``.
 
     Raises:
         ValueError: for a ``weight`` that is not a floating [V, d], or an option out of range.
@@ -43,36 +47,30 @@ class CallableReward(EmbeddingReward):
         tokenizer: PreTrainedTokenizerBase,
         weight: Tensor,
         *,
-        missing: str = "unk",
-        include_prompt: bool = True,
-        max_length: int | None = None,
-        score_batch_size: int = 16,
-        chat_template_kwargs: Mapping[str, object] | None = None,
         name: str | None = None,
+        **options: Unpack[RewardArguments],
     ) -> None:
         if not callable(function):
             raise ValueError(f"function: expected a callable, got {function!r:.80}")
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
             got = f"{weight.dtype} {list(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)[:80]
             raise ValueError(f"weight: expected a floating tensor [V, d], got {got}")
-        super().__init__(
-            name or getattr(function, "__name__", type(function).__name__),
-            tokenizer,
-            [EmbeddingTable(weight.detach())],
-            missing=missing,
-            include_prompt=include_prompt,
-            max_length=max_length,
-            score_batch_size=score_batch_size,
-            chat_template_kwargs=chat_template_kwargs,
-        )
+        name = name or getattr(function, "__name__", type(function).__name__)
+        reader = Reader(name, tokenizer, [weight.detach()], RewardOptions.of(type(self), options))
         if isinstance(function, nn.Module):
             refuse_inference_weights("reward", function)
-        self.function, self.twin = callable_twin("reward", function)
+        function, twin = callable_twin("reward", function)
+        super().__init__(reader, FunctionHead(function, name), twin=twin)
 
-    def relaxed(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """See :meth:`EmbeddingReward.relaxed`. Raises ValueError where the callable returns another shape."""
-        value = self.function(inputs_embeds, attention_mask)
-        count = inputs_embeds.shape[0]
+
+class FunctionHead:
+    """A function of embeddings and of what is visible, its rewards checked for their shape."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
+        self.function, self.name = function, name
+
+    def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
+        value, count = self.function(inputs_embeds, visible), inputs_embeds.shape[0]
         shape = tuple(value.shape) if isinstance(value, Tensor) else None
         if shape not in ((count,), (count, 1)):
             got = repr(value)[:80] if shape is None else list(shape)

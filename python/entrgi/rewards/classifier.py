@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from entrgi.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.models.wrapping import check_tokenizer
-from entrgi.prompts import Completion
 from entrgi.rewards.backbone import CausalBackbone
-from entrgi.rewards.embedding import EmbeddingReward, EmbeddingTable, input_layer, scales_by_share, twin_of
+from entrgi.rewards.embedding import EmbeddingReward, twin_of
 from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, CAUSAL_WITH_HEAD, prepared_masks
+from entrgi.rewards.options import OPTION_NAMES, ModelRewardOptions, split_options
 from entrgi.rewards.own_score import check_own_score
-from entrgi.rewards.prefix import Prefix
-from entrgi.rewards.sequences import Frame, RewardSequences
-from entrgi.vocabulary import Alignment
+from entrgi.rewards.reader import Reader
+from entrgi.rewards.sequences import Places
+from entrgi.rewards.tables import input_table, scales_by_share
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from entrgi.rewards.options import LoadingArguments, ModelRewardArguments
 
 
 class SequenceClassifierReward(EmbeddingReward):
@@ -39,16 +44,8 @@ class SequenceClassifierReward(EmbeddingReward):
         tokenizer: its tokenizer.
         label: which of several labels, by its name in ``id2label`` or its index. The reward is the label's raw logit,
             not its probability.
-        missing: ``unk`` or ``zero``, see :func:`entrgi.vocabulary.align_embedding`.
-        include_prompt: without a chat template, whether the text to score begins with the prompt; where the denoiser
-            reads the prompt through a chat template of its own, the response is scored alone all the same.
-        max_length: context in tokens; None takes what model and tokenizer declare.
-        reuse_prefix: compute keys and values of what stands before the response once per generation (causal models
-            whose masks can be prepared, see :mod:`entrgi.rewards.masks`). The same rewards and gradients to rounding.
-        score_batch_size: texts per forward pass of :meth:`score`.
-        chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
-            among them is a template, or the name of one of the tokenizer's.
-        compile: run the transformer through ``torch.compile``.
+        options: fields of :class:`entrgi.rewards.options.ModelRewardOptions`: ``unmapped``, ``include_prompt``,
+            ``max_length``, ``score_batch_size``, ``chat_template_kwargs``, ``reuse_prefix``, ``compile``.
 
     Raises:
         ValueError: for a model with several labels and no ``label``, without ``inputs_embeds``, or whose scores over
@@ -69,41 +66,28 @@ class SequenceClassifierReward(EmbeddingReward):
         tokenizer: PreTrainedTokenizerBase,
         *,
         label: int | str | None = None,
-        missing: str = "unk",
-        include_prompt: bool = True,
-        max_length: int | None = None,
-        reuse_prefix: bool = True,
-        score_batch_size: int = 16,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        compile: bool = False,
+        **options: Unpack[ModelRewardArguments],
     ) -> None:
-        self.twin = twin_of(model)
+        options = ModelRewardOptions.of(type(self), options)
+        twin = twin_of(model)
         check_tokenizer("reward", tokenizer)
-        model = self.twin.module
-        name = type(model).__name__
-        self.label = choose_label(model, label)
-        self.model = exact_attention(model)
-        table = model.get_input_embeddings()
-        super().__init__(
-            name,
-            tokenizer,
-            [EmbeddingTable(table, input_layer(model))],
-            missing=missing,
-            include_prompt=include_prompt,
-            max_length=context_length(model, tokenizer) if max_length is None else max_length,
-            score_batch_size=score_batch_size,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        self.backbone, self.pooled_before, self.masks = None, None, None
-        if isinstance(getattr(model, "score", None), nn.Module) or model.config.model_type in CAUSAL_WITH_HEAD:
-            self.backbone, self.pooled_before = CausalBackbone(model), model.config.get_text_config().pad_token_id
+        self.model, self.label = twin.module, choose_label(twin.module, label)
+        options = options.within(context_length(exact_attention(self.model), tokenizer))
+        name, config, table = type(self.model).__name__, self.model.config, input_table(self.model)
+        if isinstance(getattr(self.model, "score", None), nn.Module) or config.model_type in CAUSAL_WITH_HEAD:
+            head = CausalClassifierHead(self.model, self.label)
+            body, backbone, padding_id = head.backbone.model, head.backbone, config.get_text_config().pad_token_id
         else:
-            self.masks = prepared_masks(model)
-        self.twin.watch(model.base_model if self.backbone is None else self.backbone.model, table)
-        check_own_score(self, self.probes(), self._own_score)
-        if compile:
-            (model.base_model if self.backbone is None else self.backbone.model).compile()
-        self.reuse_prefix = reuse_prefix and self.backbone is not None and self.backbone.reuses_prefix
+            head = EncoderClassifierHead(self.model, self.label)
+            body, backbone, padding_id = self.model.base_model, None, None
+        refused = {config.mask_token_id: "scales all embeddings by the share of"} if scales_by_share(self.model) else {}
+        reader = Reader(name, tokenizer, [table], options, padding_id=padding_id, refused=refused)
+        self.reuse_prefix = options.reuse_prefix and backbone is not None and backbone.reuses_prefix
+        super().__init__(reader, head, backbone=backbone if self.reuse_prefix else None, twin=twin)
+        twin.watch(body, table.rows)
+        check_own_score(reader, head)
+        if options.compile:
+            body.compile()
 
     @classmethod
     def from_pretrained(
@@ -114,107 +98,54 @@ class SequenceClassifierReward(EmbeddingReward):
         device: str | int | torch.device | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
         label: int | str | None = None,
-        missing: str = "unk",
-        include_prompt: bool = True,
-        max_length: int | None = None,
-        reuse_prefix: bool = True,
-        score_batch_size: int = 16,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        compile: bool = False,
-        **options: object,
+        **options: Unpack[LoadingArguments],
     ) -> SequenceClassifierReward:
         """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
-        auto, known = AutoModelForSequenceClassification, signature(cls.from_pretrained).parameters
-        model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **options)
-        return cls(
-            model,
-            tokenizer,
-            label=label,
-            missing=missing,
-            include_prompt=include_prompt,
-            max_length=max_length,
-            reuse_prefix=reuse_prefix,
-            score_batch_size=score_batch_size,
-            chat_template_kwargs=chat_template_kwargs,
-            compile=compile,
-        )
+        own, where = split_options(options)
+        auto, known = AutoModelForSequenceClassification, (*signature(cls.from_pretrained).parameters, *OPTION_NAMES)
+        model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **where)
+        return cls(model, tokenizer, label=label, **own)
 
-    def relaxed(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """See :meth:`EmbeddingReward.relaxed`; differentiable in ``inputs_embeds``."""
-        if self.backbone is not None:
-            return self._score_last(self.backbone.hidden(inputs_embeds, attention_mask), attention_mask)
-        if self.masks is None:
-            return self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask.long()).logits[:, self.label]
-        index = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).expand(attention_mask.shape)
-        masks = self.masks(attention_mask, index, index, inputs_embeds.dtype)
-        if self.model.config.model_type in BIDIRECTIONAL_BY_LAYER:
-            return self._pool_modernbert(inputs_embeds, masks, attention_mask)
-        return self.model(inputs_embeds=inputs_embeds, attention_mask=masks).logits[:, self.label]
 
-    def _reader(self, frames: list[Frame]) -> tuple[list[Frame], Callable[[Tensor, Tensor, RewardSequences], Tensor]]:
-        lengths = [len(frame.prefix) for frame in frames]
-        if not self.reuse_prefix or not any(lengths):
-            return frames, self._read
-        prefix = self.backbone.prefix(
-            self.padded([frame.prefix or [0] for frame in frames])[0], torch.tensor(lengths, device=self.device)
-        )
-        rest = [Frame([], frame.suffix, kept=len(frame.prefix), keeps_first=frame.keeps_first) for frame in frames]
-        return rest, partial(self._read_after, prefix)
+class CausalClassifierHead:
+    """The logit of a label at the last visible position."""
 
-    def _read(self, inputs_embeds: Tensor, visible: Tensor, sequences: RewardSequences) -> Tensor:
-        if self.backbone is None:
-            return self.relaxed(inputs_embeds, visible)
-        return self._score_last(self.backbone.hidden(inputs_embeds, visible, sequences), visible)
+    def __init__(self, model: PreTrainedModel, label: int) -> None:
+        self.model, self.label, self.backbone = model, label, CausalBackbone(model)
 
-    def _read_after(self, prefix: Prefix, inputs_embeds: Tensor, visible: Tensor, sequences: RewardSequences) -> Tensor:
-        hidden = self.backbone.hidden(inputs_embeds, visible, sequences, prefix)
-        return self._score_last(hidden, visible, prefix.last[sequences.prompt])
-
-    def known(self, ids: list[int]) -> list[int]:
-        """See :meth:`EmbeddingReward.known`. Raises ValueError for a token by whose share the model scales, too."""
-        if scales_by_share(self.model) and self.model.config.mask_token_id in ids:
-            token = self.tokenizer.convert_ids_to_tokens(self.model.config.mask_token_id)
-            raise ValueError(
-                f"reward: {self.name} scales all embeddings by the share of {token!r}, expected none of it"
-            )
-        return super().known(ids)
-
-    def _frame(self, prefix: list[int], suffix: list[int]) -> Frame:
-        return super()._frame(prefix, self._unpadded(suffix))
-
-    def _unread(self, ends: tuple[int, ...], alignment: Alignment) -> tuple[int, ...]:
-        """The ends of a response that the model takes for padding: a decoded text is scored without them, too."""
-        if self.pooled_before is None:
-            return ()
-        return tuple(end for end in ends if int(alignment.ids[end]) == self.pooled_before)
-
-    def _encoded(self, completion: Completion) -> tuple[list[int], int, int]:
-        ids, begin, end = super()._encoded(completion)
-        read = self._unpadded(ids) or ids[:1]
-        return read, begin, max(0, end - len(ids) + len(read))
-
-    def _unpadded(self, ids: list[int]) -> list[int]:
-        """``ids`` up to the last one that a causal model takes for text."""
-        length = len(ids)
-        while self.pooled_before is not None and length > 0 and ids[length - 1] == self.pooled_before:
-            length -= 1
-        return ids[:length]
-
-    def _own_score(self, row: tuple[list[int], int]) -> Tensor:
-        """The model's own score [1] of a row of :meth:`score_rows`, over ids."""
-        ids = torch.tensor([row[0]], device=self.device)
-        options = {} if self.backbone is None else {"use_cache": False}
-        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits[:, self.label]
-
-    def _score_last(self, hidden: Tensor, visible: Tensor, before: Tensor | None = None) -> Tensor:
-        """The head at each row's last visible position; ``before`` [P, h] is what precedes the first column."""
+    def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
+        hidden = self.backbone.hidden(inputs_embeds, visible, places, places.prefix)
         index = torch.arange(visible.shape[1], device=visible.device)
         last = hidden[torch.arange(visible.shape[0], device=visible.device), (visible * index).amax(dim=1)]
-        if before is not None:  # everything after the prefix may be hidden
-            last = torch.where(visible.any(dim=1, keepdim=True), last, before)
+        if places.prefix is not None:  # everything after the prefix may be hidden
+            last = torch.where(visible.any(dim=1, keepdim=True), last, places.prefix.last[places.prompt])
         if self.model.config.model_type in CAUSAL_WITH_HEAD:
             return self.model.classifier(self.model.head(last))[:, self.label]
         return self.model.score(last)[:, self.label]
+
+    def own_score(self, ids: Tensor, begin: int) -> Tensor:
+        """See :class:`entrgi.rewards.own_score.ModelHead`."""
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, self.label]
+
+
+class EncoderClassifierHead:
+    """The logit of a label by the model's own pooling."""
+
+    def __init__(self, model: PreTrainedModel, label: int) -> None:
+        self.model, self.label, self.masks = model, label, prepared_masks(model)
+
+    def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
+        if self.masks is None:
+            masks = visible.long()
+        else:
+            masks = self.masks(visible, places.positions, places.positions, inputs_embeds.dtype)
+            if self.model.config.model_type in BIDIRECTIONAL_BY_LAYER:
+                return self._pool_modernbert(inputs_embeds, masks, visible)
+        return self.model(inputs_embeds=inputs_embeds, attention_mask=masks).logits[:, self.label]
+
+    def own_score(self, ids: Tensor, begin: int) -> Tensor:
+        """See :class:`entrgi.rewards.own_score.ModelHead`."""
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, self.label]
 
     def _pool_modernbert(self, inputs_embeds: Tensor, masks: dict[str, Tensor], visible: Tensor) -> Tensor:
         """The classifier's own steps: its forward takes one mask for two purposes, and pooling needs the flat one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,11 @@ from entrgi.demo import pair as demo
 from entrgi.models.adapters import adapter_task, adapters_of
 from entrgi.rewards.classifier import SequenceClassifierReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from entrgi.rewards.options import LoadingArguments
 
 KINDS = {"classifier": SequenceClassifierReward, "likelihood": LogLikelihoodReward}
 
@@ -23,8 +29,7 @@ def load_reward(
     dtype: torch.dtype | str | None = None,
     device: str | int | torch.device | None = None,
     adapter: str | Path | Sequence[str | Path] | None = None,
-    compile: bool = False,
-    **options: object,
+    **options: Unpack[LoadingArguments],
 ) -> SequenceClassifierReward | LogLikelihoodReward:
     """Load a reward model from a checkpoint folder or hub id.
 
@@ -37,16 +42,14 @@ def load_reward(
         dtype: of the weights; None keeps the checkpoint's.
         device: a name or an index; None is the CPU, or wherever ``device_map`` or a quantised checkpoint puts it.
         adapter: folder or hub id of a LoRA adapter, merged into the weights (needs peft); several are merged in turn.
-        compile: run the transformer through ``torch.compile``.
-        options: of the class (``label`` for a classifier with several, ``missing``, ``include_prompt``,
-            ``max_length``, ``reuse_prefix``, ``score_batch_size``, ``chat_template_kwargs``, ``normalize``), others go
-            to ``from_pretrained``.
+        options: of the class (``label`` for a classifier with several, ``normalize`` for a likelihood, and those of
+            :class:`entrgi.rewards.options.ModelRewardOptions`); others go to ``from_pretrained``.
 
     Raises:
         ValueError: for an unknown kind, a checkpoint that is neither, or files that are missing or do not fit.
     """
     if name == demo.NAME:
-        return demo.reward(kind=kind, dtype=dtype, device=device, adapter=adapter, compile=compile, **options)
+        return demo.reward(kind=kind, dtype=dtype, device=device, adapter=adapter, **options)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     refuse_remote_code("reward", options)
@@ -65,4 +68,4 @@ def load_reward(
             )
     if kind == "classifier" and not classifies:
         options.setdefault("num_labels", 1)  # the base of an adapter counts two labels, whatever the adapter has
-    return KINDS[kind].from_pretrained(name, dtype=dtype, device=device, adapter=adapter, compile=compile, **options)
+    return KINDS[kind].from_pretrained(name, dtype=dtype, device=device, adapter=adapter, **options)

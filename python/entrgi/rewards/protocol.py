@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from entrgi.deprecated import warn_renamed
+
 if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
     from entrgi.prompts import Completion
+    from entrgi.rewards.sequences import Places
     from entrgi.sequences import Layout
 
 
@@ -18,8 +21,8 @@ class BoundReward(Protocol):
     """A reward tied to one generation: P = B * K trajectories, prompt by prompt.
 
     The reward model's input is a buffer [A, S, d] of A <= P trajectories that the driver fills: with what
-    :meth:`inputs` returns, and at the masked positions, whose rows :meth:`rows` names, with relaxed embeddings.
-    ``inputs``, ``rows`` and the call itself never wait for the device and can be captured in a CUDA graph.
+    :meth:`inputs` returns, and at the masked positions, which :meth:`row_index` finds, with relaxed embeddings.
+    ``inputs``, ``row_index`` and the call itself never wait for the device and can be captured in a CUDA graph.
 
     Attributes:
         embedding: [V, d], row i is what the buffer holds at a position whose token is the denoiser's id i.
@@ -43,7 +46,7 @@ class BoundReward(Protocol):
         """
         ...
 
-    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
         """Rows of the flattened buffer [A * S] for columns ``positions`` of the denoiser; all int64 [N]."""
         ...
 
@@ -88,3 +91,44 @@ class Reward(Protocol):
             RuntimeError: naming the text, where a reward is not finite.
         """
         ...
+
+
+class Head(Protocol):
+    """What an :class:`entrgi.rewards.EmbeddingReward` makes of input embeddings; a plain function will do.
+
+    It has to be differentiable in ``inputs_embeds``, must not wait for the device if it is to be captured in a CUDA
+    graph, and is asked in the same way in guidance and for the final score.
+    """
+
+    def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
+        """Rewards [P].
+
+        Args:
+            inputs_embeds: [P, S, d], padded on the right with zeros.
+            visible: bool [P, S]; what is not visible (padding, the response after its end) must not enter the reward.
+            places: what the columns are. For a reader with ``judges_response``, ``places.response`` (bool [P, S]) is
+                the response; for others that is the response's window in guidance and the whole text in the score.
+        """
+        ...
+
+
+class DeprecatedRows:
+    """The name that :meth:`BoundReward.row_index` had before."""
+
+    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+        """Deprecated: :meth:`BoundReward.row_index`."""
+        warn_renamed("BoundReward.rows(...)", "row_index(...)")
+        return self.row_index(trajectories, positions)
+
+
+def check_bound(bound: BoundReward) -> BoundReward:
+    """``bound``, with a warning where it has ``rows`` in place of ``row_index``."""
+    if hasattr(bound, "rows") and not hasattr(bound, "row_index"):
+        warn_renamed(f"{type(bound).__name__}.rows(...) of a bound reward", "row_index(...)")
+    return bound
+
+
+def row_index(bound: BoundReward, trajectories: Tensor, positions: Tensor) -> Tensor:
+    """``bound.row_index(...)``, also of bound rewards that call it ``rows``."""
+    find = bound.row_index if hasattr(bound, "row_index") else bound.rows
+    return find(trajectories, positions)

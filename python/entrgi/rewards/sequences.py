@@ -4,52 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from entrgi.sequences import Layout
+from entrgi.sequences import Frame
+
+if TYPE_CHECKING:
+    from entrgi.rewards.prefix import Prefix
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What stands around one prompt's response, in the reward model's ids.
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What the columns of A sequences of embeddings [A, S, d] are.
 
     Attributes:
-        prefix, suffix: ids before and after the response, in the buffer.
-        kept: number of positions before ``prefix`` that are not in the buffer (a prefix whose keys are kept).
-        keeps_first: the response's first position stays visible where nothing else of it would be.
+        response: bool [A, S], positions of the response.
+        positions: int64 [A, S], index of each column in the whole sequence; padding repeats the last one.
+        prefix: keys and values of what stands before column 0; None where nothing does.
+        prompt: int64 [A], row of what the trajectories of one prompt share, such as ``prefix``.
+        copies: K, where these are all B * K trajectories; None after a selection.
     """
 
-    prefix: list[int]
-    suffix: list[int]
-    kept: int = 0
-    keeps_first: bool = False
+    response: Tensor
+    positions: Tensor
+    prefix: Prefix | None = None
+    prompt: Tensor | None = None
+    copies: int | None = None
+
+    @classmethod
+    def whole(cls, response: Tensor) -> Places:
+        """Of sequences that begin at column 0 and are read whole."""
+        return cls(
+            response=response, positions=torch.arange(response.shape[1], device=response.device).expand_as(response)
+        )
 
 
-@dataclass(frozen=True)
-class RewardSequences:
+@dataclass(frozen=True, kw_only=True)
+class RewardSequences(Places):
     """A <= B * K trajectories, padded on the right to a common length S.
 
     Attributes:
         frame: [B, S, d], embeddings of each prompt's prefix and suffix; zero elsewhere. Shared by its copies.
-        prompt: int64 [A], row of ``frame``.
         valid: bool [A, S], real positions.
-        response: bool [A, S], positions of the response window.
         first: bool [A, S], the position that stays visible where nothing of the response would be, if any.
-        positions: int64 [A, S], index of each column in the whole sequence; padding repeats the last one.
         offset: int64 [A], column minus denoiser column of a response position.
-        copies: K, where these are all B * K trajectories; None after a selection.
     """
 
     frame: Tensor
-    prompt: Tensor
     valid: Tensor
-    response: Tensor
     first: Tensor
-    positions: Tensor
     offset: Tensor
-    copies: int | None
 
     def select(self, active: Tensor) -> RewardSequences:
         """The trajectories in ``active`` (int64 [A], ascending); itself when those are all."""
@@ -67,7 +73,7 @@ class RewardSequences:
         ids = tokens.gather(1, columns.clamp(0, tokens.shape[1] - 1))
         return torch.where(self.response[..., None], embedding[ids], self.frame[self.prompt]), ids
 
-    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
         """Rows of the flattened [A * S] buffer for denoiser columns ``positions``; all int64 [N]."""
         return trajectories * self.valid.shape[1] + positions + self.offset[trajectories]
 
@@ -78,39 +84,41 @@ class RewardSequences:
 
 def build_reward_sequences(
     frames: Sequence[Frame],
-    layouts: Sequence[Layout],
+    starts: Sequence[int],
     copies: int,
     embed: Callable[[Tensor], Tensor],
     device: torch.device,
+    prefix: Prefix | None = None,
+    keeps_first: bool = False,
 ) -> RewardSequences:
     """Lay out every prompt's frame around its response window, K = ``copies`` trajectories per prompt.
 
     Args:
-        frames, layouts: of the same B prompts.
+        frames: of B prompts, in the reward model's ids.
+        starts: the denoiser's first column of each window.
         embed: ids int64 [n] on ``device`` -> their input embeddings [n, d].
+        prefix: of the prompts, where their frames leave it out.
+        keeps_first: a response is never read as nothing: its first position stays visible. Otherwise that holds only
+            where nothing stands around it.
     """
-    windows = [layout.stop - layout.start for layout in layouts]
-    lengths = [len(f.prefix) + w + len(f.suffix) for f, w in zip(frames, windows, strict=True)]
-    shape = (len(frames), max(lengths))
+    shape = (len(frames), max(frame.length for frame in frames))
     sample = embed(torch.zeros(0, dtype=torch.long, device=device))
-    frame = sample.new_zeros(*shape, sample.shape[1])
+    around = sample.new_zeros(*shape, sample.shape[1])
     response, first = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for i, (f, window) in enumerate(zip(frames, windows, strict=True)):
-        begin, end = len(f.prefix), len(f.prefix) + window
-        ids = torch.tensor(f.prefix + f.suffix, dtype=torch.long, device=device)
-        rows = embed(ids)
-        frame[i, :begin], frame[i, end : lengths[i]] = rows[:begin], rows[begin:]
-        response[i, begin:end] = True
-        first[i, begin] = f.keeps_first
-    index, length = torch.arange(shape[1]), torch.tensor(lengths)[:, None]
-    kept = torch.tensor([f.kept for f in frames])
+    for i, frame in enumerate(frames):
+        rows = embed(torch.tensor(frame.prefix + frame.suffix, dtype=torch.long, device=device))
+        around[i, : frame.start], around[i, frame.stop : frame.length] = rows[: frame.start], rows[frame.start :]
+        response[i, frame.start : frame.stop] = True
+        first[i, frame.start] = keeps_first or not (frame.prefix or frame.suffix or frame.kept)
+    index, length = torch.arange(shape[1]), torch.tensor([frame.length for frame in frames])[:, None]
+    kept = torch.tensor([frame.kept for frame in frames])
     per_prompt = {
         "prompt": torch.arange(len(frames)),
         "valid": index < length,
         "response": response,
         "first": first,
         "positions": kept[:, None] + index.minimum(length - 1),
-        "offset": torch.tensor([len(f.prefix) - a.start for f, a in zip(frames, layouts, strict=True)]),
+        "offset": torch.tensor([frame.start - start for frame, start in zip(frames, starts, strict=True)]),
     }
     per_copy = {name: x.repeat_interleave(copies, dim=0).to(device) for name, x in per_prompt.items()}
-    return RewardSequences(frame=frame, copies=copies, **per_copy)
+    return RewardSequences(frame=around, copies=copies, prefix=prefix, **per_copy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,7 +40,9 @@ def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str)
             prompt, response = as_prompt(item[0], f"completions[{index}]"), item[1]
             continued = prompt if isinstance(prompt, str) else begun_turn(prompt) or ""
             item = Completion(prompt, continued + response, response)
-        if not isinstance(item, Completion):
+        elif isinstance(item, Completion):
+            item = replace(item, prompt=as_prompt(item.prompt, f"completions[{index}]"))
+        else:
             raise ValueError(
                 f"completions[{index}]: expected a text, a pair (prompt, response) or a Completion, got {item!r:.80}"
             )
@@ -75,6 +76,10 @@ class TextFormat:
         return self.include_prompt and not self.is_chat
 
     @property
+    def _template(self) -> str:
+        return f"reward: the chat template of {self.name}"
+
+    @property
     def special_ids(self) -> tuple[list[int], list[int]]:
         """Ids before and after a plain text; a chat template brings its own."""
         if self.is_chat:
@@ -93,17 +98,15 @@ class TextFormat:
         """Ids before and after the response.
 
         Args:
-            prompt: text or messages.
+            prompt: text or messages, as :func:`entrgi.messages.as_prompt` gives them.
             before: ids of the plain text before the response.
 
         Raises:
             ValueError: for messages that cannot be rendered, or a template that hides the assistant's turn.
         """
-        prompt = as_prompt(prompt)
         if self.is_chat:
             check_all_shown(self.tokenizer, prompt, self.options, turn="...")
-            label = f"reward: the chat template of {self.name}"
-            head, tail = split_chat(self.tokenizer, prompt, self.options, label)
+            head, tail = split_chat(self.tokenizer, prompt, self.options, self._template)
             return plain_ids(self.tokenizer, head), plain_ids(self.tokenizer, tail)
         if self.reads_prompt and not isinstance(prompt, str):
             raise ValueError(
@@ -120,7 +123,8 @@ class TextFormat:
             ValueError: for an empty text where the tokenizer has no token to stand for it.
         """
         if self.is_chat:
-            return plain_ids(self.tokenizer, self._rendered(completion)), 0
+            text = render_chat(self.tokenizer, completion.prompt, completion.turn, self.options)
+            return plain_ids(self.tokenizer, text), 0
         start, end = self.special_ids
         ids = [*start, *plain_ids(self.tokenizer, self.plain(completion)), *end]
         return ids or [self.for_empty()], len(end)
@@ -137,7 +141,8 @@ class TextFormat:
         if self.is_chat and begun_turn(completion.prompt) is None:
             before, response = self.frame(completion.prompt, [])[0], plain_ids(self.tokenizer, completion.response)
         elif self.is_chat:
-            before, response = _parted(self._ids_of_turn(completion), self.frame(completion.prompt, [])[0])
+            whole, _ = split_chat(self.tokenizer, completion.prompt, self.options, self._template, completion.turn)
+            before, response = _parted(plain_ids(self.tokenizer, whole), self.frame(completion.prompt, [])[0])
         elif self.reads_prompt:
             ids = plain_ids(self.tokenizer, completion.text)
             before, response = _parted(ids, plain_ids(self.tokenizer, completion.text[: _boundary(completion)]))
@@ -145,14 +150,6 @@ class TextFormat:
         else:
             before, response = self.special_ids[0], plain_ids(self.tokenizer, completion.response)
         return before, response or [self.for_empty()]
-
-    def _rendered(self, completion: Completion) -> str:
-        return render_chat(self.tokenizer, completion.prompt, completion.turn, self.options)
-
-    def _ids_of_turn(self, completion: Completion) -> list[int]:
-        """Ids up to the end of the assistant's turn, what closes it left out."""
-        marked = replace(completion, text=completion.turn + (marker := uuid4().hex))
-        return plain_ids(self.tokenizer, self._rendered(marked).rpartition(marker)[0])
 
     def for_empty(self) -> int:
         if self.empty_id is None:

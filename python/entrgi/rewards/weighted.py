@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entrgi.prompts import Completion, Prompt
-from entrgi.rewards.protocol import BoundReward, Reward
+from entrgi.rewards.protocol import BoundReward, DeprecatedRows, Reward, check_bound, row_index
 from entrgi.rewards.text import as_completions
 from entrgi.sequences import Layout
 
@@ -70,13 +70,13 @@ class WeightedReward:
         Raises:
             ValueError: also where one reward's embedding is float64 and another's is not.
         """
-        bound = tuple(reward.bind(denoiser, layouts, copies) for reward in self.rewards)
+        bound = tuple(check_bound(reward.bind(denoiser, layouts, copies)) for reward in self.rewards)
         dtypes = [child.embedding.dtype for child in bound]
         if len({dtype == torch.float64 for dtype in dtypes}) > 1:
             raise ValueError(f"rewards: embeddings are {', '.join(map(str, dtypes))}, expected float64 for all or none")
         dtype = reduce(torch.promote_types, dtypes)
         start = torch.tensor([layout.start for layout in layouts])
-        length = torch.tensor([layout.stop - layout.start for layout in layouts])
+        length = torch.tensor([layout.window for layout in layouts])
         index = torch.arange(int(length.max()))
         width = max(layout.stop for layout in layouts)
         inside = index < length[:, None]
@@ -114,7 +114,7 @@ class WeightedReward:
 
 
 @dataclass(frozen=True)
-class BoundWeightedReward:
+class BoundWeightedReward(DeprecatedRows):
     """See :class:`entrgi.rewards.BoundReward`. The buffer is the response window alone, [A, W, d_1 + d_2 + ...].
 
     Attributes:
@@ -149,7 +149,7 @@ class BoundWeightedReward:
         ids = tokens.gather(1, self.columns.clamp_max(tokens.shape[1] - 1))
         return self.embedding[ids], ids
 
-    def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
+    def row_index(self, trajectories: Tensor, positions: Tensor) -> Tensor:
         return trajectories * self.inside.shape[1] + positions - self.start[trajectories]
 
     def __call__(self, inputs_embeds: Tensor, ids: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class BoundWeightedReward:
             with torch.no_grad():
                 buffer, child_ids = child.inputs(tokens)
                 positions = torch.where(self.inside, self.columns, self.start[:, None])
-                rows = child.rows(trajectories, positions.reshape(-1))
+                rows = row_index(child, trajectories, positions.reshape(-1))
                 rows = torch.where(self.inside.reshape(-1), rows, count * buffer.shape[1])
                 flat = torch.cat([buffer.flatten(0, 1), buffer.new_zeros(1, buffer.shape[2])])
             filled = flat.index_copy(0, rows, part.flatten(0, 1).to(flat.dtype))

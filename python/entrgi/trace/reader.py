@@ -164,11 +164,9 @@ class _Reader:
         prompt = prompts[key[0]]
         if expected is None and prompt.width <= max(MIN_CELLS, len(columns) + len(prompt.given)):
             expected = self.holes(prompt)
-        self.expect(
-            columns == expected and all(type(column) is int for column in columns),
-            f"columns {'of the window' if expected is None else _short(expected)}, those still masked, "
-            f"got {_short(columns)}",
-        )
+        if columns != expected or not all(type(column) is int for column in columns):
+            those = "of the window" if expected is None else _short(expected)
+            raise self.error(f"columns {those}, those still masked, got {_short(columns)}")
         for name, highest in (("entropy", MAX_ENTROPY), ("weight", MAX_WEIGHT)):
             if name == "weight" and data[name] is None:
                 continue
@@ -178,8 +176,8 @@ class _Reader:
         if data["reward"] is not None:
             fits = _is_real(data["reward"]) and abs(data["reward"]) <= LARGEST
             self.expect(fits, f"a number or null as 'reward', at most {LARGEST}, got {data['reward']!r:.60}")
-        done, open_columns = {column for column, _ in commits}, set(columns)
-        wrong = sorted(done - open_columns)
+        done = {column for column, _ in commits}
+        wrong = sorted(done.difference(columns))
         self.expect(not wrong, f"commits to masked columns, got {_short(wrong)}")
         masked[key] = [column for column in columns if column not in done]
         return TrajectoryStep(**{**data, "commits": commits})
@@ -208,7 +206,8 @@ class _Reader:
 
     def value(self, line: dict, name: str, kind: type) -> object:
         value = line.get(name)
-        self.expect(isinstance(value, kind), f"{name!r} to be of type {kind.__name__}, got {value!r:.60}")
+        if not isinstance(value, kind):
+            raise self.error(f"{name!r} to be of type {kind.__name__}, got {value!r:.60}")
         return value
 
     def integer(self, line: dict, name: str, minimum: int, maximum: int | None = None) -> int:
@@ -227,29 +226,34 @@ class _Reader:
     def numbers(self, line: dict, name: str, minimum: float, maximum: float) -> None:
         """Check that the list ``line[name]`` holds numbers in a range, or null."""
         for value in line[name]:
-            self.expect(value is None or _is_real(value), f"numbers or null in {name!r}, got {value!r:.60}")
-            in_range = value is None or minimum <= value <= maximum
-            self.expect(in_range, f"numbers in [{minimum}, {maximum}] in {name!r}, got {value!r:.60}")
+            if value is None:
+                continue
+            if not _is_real(value):
+                raise self.error(f"numbers or null in {name!r}, got {value!r:.60}")
+            if not minimum <= value <= maximum:
+                raise self.error(f"numbers in [{minimum}, {maximum}] in {name!r}, got {value!r:.60}")
 
     def texts(self, line: dict, name: str) -> list[str]:
         values = self.value(line, name, list)
-        wrong = next((value for value in values if not isinstance(value, str)), None)
-        self.expect(all(isinstance(value, str) for value in values), f"texts in {name!r}, got {wrong!r:.60}")
+        for value in values:
+            if not isinstance(value, str):
+                raise self.error(f"texts in {name!r}, got {value!r:.60}")
         return values
 
     def objects(self, line: dict, name: str, *keys: str) -> list[dict]:
         """The list ``line[name]`` of objects that hold ``keys`` and nothing else."""
         values = self.value(line, name, list)
         for value in values:
-            fits = isinstance(value, dict) and value.keys() == set(keys)
-            self.expect(fits, f"objects with {', '.join(keys)} in {name!r}, got {value!r:.60}")
+            if not isinstance(value, dict) or value.keys() != set(keys):
+                raise self.error(f"objects with {', '.join(keys)} in {name!r}, got {value!r:.60}")
         return values
 
     def commits(self, line: dict, name: str) -> list[tuple[int, str]]:
         values = self.value(line, name, list)
         for value in values:
-            fits = isinstance(value, list) and len(value) == 2 and type(value[0]) is int and value[0] >= 0
-            self.expect(fits and isinstance(value[1], str), f"[column, piece] in {name!r}, got {value!r:.60}")
+            is_pair = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+            if not is_pair or type(value[0]) is not int or value[0] < 0:
+                raise self.error(f"[column, piece] in {name!r}, got {value!r:.60}")
         distinct = len({column for column, _ in values}) == len(values)
         self.expect(distinct, f"every column at most once in {name!r}")
         return [(column, piece) for column, piece in values]

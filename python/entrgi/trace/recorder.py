@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from entrgi.pieces import sequence_pieces
 from entrgi.trace.schema import Result, Run, Trace, TracedPrompt, TraceStep, TrajectoryStep
 
 if TYPE_CHECKING:
@@ -112,6 +111,8 @@ class _Recorder:
     """Turns a run's tensors into columns and pieces; its steps are to be asked for in order."""
 
     def __init__(self, output: Output, prompts: Sequence[Prompt], denoiser: Denoiser) -> None:
+        from entrgi.vocabulary.pieces import sequence_pieces  # not above: reading a trace needs no torch
+
         self.output, self.mask = output, denoiser.mask_token_id
         self.copies = output.sequences.shape[1]
         self.windows = [window for window in output.windows for _ in range(self.copies)]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from entrgi.deprecated import renamed_keyword
 from entrgi.vocabulary.spelling import Vocabulary, state_of
 
-MISSING_ROWS = ("unk", "zero")
+UNMAPPED_ROWS = ("unk", "zero")
 FEW = 0.5  # a smaller share of mapped ids is worth a warning
 
 # Roles that serve the same end where the reward lacks the role itself: BERT's [CLS] and [SEP] frame a text.
@@ -112,24 +113,25 @@ def _align(
     return Alignment(_as_tensor(pairs, vocab_size), identical=False), len(known)
 
 
+@renamed_keyword("missing", "unmapped")
 def align_embedding(
-    weight: Tensor, alignment: Alignment, missing: str, reward_tokenizer: PreTrainedTokenizerBase
+    weight: Tensor, alignment: Alignment, unmapped: str, reward_tokenizer: PreTrainedTokenizerBase
 ) -> Tensor:
     """The reward model's embedding [V, d], one row per id of the denoiser.
 
     Args:
         weight: [V_reward, d]. A view of it is returned where nothing must change.
         alignment: from :func:`align`.
-        missing: the row of ids without a counterpart: ``unk`` takes the reward's unknown token (its
+        unmapped: the row of ids without a counterpart: ``unk`` takes the reward's unknown token (its
             end-of-sequence token where it has none, as published), ``zero`` takes zeros.
 
     Raises:
-        ValueError: for an unknown ``missing``, for an embedding with fewer rows than the ids that it is asked for,
+        ValueError: for an unknown ``unmapped``, for an embedding with fewer rows than the ids that it is asked for,
             or where ``unk`` is asked for and the reward tokenizer has neither an unknown nor an end-of-sequence
             token.
     """
-    if missing not in MISSING_ROWS:
-        raise ValueError(f"missing must be one of {', '.join(MISSING_ROWS)}, got {missing!r}")
+    if unmapped not in UNMAPPED_ROWS:
+        raise ValueError(f"unmapped must be one of {', '.join(UNMAPPED_ROWS)}, got {unmapped!r}")
     ids, rows = alignment.ids, weight.shape[0]
     last = int(ids.max())
     if last >= rows:
@@ -142,7 +144,7 @@ def align_embedding(
     aligned = weight.index_select(0, ids.clamp(min=0).to(weight.device))
     absent = ids < 0
     if absent.any():
-        row = weight[_unknown_id(reward_tokenizer, rows)] if missing == "unk" else torch.zeros_like(weight[0])
+        row = weight[_unknown_id(reward_tokenizer, rows)] if unmapped == "unk" else torch.zeros_like(weight[0])
         aligned[absent.to(weight.device)] = row
     return aligned
 
@@ -226,6 +228,8 @@ def _unknown_id(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     for token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):
         if token_id is not None:  # id 0 is an id
             if token_id >= rows:
-                raise ValueError(f"missing='unk': the reward's embedding has {rows} rows, its unknown id is {token_id}")
+                raise ValueError(
+                    f"unmapped='unk': the reward's embedding has {rows} rows, its unknown id is {token_id}"
+                )
             return token_id
-    raise ValueError("missing='unk': the reward tokenizer has no unknown and no end-of-sequence token; use 'zero'")
+    raise ValueError("unmapped='unk': the reward tokenizer has no unknown and no end-of-sequence token; use 'zero'")

@@ -12,7 +12,7 @@ from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerBase
 
-from entrgi.pieces import byte_alphabet
+from entrgi.vocabulary.pieces import byte_alphabet
 from entrgi.vocabulary.style import Style, backend_of, character_steps, read_style
 
 ROLES = ("eos", "pad", "bos", "cls", "sep", "unk", "mask")
