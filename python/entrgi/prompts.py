@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from entrgi.messages import ASSISTANT, Message, Prompt, as_messages, as_prompt, begun_turn
 from entrgi.tokenizing import plain_ids, spelled_ids
 
-__all__ = ["Completion", "Encoded", "Message", "Prompt", "encode_prompt", "first_id", "plain_ids", "render_chat"]
+__all__ = ["Completion", "Encoded", "Message", "Prompt", "encode_prompt", "first_not_none", "plain_ids", "render_chat"]
 
 Options = Mapping[str, object]
 # Where a message may say something, beside its calls of tools.
@@ -88,7 +88,7 @@ def encode_prompt(
         return Encoded([], plain_ids(tokenizer, render_chat(tokenizer, prompt, options=options)), [], False, begun)
     if not isinstance(prompt, str):
         raise ValueError("prompts: got chat messages, expected text: the denoiser's tokenizer has no chat template")
-    start = first_id(tokenizer.cls_token_id, tokenizer.bos_token_id)
+    start = first_not_none(tokenizer.cls_token_id, tokenizer.bos_token_id)
     end = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
     as_list = [[] if token is None else [token] for token in (start, end)]
     return Encoded(as_list[0], plain_ids(tokenizer, prompt), as_list[1], is_text=True)
@@ -264,6 +264,6 @@ def _function_name(call: object) -> str:
     return str(function.get("name", "")) if isinstance(function, dict) else ""
 
 
-def first_id(*ids: int | None) -> int | None:
+def first_not_none(*ids: int | None) -> int | None:
     """The first of ``ids`` that is not None (0 is an id), or None."""
     return next((token_id for token_id in ids if token_id is not None), None)

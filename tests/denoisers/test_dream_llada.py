@@ -556,3 +556,17 @@ def test_masked_lm_by_its_config(tmp_path):
     tokens = torch.full((1, 5), 4)
     expected = original.logits(tokens, None, torch.tensor([2]))
     torch.testing.assert_close(loaded.logits(tokens, None, torch.tensor([2])), expected)
+
+
+@pytest.mark.parametrize("kind", ["dream", "llada"])
+def test_rotary_frequencies_follow_the_model_to_another_device(tmp_path, kind):
+    """They are the denoiser's own, so moving the user's model leaves them where they were."""
+    fields, _, _ = recipe(kind)
+    cls = DreamDenoiser if kind == "dream" else LLaDADenoiser
+    model = cls.build_model(fields).requires_grad_(False)
+    folder = official.write_checkpoint(tmp_path, *recipe(kind)[:2])
+    denoiser = cls(model, load_denoiser(folder).tokenizer, mask_token_id=official.MASK)
+    model.to("meta")
+    tokens = sequences()[0].to("meta")
+    assert denoiser.logits(tokens, None, torch.tensor([0, 1], device="meta")).device.type == "meta"
+    assert denoiser.model.model.rotary_emb.inv_freq.device.type == "meta"

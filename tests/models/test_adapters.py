@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from entrgi import LogLikelihoodReward, SequenceClassifierReward, load_reward
-from entrgi.checkpoints import load_pretrained
 from entrgi.models.adapters import apply_adapter
+from entrgi.models.checkpoints import load_pretrained
 from entrgi.prompts import Completion
 from support import architectures, tiny
 

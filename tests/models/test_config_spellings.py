@@ -9,8 +9,8 @@ from transformers import CONFIG_MAPPING, BertForMaskedLM, Qwen2Config, Qwen2ForC
 from transformers.models.auto import modeling_auto
 
 from entrgi import load_reward
-from entrgi.checkpoints import read_config
 from entrgi.denoisers import DreamDenoiser, LLaDADenoiser, load_denoiser
+from entrgi.models.checkpoints import read_config
 from entrgi.models.rope import SCALINGS, Rope, read_rope, settle_rope
 from support import checkpoints
 from support import official_layouts as official

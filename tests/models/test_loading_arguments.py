@@ -17,10 +17,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from entrgi import CallableDenoiser, LogLikelihoodReward, MaskedLM, SequenceClassifierReward, load_denoiser, load_reward
-from entrgi.checkpoints import _placed, read_config, read_tokenizer
 from entrgi.cli import app
 from entrgi.cli.models import usable_device
 from entrgi.denoisers import DreamDenoiser, LLaDADenoiser
+from entrgi.models.checkpoints import _placed, read_config, read_tokenizer
 from entrgi.models.errors import reason_of
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.prompts import Completion

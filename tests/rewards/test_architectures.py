@@ -1,19 +1,20 @@
-"""Prepared masks and kept prefixes against each architecture's own forward pass."""
+"""Masks and kept prefixes against each architecture's own forward pass."""
 
 import pytest
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from entrgi import SequenceClassifierReward
-from entrgi.rewards import attention_mask, masks
+from entrgi import LogLikelihoodReward, SequenceClassifierReward
+from entrgi.models import attention as attentions
+from entrgi.rewards import attention_mask
+from entrgi.rewards.prefix import PrefixCache
 from support import architectures, binding, tiny
 from support.host_reads import NoHostReads
 
 PROMPTS, WINDOWS, COPIES = ["the movie was w1 w2 w3 w4", "w5"], [8, 6], 2
-CAUSAL = sorted(masks.CAUSAL | masks.CAUSAL_WINDOW | masks.CAUSAL_BY_LAYER)
+CAUSAL, BIDIRECTIONAL = architectures.CAUSAL, architectures.BIDIRECTIONAL
 OLD = int(transformers.__version__.split(".")[0]) < 5
-BIDIRECTIONAL = sorted(masks.BIDIRECTIONAL | masks.BIDIRECTIONAL_BY_LAYER)
 
 
 def build(kind, **options):
@@ -77,9 +78,7 @@ def test_causal(kind, reuse_prefix):
 
 @pytest.mark.parametrize("kind", BIDIRECTIONAL)
 def test_bidirectional(kind):
-    reward = build(kind)
-    assert OLD or reward.head.masks is not None
-    compare(kind, reward)
+    compare(kind, build(kind))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -88,25 +87,48 @@ def test_modernbert_pooling(pooling):
     compare("modernbert", SequenceClassifierReward(model, tiny.tokenizer()))
 
 
-@pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "deberta-v2"])
-def test_others_read_a_flat_mask(kind):
-    """Architectures outside the table are right, too."""
-    options = {
-        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-        "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
-        "deberta-v2": {},
-    }[kind]
-    reward = SequenceClassifierReward(
-        architectures.classifier(kind, num_hidden_layers=2, **options) if kind != "gpt_neo" else gpt_neo(options),
-        tiny.tokenizer(chat=None if kind == "deberta-v2" else tiny.CHAT),
-    )
-    assert not reward.reuse_prefix
-    if kind != "bloom":  # it places tokens by counting the visible ones
-        compare(kind, reward)
+@pytest.mark.parametrize(
+    ("kind", "options", "keeps_prefix"),
+    [
+        ("apertus", {}, True),
+        ("biogpt", {}, True),
+        ("ernie4_5", {}, True),
+        ("gpt_neo", {}, True),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, False),  # it places tokens by counting visible ones
+        ("deberta-v2", {}, False),
+    ],
+)
+def test_architectures_that_nobody_listed(kind, options, keeps_prefix):
+    """Whether a prefix can be kept is found out by trying."""
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    chat = None if kind == "deberta-v2" else tiny.CHAT
+    if CONFIG_MAPPING[kind] not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        reward = LogLikelihoodReward(architectures.causal_lm(kind), tiny.tokenizer(chat=chat))
+    else:
+        model = gpt_neo() if kind == "gpt_neo" else architectures.classifier(kind, **options)
+        reward = SequenceClassifierReward(model, tiny.tokenizer(chat=chat))
+        if kind != "bloom":
+            compare(kind, reward)
+    assert reward.reuse_prefix is keeps_prefix
 
 
-def gpt_neo(options):
+@pytest.mark.parametrize("part", ["masks", "prefix"])
+def test_what_computes_something_else_is_left_alone(part, monkeypatch):
+    """Names of attention that stay the model's own, and whole sequences in every pass."""
+    if part == "masks":
+        monkeypatch.setattr(attentions, "_additive", lambda allowed, dtype: torch.zeros(allowed.shape, dtype=dtype))
+    else:
+        monkeypatch.setattr(PrefixCache, "get_seq_length", lambda *_: 0)
+    reward = build("mistral")
+    assert (reward.model.config._attn_implementation == "sdpa") is (part == "masks")
+    assert reward.reuse_prefix is (part == "masks")
+    compare("mistral", reward)
+
+
+def gpt_neo():
     torch.manual_seed(0)
+    options = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4}
     common = {"vocab_size": 64, "hidden_size": 32, "max_position_embeddings": 40, "num_labels": 1, "pad_token_id": 0}
     config = CONFIG_MAPPING["gpt_neo"](**common, **options, initializer_range=0.2)
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config).eval().double().requires_grad_(False)
@@ -137,11 +159,9 @@ def test_a_position_with_nothing_to_see(dtype):
     assert all(gradient.isfinite().all() for _, gradient in values)
 
 
-@pytest.mark.parametrize(
-    "kind", ["qwen3", "llama", "gemma2", "mistral", "gpt2", "bert", "roberta", "distilbert", "modernbert"]
-)
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
 def test_nothing_reads_the_device(kind):
-    if OLD and (kind in BIDIRECTIONAL or kind == "gemma2"):
+    if OLD and kind in [*BIDIRECTIONAL, "gemma", "gemma2", "mixtral", "qwen3_moe"]:
         pytest.skip(f"transformers {transformers.__version__} itself reads the device in {kind}")
     reward = build(kind)
     places = binding.layouts(PROMPTS, WINDOWS)

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 import entrgi.graphs
 from entrgi import MaskedLM, SequenceClassifierReward, generate, matmul
-from entrgi.checkpoints import without_report
 from entrgi.graphs import GuidanceGraphs
 from entrgi.guidance import GuidanceOutput
+from entrgi.models.checkpoints import without_report
 from entrgi.prompts import Completion
 from entrgi.vocabulary import alignment
 from support import binding, tiny, wrappers

@@ -1,9 +1,20 @@
-"""Tiny random models of every architecture whose masks are prepared, windows of attention included."""
+"""Tiny random models of many architectures, windows of attention included."""
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 WINDOW = 4  # so short that every sequence is longer
+
+# Causal models, all of which can keep a prefix: every position sees itself and all before it,
+CAUSAL = ["arcee", "gemma", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "helium", "hunyuan_v1_dense"]
+CAUSAL += ["llama", "nemotron", "olmo", "olmo2", "opt", "persimmon", "phi", "seed_oss", "stablelm"]
+# a window of the last ones,
+CAUSAL += ["ministral3", "mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2"]
+# or the one or the other, layer by layer.
+CAUSAL += ["exaone4", "gemma2", "gemma3_text", "ministral", "modernbert-decoder", "olmo3", "qwen2", "qwen3", "smollm3"]
+BIDIRECTIONAL = ["albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "megatron-bert"]
+BIDIRECTIONAL += ["modernbert", "mpnet", "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta"]
+BIDIRECTIONAL += ["xlm-roberta-xl"]
 
 _COMMON = {
     "vocab_size": 64,

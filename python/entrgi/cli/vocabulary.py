@@ -66,7 +66,7 @@ def vocabulary(
 def load_reward_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of the reward model ``name``, or the embedded one."""
     from entrgi import demo
-    from entrgi.checkpoints import read_tokenizer
+    from entrgi.models.checkpoints import read_tokenizer
 
     return demo.load_tokenizer() if name == EMBEDDED else read_tokenizer("reward", name)
 

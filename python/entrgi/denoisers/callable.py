@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, check_max_length, choose_id, choose_mask_token_id, shifted_positions
+from entrgi.denoisers.base import BaseDenoiser
+from entrgi.denoisers.protocol import shifted_positions
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.wrapping import callable_twin, check_tokenizer
-from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
-class CallableDenoiser:
+class CallableDenoiser(BaseDenoiser):
     """Any callable ``(input_ids [P, S], attention_mask [P, S]) -> logits [P, S, V]`` as a denoiser.
 
     Both arguments go by position, and ``attention_mask`` is always a tensor. A ``PreTrainedModel``, such as one
@@ -64,21 +63,23 @@ class CallableDenoiser:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
         check_tokenizer("denoiser", tokenizer)
-        max_length = check_max_length(max_length)
         function, self._twin = callable_twin("denoiser", function)
         if vocab_size is None:
             vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)
         if vocab_size is None:
             raise ValueError("denoiser: vocab_size is None, expected the width of the logits")
-        self.function, self.tokenizer, self.vocab_size = function, tokenizer, vocab_size
-        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, vocab_size)
-        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
-        self.end_token_ids = choose_end_ids(
-            eos_token_id, tokenizer, vocab_size, self.mask_token_id, declared_end_ids(function), self.template_options
+        self._settle(
+            tokenizer,
+            vocab_size,
+            declared_end_ids(function),
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
+            max_length=max_length,
         )
-        self.eos_token_id = next(iter(self.end_token_ids), None)
-        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
-        self.shift, self.chat, self.max_length = shift, chat, max_length
+        self.function, self.shift = function, shift
         self._device, self._dtype = choose_device("denoiser: device", device), choose_dtype("denoiser", dtype)
 
     @property
@@ -95,12 +96,6 @@ class CallableDenoiser:
 
     def _weight(self) -> Tensor | None:
         return None if self._twin is None else next(self._twin.source.parameters(), None)
-
-    def encode(self, prompt: Prompt) -> Encoded:
-        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        return check_ids(
-            encode_prompt(self.tokenizer, prompt, self.chat, self.template_options), self.vocab_size, self.tokenizer
-        )
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:

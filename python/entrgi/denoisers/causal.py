@@ -7,42 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from numbers import Integral
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, hub, load_tokenizer, refuse_remote_code
+from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, take_own
 from entrgi.denoisers.compilation import compile_blocks
-from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import (
-    check_ids,
-    check_max_length,
-    check_width,
-    choose_id,
-    choose_mask_token_id,
-    shifted_positions,
-)
-from entrgi.denoisers.twinned import Twinned
+from entrgi.denoisers.protocol import check_width, shifted_positions
 from entrgi.denoisers.weights import load_weights
 from entrgi.models.adapters import apply_adapter
+from entrgi.models.attention import padding_mask, see_everything
+from entrgi.models.checkpoints import context_length, find_checkpoint, hub, load_tokenizer, refuse_remote_code
 from entrgi.models.errors import loading, refuse_unknown
-from entrgi.models.fields import architectures_of, check_layers, read_fields, warn_of_unread
-from entrgi.models.files import HUB_OPTIONS, check_checkpoint, checkpoint_folder, stored_weights
+from entrgi.models.fields import architectures_of, check_layers, warn_of_unread
+from entrgi.models.files import HUB_OPTIONS, stored_weights
 from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained
-from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt, first_id
+from entrgi.prompts import Encoded, first_not_none
 
-_ATTENTION = "entrgi_bidirectional"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class BidirectionalLM(Twinned):
+class BidirectionalLM(BaseDenoiser):
     """A ``*ForCausalLM`` of transformers whose every position sees every real one, as a denoiser.
 
     A chat is the rendered template; plain text follows the tokenizer's BOS token where it has one. The output
@@ -89,81 +81,59 @@ class BidirectionalLM(Twinned):
     ) -> None:
         model = unwrap_pretrained("denoiser", model)
         check_tokenizer("denoiser", tokenizer)
-        max_length = check_max_length(max_length)
         if not isinstance(getattr(model, "lm_head", None), nn.Module):
             raise ValueError(
                 f"denoiser: {type(model).__name__} has no lm_head, expected a *ForCausalLM for a {type(self).__name__}"
             )
         self._twin = Twin(model)
         model = self._twin.module
-        self.model, self.tokenizer, self.chat = model, tokenizer, chat
-        self.vocab_size = model.lm_head.out_features
-        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
-        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
-        self.end_token_ids = choose_end_ids(
-            eos_token_id, tokenizer, self.vocab_size, self.mask_token_id, declared_end_ids(model), self.template_options
+        self.model = model
+        self._settle(
+            tokenizer,
+            model.lm_head.out_features,
+            declared_end_ids(model),
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
+            max_length=max_length,
         )
-        self.eos_token_id = next(iter(self.end_token_ids), None)
-        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
-        self.max_length = context_length(model, tokenizer) if max_length is None else max_length
+        if max_length is None:
+            self.max_length = context_length(model, tokenizer)
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
         with torch.inference_mode(False):
-            model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
-        # A name without a mask function of its own: transformers hands prepared masks on as they are, and none
-        # as none, whatever a version does for causal models.
-        AttentionInterface.register(_ATTENTION, _bidirectional_attention)
-        model.set_attn_implementation(_ATTENTION)
+            self._rotary = type(model.model.rotary_emb)(config=model.config).to(model.device).eval()
+        model.model.rotary_emb = self._rotary
+        see_everything(model)
         self._twin.watch(model.model)
         if compile:
             compile_blocks(model)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        dtype: torch.dtype | str | None = None,
-        device: str | int | torch.device | None = None,
-        adapter: str | Path | Sequence[str | Path] | None = None,
-        mask_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        max_length: int | None = None,
-        compile: bool = False,
-        **hub_options: object,
-    ) -> BidirectionalLM:
+    def from_pretrained(cls, name: str | Path, **options: Unpack[DenoiserOptions]) -> BidirectionalLM:
         """Load a checkpoint in its official layout: config.json, safetensors, tokenizer files; none of its code.
 
         Weights are read one at a time, straight to ``device``: memory never holds them twice.
 
         Args:
             name: a folder, or a hub id.
-            dtype: of the weights; None keeps the checkpoint's.
-            device: None is the CPU.
-            adapter: a LoRA adapter (folder or hub id), or several: merged into the weights, in turn; needs ``peft``.
-            mask_token_id: None takes config.json's, or the tokenizer's.
-            eos_token_id: see the class.
-            pad_token_id: None takes the tokenizer's, or config.json's.
-            chat, chat_template_kwargs, max_length, compile: see the class.
-            hub_options: ``revision``, ``cache_dir``, ``token``, ``local_files_only``; ``subfolder`` of a checkpoint
-                that lies in one.
+            options: see :class:`entrgi.denoisers.base.DenoiserOptions`; the ids of mask and padding may also be
+                config.json's.
 
         Raises:
             ValueError: for a checkpoint that cannot be had, is of another ``model_type``, asks for something
                 that is not supported, or does not hold just the weights that its config describes.
         """
-        subfolder = hub_options.pop("subfolder", None) or ""
-        check_checkpoint("denoiser", name, subfolder)
-        refuse_remote_code("denoiser", hub_options)
-        refuse_unknown("denoiser", hub_options, HUB_OPTIONS, near=signature(cls.from_pretrained).parameters)
+        own = take_own(options)
+        dtype, device, adapter = (options.pop(option, None) for option in ("dtype", "device", "adapter"))
         dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
+        refuse_remote_code("denoiser", options)
+        refuse_unknown("denoiser", options, (*HUB_OPTIONS, "subfolder"), near=DenoiserOptions.__annotations__)
+        folder, fields = find_checkpoint("denoiser", name, options)
         # Parameters made under inference mode cannot take part in a gradient later.
         with torch.inference_mode(False):
             with loading("denoiser", name):
-                folder = checkpoint_folder("denoiser", name, subfolder=subfolder, **hub_options)
-                fields = read_fields("denoiser", folder)
                 cls._check_kind(name, fields)
                 tokenizer = cls._load_tokenizer(folder)
                 weights = stored_weights("denoiser", folder)
@@ -175,18 +145,11 @@ class BidirectionalLM(Twinned):
                 load_weights(model, folder, weights, modules, dtype, place)
                 keep_end_ids("denoiser", model, folder, fields, tokenizer)
                 if adapter is not None:
-                    model = _with_adapter(model, modules, adapter, hub(hub_options))
-            return cls(
-                model,
-                tokenizer,
-                mask_token_id=first_id(mask_token_id, _one_id(fields, "mask_token_id")),
-                eos_token_id=eos_token_id,
-                pad_token_id=first_id(pad_token_id, tokenizer.pad_token_id, _one_id(fields, "pad_token_id")),
-                chat=chat,
-                chat_template_kwargs=chat_template_kwargs,
-                max_length=max_length,
-                compile=compile,
-            )
+                    model = _with_adapter(model, modules, adapter, hub(options))
+            mask, pad = _one_id(fields, "mask_token_id"), _one_id(fields, "pad_token_id")
+            own["mask_token_id"] = first_not_none(own.get("mask_token_id"), mask)
+            own["pad_token_id"] = first_not_none(own.get("pad_token_id"), tokenizer.pad_token_id, pad)
+            return cls(model, tokenizer, **own)
 
     @classmethod
     def _check_kind(cls, name: str | Path, fields: Mapping[str, object]) -> None:
@@ -213,19 +176,19 @@ class BidirectionalLM(Twinned):
         """
         raise NotImplementedError
 
-    def encode(self, prompt: Prompt) -> Encoded:
-        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
-        if encoded.is_text:
-            bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
-            encoded = replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
-        return check_ids(encoded, self.vocab_size, self.tokenizer)
+    def _framed(self, encoded: Encoded) -> Encoded:
+        if not encoded.is_text:
+            return encoded
+        bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
+        return replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """See :class:`Denoiser`."""
         self._twin.refresh()
-        mask = None if attention_mask is None else _additive_mask(attention_mask, self.dtype)
+        if self._rotary.inv_freq.device != tokens.device:  # the twin's own: it does not move with the user's model
+            self._rotary.to(tokens.device)
+        mask = None if attention_mask is None else padding_mask(attention_mask, self.dtype)
         hidden = self.model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         if self.shift:
             positions = shifted_positions(positions, tokens.shape[1])
@@ -239,34 +202,6 @@ class BidirectionalLM(Twinned):
     def _modules(model: PreTrainedModel) -> dict[str, str]:
         """The model's name of each module, by the official checkpoint's name, where the two differ."""
         return {}
-
-
-def _additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """[P, 1, 1, S]: 0 on real tokens, the lowest number of ``dtype`` on padding, for every head and query."""
-    padding = attention_mask[:, None, None, :] == 0
-    return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, torch.finfo(dtype).min)
-
-
-def _bidirectional_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_options: object,
-) -> tuple[Tensor, None]:
-    """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
-    # Rotations in full precision leave query and key wider than the model.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = module.num_key_value_groups
-    if groups > 1 and attention_mask is not None:  # with a mask, grouped heads have only the slow math kernel on CUDA
-        key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
-        groups = 1
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=groups > 1
-    )
-    return output.transpose(1, 2).contiguous(), None
 
 
 class OfficialNames(nn.Module):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
-from entrgi.checkpoints import load_tokenizer
 from entrgi.denoisers.causal import BidirectionalLM
+from entrgi.models.checkpoints import load_tokenizer
 from entrgi.models.fields import check_fields, check_heads, is_tied, read_json
 from entrgi.models.rope import read_rope
 

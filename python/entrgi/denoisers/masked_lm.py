@@ -4,38 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForMaskedLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from entrgi.checkpoints import context_length, load_pretrained
+from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, take_own
 from entrgi.denoisers.compilation import compile_blocks
-from entrgi.denoisers.ends import choose_end_ids
-from entrgi.denoisers.protocol import check_ids, check_max_length, check_width, choose_id, choose_mask_token_id
-from entrgi.denoisers.twinned import Twinned
+from entrgi.denoisers.protocol import check_width
+from entrgi.models.attention import keep_masks_on_device
+from entrgi.models.checkpoints import context_length, load_pretrained
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained, wrapped_layer
-from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
-_SDPA_ON_DEVICE = "entrgi_sdpa"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # Of the call in this thread: the hook that reads it serves all threads.
 _positions: ContextVar[Tensor | None] = ContextVar("entrgi.denoisers.positions", default=None)
 
 
-class MaskedLM(Twinned):
+class MaskedLM(BaseDenoiser):
     """Any ``AutoModelForMaskedLM`` (BERT, DistilBERT, RoBERTa, ModernBERT ...) as a denoiser.
 
     The sequence is ``[CLS] prompt [MASK] * L [SEP]`` with the tokenizer's own special tokens; the
@@ -79,24 +71,27 @@ class MaskedLM(Twinned):
     ) -> None:
         model = unwrap_pretrained("denoiser", model)
         check_tokenizer("denoiser", tokenizer)
-        max_length = check_max_length(max_length)
         _check_bidirectional(model)
         head = model.get_output_embeddings()
         if not isinstance(wrapped_layer(head), nn.Linear):
             raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
         self._twin = Twin(model)
         model = self._twin.module
-        self.model, self.tokenizer, self.chat = model, tokenizer, chat
-        self.vocab_size = head.out_features
-        self.mask_token_id = choose_mask_token_id(tokenizer, mask_token_id, self.vocab_size)
-        self.template_options = check_template_options("denoiser", tokenizer, chat_template_kwargs)
-        self.end_token_ids = choose_end_ids(
-            eos_token_id, tokenizer, self.vocab_size, self.mask_token_id, declared_end_ids(model), self.template_options
+        self.model = model
+        self._settle(
+            tokenizer,
+            head.out_features,
+            declared_end_ids(model),
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
+            max_length=max_length,
         )
-        self.eos_token_id = next(iter(self.end_token_ids), None)
-        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, self.vocab_size)
-        self.max_length = context_length(model, tokenizer) if max_length is None else max_length
-        _keep_masks_on_device(model)
+        if max_length is None:
+            self.max_length = context_length(model, tokenizer)
+        keep_masks_on_device(model)
         # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
         # to the chosen positions on its way to the head.
         model.base_model.register_forward_hook(_pick)
@@ -105,49 +100,14 @@ class MaskedLM(Twinned):
             compile_blocks(model)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        dtype: torch.dtype | str | None = None,
-        device: str | int | torch.device | None = None,
-        adapter: str | Path | Sequence[str | Path] | None = None,
-        mask_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        max_length: int | None = None,
-        chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        compile: bool = False,
-        **options: object,
-    ) -> MaskedLM:
-        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
-        model, tokenizer = load_pretrained(
-            "denoiser",
-            name,
-            AutoModelForMaskedLM,
-            dtype,
-            device,
-            adapter=adapter,
-            known=signature(cls.from_pretrained).parameters,
-            **options,
-        )
-        return cls(
-            model,
-            tokenizer,
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            max_length=max_length,
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            compile=compile,
-        )
+    def from_pretrained(cls, name: str | Path, **options: Unpack[DenoiserOptions]) -> MaskedLM:
+        """Load a checkpoint folder or hub id; see :func:`entrgi.models.checkpoints.load_pretrained`."""
+        own, known = take_own(options), DenoiserOptions.__annotations__
+        return cls(*load_pretrained("denoiser", name, AutoModelForMaskedLM, known=known, **options), **own)
 
-    def encode(self, prompt: Prompt) -> Encoded:
-        """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""
-        encoded = encode_prompt(self.tokenizer, prompt, self.chat, self.template_options)
-        return check_ids(encoded, self.model.get_input_embeddings().weight.shape[0], self.tokenizer)
+    @property
+    def _rows(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -190,23 +150,3 @@ def _check_bidirectional(model: PreTrainedModel) -> None:
                 f"denoiser: the config of {type(model).__name__} has {name} {value!r}, expected {neutral!r}: every "
                 "position of a masked language model sees all others"
             )
-
-
-def _keep_masks_on_device(model: PreTrainedModel) -> None:
-    """Have ``model`` build its sdpa masks without reading them on the host; the values stay the same.
-
-    transformers asks whether a mask is all ones before it builds one, which waits for the device. Its mask
-    interface takes other mask functions by the name of the attention they belong to.
-    """
-    if model.config._attn_implementation != "sdpa" or int(transformers.__version__.split(".")[0]) < 5:
-        return
-    AttentionInterface.register(_SDPA_ON_DEVICE, sdpa_attention_forward)
-    AttentionMaskInterface.register(_SDPA_ON_DEVICE, _sdpa_mask_on_device)
-    model.set_attn_implementation(_SDPA_ON_DEVICE)
-
-
-def _sdpa_mask_on_device(*arguments: object, **options: object) -> Tensor | None:
-    # Without a mask nothing is read, and None keeps the faster attention kernels.
-    if options.get("attention_mask") is not None:
-        options["allow_is_bidirectional_skip"] = False
-    return sdpa_mask(*arguments, **options)

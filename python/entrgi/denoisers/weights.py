@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from entrgi.models.files import Stored, Weights, opened
+from entrgi.models.files import Stored, Weights, read_tensors
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -49,18 +49,15 @@ def load_weights(
         copy_of_head = stored.pop(_HEAD, None)
     _compare(folder, stored, expected, modules)
     dtype, device = dtype or _FLOATS[stored[_EMBEDDING].kind], str(device or torch.device("cpu"))
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        with opened("denoiser", file, device) as reader:
-            for name, tensor in stored.items():
-                if tensor.file == file:
-                    _assign(model, name, reader.get_tensor(tensor.key).to(dtype))
+    for name, tensor in read_tensors("denoiser", stored, device):
+        _assign(model, name, tensor.to(dtype))
     if copy_of_head is not None:
-        with opened("denoiser", copy_of_head.file, device) as reader:
-            if not torch.equal(reader.get_tensor(copy_of_head.key).to(dtype), model.get_parameter(_EMBEDDING)):
-                raise ValueError(
-                    f"denoiser: config.json of {str(folder)!r} ties the output layer to the input embedding, "
-                    f"yet {copy_of_head.key!r} differs from it"
-                )
+        _, tensor = next(read_tensors("denoiser", {_HEAD: copy_of_head}, device))
+        if not torch.equal(tensor.to(dtype), model.get_parameter(_EMBEDDING)):
+            raise ValueError(
+                f"denoiser: config.json of {str(folder)!r} ties the output layer to the input embedding, "
+                f"yet {copy_of_head.key!r} differs from it"
+            )
     if tied:
         model.lm_head.weight = model.get_parameter(_EMBEDDING)
 

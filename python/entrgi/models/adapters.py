@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from entrgi.models.errors import loading, reason_of
 from entrgi.models.fields import read_json
-from entrgi.models.files import is_hub_id
+from entrgi.models.files import is_hub_id, pickles_beside
 
 _PREFIX = "base_model.model."  # of peft, before the model's own names
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -128,9 +128,9 @@ def _apply_one(
 
 def _check_weights(argument: str, adapter: str | Path, folder: Path) -> None:
     if not (folder / _WEIGHTS).is_file():
-        pickle = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        found = f"; {pickle} is a pickle, which can run code and is never read" if pickle else ""
-        raise ValueError(f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{found}")
+        raise ValueError(
+            f"{argument}: cannot apply adapter {str(adapter)!r}: it has no {_WEIGHTS}{pickles_beside(folder)}"
+        )
 
 
 def _without_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,9 +244,9 @@ def _check_fields(argument: str, adapter: str | Path, fields: Mapping[str, objec
 
     if fields.get("peft_type") in _NOT_MERGED:
         refuse("peft_type", "LORA, or another kind that changes weights")
-    for name in ("megatron_config", "tokenizer_name_or_path", "auto_mapping"):
-        # auto_mapping names a library to import, which is done only by classes that are not used here.
-        if fields.get(name) is not None and name != "auto_mapping":
+    # auto_mapping names a library to import, too, which is done only by classes that are not used here.
+    for name in ("megatron_config", "tokenizer_name_or_path"):
+        if fields.get(name) is not None:
             refuse(name, "null: nothing is imported or fetched for an adapter")
     for name, most in _MOST.items():
         sizes = fields.get(name)

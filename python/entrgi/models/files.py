@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import Tensor
 
 from entrgi.models.errors import loading
 from entrgi.models.fields import read_json
@@ -62,15 +63,20 @@ def check_checkpoint(argument: str, name: str | Path, subfolder: str = "") -> No
         path = Path(name)
         if path.is_dir():
             path = path / subfolder
-            if (path / "config.json").is_file():
-                return
-            if (path / "adapter_config.json").is_file():
-                raise ValueError(
-                    f"{argument}: {str(name)!r} is an adapter; expected its base model, and the adapter as adapter="
-                )
-            raise ValueError(f"{argument}: folder {str(path)!r} has no config.json")
+            _check_config(argument, name, path, f"folder {str(path)!r}")
+            return
         if path.exists() or not is_hub_id(name):
             raise ValueError(f"{argument}: no folder {str(name)!r}, expected a checkpoint folder or a hub id")
+
+
+def _check_config(argument: str, name: str | Path, folder: Path, shown: str) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{argument}: {str(name)!r} is an adapter; expected its base model, and the adapter as adapter="
+        )
+    raise ValueError(f"{argument}: {shown} has no config.json")
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -105,12 +111,7 @@ def checkpoint_folder(
     with loading(argument, name):
         snapshot = _fetched(name, _SMALL_FILES, hub_options)
         folder = snapshot / subfolder
-        if not (folder / "config.json").is_file():
-            if (folder / "adapter_config.json").is_file():
-                raise ValueError(
-                    f"{argument}: {str(name)!r} is an adapter; expected its base model, and the adapter as adapter="
-                )
-            raise ValueError(f"{argument}: {str(name)!r} has no config.json")
+        _check_config(argument, name, folder, repr(str(name)))
         if not with_weights:
             return folder
         inside = f"{subfolder}/" if subfolder else ""
@@ -186,7 +187,7 @@ def stored_weights(argument: str, folder: Path, variant: str | None = None) -> W
         if not (folder / file).is_file():
             raise ValueError(
                 f"{argument}: {str(folder)!r} has no {file}, expected {single}, or {index} and the files it names"
-                f"{_pickles(folder)}"
+                f"{pickles_beside(folder)}"
             )
     stored: dict[str, Stored] = {}
     # With these beside the weights transformers reads more than them.
@@ -246,10 +247,20 @@ def opened(argument: str, file: Path, device: str = "cpu") -> safe_open:
         raise ValueError(f"{argument}: cannot read {str(file)!r}: {error}") from error
 
 
+def read_tensors(argument: str, tensors: Mapping[str, Stored], device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Each of ``tensors`` with its name, file by file. Raises ValueError where a file cannot be read."""
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        with opened(argument, file, device) as reader:
+            for name, tensor in tensors.items():
+                if tensor.file == file:
+                    yield name, reader.get_tensor(tensor.key)
+
+
 def _is_derived(key: str) -> bool:
     return key.endswith("rotary_emb.inv_freq")
 
 
-def _pickles(folder: Path) -> str:
+def pickles_beside(folder: Path) -> str:
+    """The end of an error for a folder without safetensors: the pickle that it holds instead, if any."""
     found = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     return f"; {found[0]} is a pickle, which can run code and is never read: convert it to safetensors" if found else ""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.attention import keep_masks_on_device
+from entrgi.models.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.models.wrapping import check_tokenizer
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, twin_of
-from entrgi.rewards.masks import BIDIRECTIONAL_BY_LAYER, CAUSAL_WITH_HEAD, prepared_masks
 from entrgi.rewards.options import OPTION_NAMES, ModelRewardOptions, split_options
 from entrgi.rewards.own_score import check_own_score
 from entrgi.rewards.reader import Reader
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from entrgi.rewards.options import LoadingArguments, ModelRewardArguments
+
+
+# Causal classifiers whose head is more than a matrix (``score``).
+_CAUSAL_WITH_HEAD = {"modernbert-decoder"}
 
 
 class SequenceClassifierReward(EmbeddingReward):
@@ -74,7 +78,7 @@ class SequenceClassifierReward(EmbeddingReward):
         self.model, self.label = twin.module, choose_label(twin.module, label)
         options = options.within(context_length(exact_attention(self.model), tokenizer))
         name, config, table = type(self.model).__name__, self.model.config, input_table(self.model)
-        if isinstance(getattr(self.model, "score", None), nn.Module) or config.model_type in CAUSAL_WITH_HEAD:
+        if isinstance(getattr(self.model, "score", None), nn.Module) or config.model_type in _CAUSAL_WITH_HEAD:
             head = CausalClassifierHead(self.model, self.label)
             body, backbone, padding_id = head.backbone.model, head.backbone, config.get_text_config().pad_token_id
         else:
@@ -100,7 +104,7 @@ class SequenceClassifierReward(EmbeddingReward):
         label: int | str | None = None,
         **options: Unpack[LoadingArguments],
     ) -> SequenceClassifierReward:
-        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
+        """Load a checkpoint folder or hub id; see :func:`entrgi.models.checkpoints.load_pretrained`."""
         own, where = split_options(options)
         auto, known = AutoModelForSequenceClassification, (*signature(cls.from_pretrained).parameters, *OPTION_NAMES)
         model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **where)
@@ -119,7 +123,7 @@ class CausalClassifierHead:
         last = hidden[torch.arange(visible.shape[0], device=visible.device), (visible * index).amax(dim=1)]
         if places.prefix is not None:  # everything after the prefix may be hidden
             last = torch.where(visible.any(dim=1, keepdim=True), last, places.prefix.last[places.prompt])
-        if self.model.config.model_type in CAUSAL_WITH_HEAD:
+        if self.model.config.model_type in _CAUSAL_WITH_HEAD:
             return self.model.classifier(self.model.head(last))[:, self.label]
         return self.model.score(last)[:, self.label]
 
@@ -132,29 +136,15 @@ class EncoderClassifierHead:
     """The logit of a label by the model's own pooling."""
 
     def __init__(self, model: PreTrainedModel, label: int) -> None:
-        self.model, self.label, self.masks = model, label, prepared_masks(model)
+        self.model, self.label = model, label
+        keep_masks_on_device(model)
 
     def __call__(self, inputs_embeds: Tensor, visible: Tensor, places: Places) -> Tensor:
-        if self.masks is None:
-            masks = visible.long()
-        else:
-            masks = self.masks(visible, places.positions, places.positions, inputs_embeds.dtype)
-            if self.model.config.model_type in BIDIRECTIONAL_BY_LAYER:
-                return self._pool_modernbert(inputs_embeds, masks, visible)
-        return self.model(inputs_embeds=inputs_embeds, attention_mask=masks).logits[:, self.label]
+        return self.model(inputs_embeds=inputs_embeds, attention_mask=visible.long()).logits[:, self.label]
 
     def own_score(self, ids: Tensor, begin: int) -> Tensor:
         """See :class:`entrgi.rewards.own_score.ModelHead`."""
         return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, self.label]
-
-    def _pool_modernbert(self, inputs_embeds: Tensor, masks: dict[str, Tensor], visible: Tensor) -> Tensor:
-        """The classifier's own steps: its forward takes one mask for two purposes, and pooling needs the flat one."""
-        hidden = self.model.model(inputs_embeds=inputs_embeds, attention_mask=masks).last_hidden_state
-        if self.model.config.classifier_pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * visible[..., None]).sum(dim=1) / visible.sum(dim=1, keepdim=True)
-        return self.model.classifier(self.model.head(pooled))[:, self.label]
 
 
 def choose_label(model: PreTrainedModel, label: int | str | None) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.checkpoints import context_length, exact_attention, load_pretrained
 from entrgi.models.wrapping import check_tokenizer, wrapped_layer
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, twin_of
@@ -90,7 +90,7 @@ class LogLikelihoodReward(EmbeddingReward):
         normalize: bool = True,
         **options: Unpack[LoadingArguments],
     ) -> LogLikelihoodReward:
-        """Load a checkpoint folder or hub id; see :func:`entrgi.checkpoints.load_pretrained`."""
+        """Load a checkpoint folder or hub id; see :func:`entrgi.models.checkpoints.load_pretrained`."""
         own, where = split_options(options)
         auto, known = AutoModelForCausalLM, (*signature(cls.from_pretrained).parameters, *OPTION_NAMES)
         model, tokenizer = load_pretrained("reward", name, auto, dtype, device, adapter=adapter, known=known, **where)

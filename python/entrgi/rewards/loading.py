@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from entrgi.checkpoints import hub, read_config, refuse_remote_code
 from entrgi.demo import pair as demo
 from entrgi.models.adapters import adapter_task, adapters_of
+from entrgi.models.checkpoints import hub, read_config, refuse_remote_code
 from entrgi.rewards.classifier import SequenceClassifierReward
 from entrgi.rewards.likelihood import LogLikelihoodReward
 

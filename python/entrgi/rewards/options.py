@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from entrgi.deprecated import rename_option
+from entrgi.deprecation import rename_option
 from entrgi.models.errors import refuse_unknown
 from entrgi.sequences import check_length
 from entrgi.vocabulary import UNMAPPED_ROWS
@@ -38,7 +38,7 @@ class ModelRewardArguments(RewardArguments, total=False):
 
 
 class LoadingArguments(ModelRewardArguments, total=False):
-    """The same, and where a checkpoint is looked for; see :func:`entrgi.checkpoints.load_pretrained`."""
+    """The same, and where a checkpoint is looked for; see :func:`entrgi.models.checkpoints.load_pretrained`."""
 
     revision: str
     cache_dir: str | Path
@@ -104,7 +104,7 @@ class ModelRewardOptions(RewardOptions):
 
     Attributes:
         reuse_prefix: compute keys and values of what stands before the response once per generation (causal models
-            whose masks can be prepared, see :mod:`entrgi.rewards.masks`). The same rewards and gradients to rounding.
+            that compute the same after a kept one, which is tried). The same rewards and gradients to rounding.
         compile: run the transformer through ``torch.compile``.
     """
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from entrgi.rewards.masks import PreparedMasks
-
 
 @dataclass(frozen=True)
 class Prefix:
-    """The prefixes of B prompts, padded on the right to a common length T.
+    """The prefixes of B prompts, padded on the left to a common length T.
+
+    So what follows is as far from every key as it would be without padding, which windows of attention go by.
 
     Attributes:
         keys, values: of every layer, [B, H, T, head size] each; rows of padding hold numbers that nothing sees.
@@ -48,6 +48,9 @@ class RecordingCache(Cache):
     def get_seq_length(self, *args: object, **kwargs: object) -> int:
         return 0
 
+    def get_mask_sizes(self, queries: int | Tensor, *args: object, **kwargs: object) -> tuple[int, int]:
+        return _length(queries), 0
+
 
 class PrefixCache(Cache):
     """Puts a :class:`Prefix` before the keys and values of one pass, and keeps nothing of that pass.
@@ -76,6 +79,9 @@ class PrefixCache(Cache):
     def get_seq_length(self, *args: object, **kwargs: object) -> int:
         return self.prefix.valid.shape[1]
 
+    def get_mask_sizes(self, queries: int | Tensor, *args: object, **kwargs: object) -> tuple[int, int]:
+        return self.get_seq_length() + _length(queries), 0
+
     def _joined(self, kept: Tensor, new: Tensor) -> Tensor:
         if kept.shape[0] == 1:
             return torch.cat([kept.expand(new.shape[0], -1, -1, -1), new], dim=-2)
@@ -87,8 +93,13 @@ class PrefixCache(Cache):
         return torch.cat([shared, new.unflatten(0, (prompts, copies))], dim=-2).flatten(0, 1)
 
 
+def _length(queries: int | Tensor) -> int:
+    """How many there are; transformers 4 gives their positions."""
+    return queries.shape[0] if isinstance(queries, Tensor) else queries
+
+
 @torch.no_grad()
-def compute_prefix(body: PreTrainedModel, masks: PreparedMasks, inputs_embeds: Tensor, lengths: Tensor) -> Prefix:
+def compute_prefix(body: PreTrainedModel, inputs_embeds: Tensor, lengths: Tensor) -> Prefix:
     """Run ``body`` over the prefixes.
 
     Args:
@@ -96,21 +107,21 @@ def compute_prefix(body: PreTrainedModel, masks: PreparedMasks, inputs_embeds: T
         inputs_embeds: [B, T, d], padded on the right.
         lengths: int64 [B].
     """
-    positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).expand(inputs_embeds.shape[:2])
-    valid = positions < lengths[:, None]
+    index = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+    column = index - (inputs_embeds.shape[1] - lengths)[:, None]
+    valid, positions = column >= 0, column.clamp_min(0)
     cache = RecordingCache()
     hidden = body(
-        inputs_embeds=inputs_embeds,
-        attention_mask=masks(valid, positions, positions, inputs_embeds.dtype),
+        inputs_embeds=inputs_embeds.gather(1, positions[..., None].expand_as(inputs_embeds)),
+        attention_mask=valid.long(),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    rows = torch.arange(lengths.shape[0], device=lengths.device)
     layers = range(len(cache.keys))
     return Prefix(
         keys=[cache.keys[i] for i in layers],
         values=[cache.values[i] for i in layers],
         valid=valid,
-        last=hidden[rows, (lengths - 1).clamp_min(0)],
+        last=hidden[:, -1],
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.messages import Prompt, as_prompt, begun_turn
-from entrgi.prompts import Completion, Options, check_all_shown, first_id, render_chat, split_chat
+from entrgi.prompts import Completion, Options, check_all_shown, first_not_none, render_chat, split_chat
 from entrgi.tokenizing import frame_ids, plain_ids
 
 
@@ -92,7 +92,7 @@ class TextFormat:
     @property
     def empty_id(self) -> int | None:
         """What a text without a single token is read as: the end-of-sequence token alone."""
-        return first_id(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
+        return first_not_none(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
 
     def frame(self, prompt: Prompt, before: list[int]) -> tuple[list[int], list[int]]:
         """Ids before and after the response.
