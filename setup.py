@@ -36,6 +36,7 @@ class CMakeBuild(build_ext):
             f"-DENTRGI_OUTPUT={output}",
             f"-DENTRGI_CUDA={os.environ.get('ENTRGI_CUDA', 'auto')}",
             f"-DENTRGI_WERROR={os.environ.get('ENTRGI_WERROR', '0')}",
+            f"-DENTRGI_LAUNCHERS={int(self.editable_mode)}",  # a source tree has the tests
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         remove_libraries(output)

@@ -39,7 +39,7 @@ TEMPERATURE, TOP_P = 0.7, 0.95
 SCALES = (1, 2, 2.5, 2.75, 3, 3.5, 4, 6)
 VOCABULARIES = (152_064, 8192)
 STEPS = (0, 4, 8, 12)  # of a generation of 16 with the embedded pair
-WAYS = ("ranked", "pooled", "lists", "blocks", "fallen back", "undecided")  # detail/cluster_draw.cuh, Event
+WAYS = ("ranked", "pooled", "lists", "blocks", "fallen back", "undecided")  # vocab_pass/cluster_draw.cuh, Event
 COLUMNS = ("version", "logits", "V", "rows", "nucleus", *WAYS, "instructions per id", "at most")
 
 
@@ -88,11 +88,12 @@ def counting_bindings(simulator: Simulator) -> Path:
     folder = ROOT / "build" / "sim" / f"{BUILD}-counting"
     folder.mkdir(parents=True, exist_ok=True)
     library, counting = folder / "_bindings.so", folder / "vocab_pass_sm90.cu.o"
-    command, source = compiler(BUILD), ROOT / "csrc" / "kernels" / "vocab_pass_sm90.cu"
+    command, source = compiler(BUILD), ROOT / "csrc" / "kernels" / "vocab_pass" / "vocab_pass_sm90.cu"
     if is_stale(counting):
         listing = ["-MD", "-MF", f"{counting}.d"]
         subprocess.run([*command, "-DENTRGI_COUNT_DRAWS", *listing, "-c", source, "-o", counting], check=True)
-    objects = [path for path in simulator.bindings.parent.glob("*.o") if path.name != counting.name]
+    objects = simulator.bindings.parent.glob("*-*.o")
+    objects = [path for path in objects if not path.name.endswith(f"-{counting.name}")]
     subprocess.run([*command, "-shared", *objects, counting, "-o", library], check=True)
     return library
 

@@ -43,7 +43,7 @@ endif()
 # entrgi_cuda_kernels(TARGET): all kernels and launchers in one shared library, which knows no torch and serves both
 # the operators and the bindings. The CUDA runtime is linked statically: it needs no toolkit where it runs.
 function(entrgi_cuda_kernels target)
-  file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cu" "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cpp")
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cu" "${CMAKE_SOURCE_DIR}/csrc/kernels/*.cpp")
   find_package(CUDAToolkit REQUIRED)
   add_library(${target} SHARED ${sources})
   target_include_directories(${target} PUBLIC "${CMAKE_SOURCE_DIR}/csrc")

@@ -2,7 +2,7 @@
 
 Every public function is documented in :mod:`entrgi_ext.ops`; the operators themselves are
 ``torch.ops.entrgi.*``. The public names are those of ``__init__.pyi``, which type checkers read, too. They are imported
-when first used, so that :mod:`entrgi_ext.plans` (launch plans, floors) and ``entrgi_ext._bindings`` (raw launchers),
+when first used, so that :mod:`entrgi_ext.plans` (launch plans, floors) and ``entrgi_ext._bindings`` (their C++),
 which know no torch, can be imported without it.
 """
 

@@ -1,19 +1,26 @@
 """Launch plans, floors and requests of the CUDA operators: arithmetic on shapes, without a GPU and without torch.
 
 Operators are named as in ``torch.ops.entrgi``; a shape is N rows of V logits and, where the operator has one, an
-embedding [V, d]. The environment variable ``ENTRGI_FORCE_PLAN`` replaces parts of the plans of a process, here and in
-every launch::
+embedding [V, d].
 
+For experiments, :func:`force` replaces parts of the plans of a process, here and in every launch. The environment
+variable ``ENTRGI_FORCE_PLAN`` does the same from outside; it is read when this module is imported, as every CUDA launch
+from Python has it. It holds the same dictionary as JSON, or in short::
+
+    ENTRGI_FORCE_PLAN='{"relaxed_embedding": {"kernel": "relaxed_embedding_sm80", "splits": 4}}'
     ENTRGI_FORCE_PLAN="relaxed_embedding:kernel=relaxed_embedding_sm80,splits=4;sample_tokens:cluster_n=8"
 
-Its operators, fields (:data:`OVERRIDES`) and values are checked where the first plan is made; the CPU operators have no
-plan and do not read it.
+Where it cannot be understood, every plan and every CUDA launch is refused, with the piece and what is expected there.
+The CPU operators have no plan and do not read it.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from . import _bindings
 
@@ -119,8 +126,8 @@ def target(arch: int | None = None, num_sms: int | None = None) -> Target:
     Raises:
         ValueError: for an architecture other than 80, 90 and 100.
     """
-    if arch is None and _bindings.has_cuda and _bindings.memory.device_count() > 0:
-        here = Target(**_bindings.memory.device())
+    if arch is None and (device := _bindings.device()) is not None:
+        here = Target(**device)
         if here.arch in _TYPICAL_SMS:
             return here if num_sms is None else Target(here.arch, num_sms)
     arch = 90 if arch is None else arch
@@ -202,13 +209,96 @@ def requests(
     return Requests(**{**found, "plan": LaunchPlan(**found["plan"])})
 
 
-def forced() -> dict[str, dict[str, object]]:
-    """What ``ENTRGI_FORCE_PLAN`` asks for, by operator and field; empty where it is not set.
+def force(plans: Mapping[str, Mapping[str, object]]) -> None:
+    """Forces parts of the plans of some operators, in place of what was forced before; ``{}`` forces nothing.
+
+    Args:
+        plans: by operator, what :func:`launch_plan` takes of :data:`OVERRIDES`. What is given there stands above it.
 
     Raises:
-        ValueError: where it cannot be understood, with the piece and what is expected there.
+        ValueError: naming the operator, field or value that is unknown. What a shape cannot have is refused where it
+            is asked for a plan: as ValueError here, as RuntimeError at a launch.
+
+    Example:
+        >>> force({"relaxed_embedding": {"kernel": "relaxed_embedding_sm80", "splits": 4}})
+        >>> launch_plan("relaxed_embedding", 8, 152_064, 2048, arch=90).splits
+        4
+        >>> force({})
+    """
+    _bindings.force_plans({op: _checked(op, fields, "force") for op, fields in plans.items()})
+
+
+def forced() -> dict[str, dict[str, object]]:
+    """What is forced, by operator and field; empty where nothing is.
+
+    Raises:
+        ValueError: where ``ENTRGI_FORCE_PLAN`` cannot be understood, with the piece and what is expected there.
     """
     return _bindings.forced_plans()
+
+
+_VARIABLE = "ENTRGI_FORCE_PLAN"
+_MOST = dict.fromkeys(OVERRIDES, 2**31 - 1) | {"splits": 2**63 - 1}
+
+
+def _refuse(piece: object, expected: str, source: str = _VARIABLE) -> NoReturn:
+    raise ValueError(f"{source}: expected {expected}, got {piece!r}")
+
+
+def _checked(op: str, fields: Mapping[str, object], source: str = _VARIABLE) -> dict[str, object]:
+    """The fields of an operator, where it and they are known and their values can be meant."""
+    if op not in OPERATORS:
+        _refuse(op, f"an operator ({', '.join(OPERATORS)})", source)
+    if not isinstance(fields, Mapping):
+        _refuse(fields, f"fields and values of {op}", source)
+    for field, value in fields.items():
+        if field not in OVERRIDES:
+            _refuse(field, f"a field ({', '.join(OVERRIDES)})", source)
+        if field == "kernel":
+            if value not in _bindings.KERNELS:
+                _refuse(value, f"a kernel ({', '.join(_bindings.KERNELS)})", source)
+        elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST[field]:
+            _refuse(str(value), f"a whole number >= 1 for {field}", source)
+    return dict(fields)
+
+
+def _parse(text: str) -> dict[str, dict[str, object]]:
+    """Plans as the environment spells them."""
+    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        _refuse(text, "UTF-8 text")
+    if text.lstrip().startswith("{"):
+        try:
+            plans = json.loads(text)
+        except json.JSONDecodeError as error:
+            _refuse(text, f"JSON ({error})")
+        return {op: _checked(op, fields) for op, fields in plans.items()}
+    plans = {}
+    for piece in text.split(";") if text.strip() else ():
+        op, colon, rest = (part.strip() for part in piece.partition(":"))
+        if not colon:
+            _refuse(piece.strip(), "operator:field=value,...")
+        fields = {}
+        for assignment in rest.split(","):
+            field, equals, value = (part.strip() for part in assignment.partition("="))
+            if not equals:
+                _refuse(assignment.strip(), "field=value")
+            if field in fields:
+                _refuse(rest, f"the field {field} once")
+            fields[field] = int(value) if field != "kernel" and value.isascii() and value.isdigit() else value
+        if op in plans:
+            _refuse(text, f"the operator {op} once")
+        plans[op] = _checked(op, fields)
+    return plans
+
+
+def _read_environment() -> None:
+    try:
+        _bindings.force_plans(_parse(os.environ.get(_VARIABLE, "")))
+    except ValueError as error:
+        _bindings.force_plans({}, str(error))
+
+
+_read_environment()
 
 
 def _names(*dtypes: object) -> list[str]:

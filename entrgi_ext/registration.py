@@ -7,6 +7,8 @@ missing) and, under a torch that has CUDA, ``libentrgi_cuda.so`` (where that fai
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -51,6 +53,8 @@ def _load_libraries() -> None:
     else:
         try:
             _load("cuda")
+            if os.environ.get("ENTRGI_FORCE_PLAN"):
+                import_module(".plans", __package__)  # which reads it
         except (OSError, RuntimeError) as error:
             _problems["cuda"] = str(error)
 

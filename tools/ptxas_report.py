@@ -143,7 +143,8 @@ def _usage(lines: Iterable[str]) -> dict[tuple[str, str], tuple[str, dict[str, i
 def _source_of(kernel: str) -> str:
     """The file that defines a kernel: a library without source lines does not name it."""
     definition = re.compile(rf"\b{kernel}_kernel\(")
-    found = [p.name for p in sorted((ROOT / "csrc" / "kernels").glob("*.cu")) if definition.search(p.read_text())]
+    sources = sorted((ROOT / "csrc" / "kernels").rglob("*.cu"))
+    found = [path.name for path in sources if definition.search(path.read_text())]
     return found[0] if found else ""
 
 

@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <initializer_list>
+#include <iterator>
 #include <string>
 #include <type_traits>
 
@@ -15,20 +15,19 @@ namespace entrgi {
 
 namespace py = pybind11;
 
-// The value of that name.
-template <typename Enum, typename Values>
-Enum parse(const char* argument, const std::string& name, const Values& values) {
+// The value of that name, one of the first `count`.
+template <typename Enum>
+Enum parse(const char* argument, const std::string& name, size_t count = std::size(Names<Enum>::kAll)) {
   std::string expected;
-  for (const Enum value : values) {
-    if (name == name_of(value)) return value;
-    expected += std::string(expected.empty() ? "" : ", ") + name_of(value);
+  for (size_t i = 0; i < count; ++i) {
+    if (name == Names<Enum>::kAll[i]) return static_cast<Enum>(i);
+    expected += std::string(expected.empty() ? "" : ", ") + Names<Enum>::kAll[i];
   }
   throw py::value_error(std::string(argument) + " must be one of " + expected + ", got " + name);
 }
 
 inline DType parse_dtype(const char* argument, const std::string& name) {
-  return parse<DType>(argument, name,
-                      std::initializer_list{DType::kBFloat16, DType::kFloat16, DType::kFloat32});
+  return parse<DType>(argument, name, static_cast<size_t>(DType::kFloat64));  // which the CPU alone takes
 }
 
 // A Python value as a T; raises a sentence that names the argument.

@@ -1,4 +1,4 @@
-// The raw launchers and device memory, for tests and experiments. Each launcher runs to its end.
+// The raw launchers and device memory, for tests; no wheel holds them. Each launcher runs to its end.
 #include "launchers.h"
 
 #include <cuda_runtime_api.h>
@@ -191,17 +191,6 @@ void define_memory(py::module_& m) {
     check(cudaMemset(reinterpret_cast<void*>(p), value, bytes), "cudaMemset");
   });
   m.def("synchronize", [] { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); });
-  m.def("device_count", [] {
-    int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-  });
-  m.def("device", [] {
-    const Device device = device_here();
-    return py::dict(py::arg("arch") = device.arch, py::arg("num_sms") = device.num_sms,
-                    py::arg("clusters_of_2") = device.clusters_of_2,
-                    py::arg("clusters_of_4") = device.clusters_of_4,
-                    py::arg("clusters_of_8") = device.clusters_of_8);
-  });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Python bindings of the kernel layer, for what is not an operator: launch plans, floors, the architectures
-// compiled in and, where CUDA is built, the raw launchers. Imports neither torch nor numpy.
-// entrgi_ext/plans.py is their documented face.
+// Python bindings of the kernel layer, for what is not an operator: launch plans, floors, the device at hand,
+// the architectures compiled in and, in builds for tests (ENTRGI_LAUNCHERS), the raw launchers. Imports
+// neither torch nor numpy. entrgi_ext/plans.py is their documented face.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,6 +11,11 @@
 #include "fields.h"
 #include "kernels/plan_forced.h"
 #ifdef ENTRGI_WITH_CUDA
+#include <cuda_runtime_api.h>
+
+#include "kernels/kernels.h"
+#endif
+#ifdef ENTRGI_WITH_LAUNCHERS
 #include "launchers.h"
 #endif
 
@@ -99,9 +104,21 @@ py::dict requests(const Fields& fields, Op op, const Shape& shape) {
                   py::arg("plan") = as_dict(plan));
 }
 
+// {operator: {field: value}}, which entrgi_ext/plans.py has checked.
+void force(const py::dict& plans, const std::string& refusal) {
+  ForcedPlans forced{{}, refusal};
+  for (const auto& [op, given] : plans) {
+    const py::kwargs options(py::reinterpret_borrow<py::dict>(given));
+    forced.plans[parse<Op>("op", read<std::string>("op", op))] = read_overrides(Fields(options));
+  }
+  force_plans(std::move(forced));
+}
+
 py::dict forced() {
+  const ForcedPlans forced = forced_plans();
+  if (!forced.refusal.empty()) throw py::value_error(forced.refusal);
   py::dict result;
-  for (auto& [op, overrides] : forced_plans()) {
+  for (auto& [op, overrides] : forced.plans) {
     py::dict fields;
     const auto add = [&](const char* name, const auto& value) {
       if (value != std::decay_t<decltype(value)>{}) fields[name] = value;
@@ -112,13 +129,28 @@ py::dict forced() {
   return result;
 }
 
+// The GPU that launches go to, or None.
+py::object device() {
+#ifdef ENTRGI_WITH_CUDA
+  int count = 0;
+  Device device{};
+  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0 && current_device(&device) == cudaSuccess) {
+    return py::dict(py::arg("arch") = device.arch, py::arg("num_sms") = device.num_sms,
+                    py::arg("clusters_of_2") = device.clusters_of_2,
+                    py::arg("clusters_of_4") = device.clusters_of_4,
+                    py::arg("clusters_of_8") = device.clusters_of_8);
+  }
+#endif
+  return py::none();
+}
+
 void define(py::module_& m, const char* name, py::dict (*function)(const Fields&, Op, const Shape&),
             const char* doc) {
   const auto call = [function](const std::string& op, const py::object& n, const py::object& vocab,
                                const py::object& dim, const std::string& logits_dtype,
                                const std::string& embedding_dtype, const py::kwargs& options) {
     const Fields fields(options);
-    const Op parsed = parse<Op>("op", op, kOps);
+    const Op parsed = parse<Op>("op", op);
     const Shape shape = read_shape(fields, n, vocab, dim, logits_dtype, embedding_dtype);
     const py::dict result = function(fields, parsed, shape);
     fields.done();
@@ -141,29 +173,37 @@ std::vector<std::string> compiled_architectures() {
 PYBIND11_MODULE(_bindings, m) {
   using namespace entrgi;
   m.doc() =
-      "Launch plans, floors and raw launchers of the entrgi kernels; entrgi_ext.plans is the documented "
-      "face.";
-  define(m, "plan", &plan,
-         "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, cluster (m, n), "
-         "splits, "
-         "grid, shared_bytes, workspace_bytes. By keyword: trajectories, logits_aligned, embedding_aligned, "
-         "arch, num_sms, clusters_of_2, clusters_of_4, clusters_of_8, and what replaces the plan's choices: "
-         "kernel, splits, block_m, block_n, block_k, stages, "
-         "cluster_m, cluster_n. ENTRGI_FORCE_PLAN stands below these.");
+      "Launch plans and floors of the entrgi kernels, for tests their raw launchers; entrgi_ext.plans is the "
+      "documented face.";
+  define(
+      m, "plan", &plan,
+      "How an operator is launched for a shape: kernel, tile (m, n, k), stages, threads, cluster (m, n), "
+      "splits, grid, shared_bytes, workspace_bytes. By keyword: trajectories, logits_aligned, "
+      "embedding_aligned, "
+      "arch, num_sms, clusters_of_2, clusters_of_4, clusters_of_8, and what replaces the plan's choices: "
+      "kernel, splits, block_m, block_n, block_k, stages, cluster_m, cluster_n. What is forced stands below "
+      "these.");
   define(m, "floor", &entrgi::floor,
          "The least device-memory traffic (bytes) and matrix arithmetic (flops) of an operator. By keyword: "
          "trajectories, and of adam_step_ step (1 reads no moments) and last (writes none).");
   define(m, "requests", &requests,
          "What the kernels of an operator ask of the memory system under its plan, before any cache: "
-         "load_bytes, "
-         "bulk_bytes (TMA), store_bytes, flops; and that plan. Takes what plan and floor take.");
-  m.def("forced_plans", &forced, "What ENTRGI_FORCE_PLAN asks for, by operator and field.");
+         "load_bytes, bulk_bytes (TMA), store_bytes, flops; and that plan. Takes what plan and floor take.");
+  m.def("force_plans", &force,
+        "Forces {operator: {field: value}} in place of what was forced before, or has every plan refused.",
+        py::arg("plans"), py::arg("refusal") = "");
+  m.def("forced_plans", &forced, "What is forced, by operator and field; raises the refusal.");
+  m.attr("KERNELS") =
+      std::vector<std::string>(std::begin(Names<Kernel>::kAll), std::end(Names<Kernel>::kAll));
+  m.def("device", &device, "The GPU that launches go to, as plans take it; None without one.");
   m.def("compiled_architectures", &compiled_architectures,
         "Architectures the CUDA kernels were compiled for; empty in a build without CUDA.");
 #ifdef ENTRGI_WITH_CUDA
   m.attr("has_cuda") = true;
-  define_launchers(m);
 #else
   m.attr("has_cuda") = false;
+#endif
+#ifdef ENTRGI_WITH_LAUNCHERS
+  define_launchers(m);
 #endif
 }

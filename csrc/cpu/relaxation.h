@@ -34,8 +34,8 @@ inline std::vector<int64_t> active_rows(const RelaxationParams& r) {
     if (r.row_index != nullptr) {
       const int64_t target = r.row_index[n];
       if (target < -1 || target >= r.target_rows) {
-        throw std::runtime_error("row_index must be -1 or in [0, " + std::to_string(r.target_rows) + "), got " +
-                                 std::to_string(target) + " at " + std::to_string(n));
+        throw std::runtime_error("row_index must be -1 or in [0, " + std::to_string(r.target_rows) +
+                                 "), got " + std::to_string(target) + " at " + std::to_string(n));
       }
       if (target < 0) continue;
     }

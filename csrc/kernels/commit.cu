@@ -15,15 +15,16 @@
 // Considered: sorting (more code, more barriers, no faster at a few hundred rows).
 #include <math_constants.h>
 
+#include "detail/launch.h"
 #include "detail/numeric.cuh"
 #include "detail/philox.cuh"
 #include "kernels.h"
-#include "launch.h"
+#include "plan_families.h"
 
 namespace entrgi {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kElementwise.threads;
 
 __device__ __forceinline__ int64_t clamped(int64_t x, int64_t n) {
   return x < 0 ? 0 : x > n ? n : x;
@@ -87,10 +88,10 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitParams p) 
 }  // namespace
 
 cudaError_t commit(const CommitParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.kernel != Kernel::kCommit || plan.threads != kThreads || (p.alg_temp > 0 && p.keys == nullptr)) {
+  if (plan.kernel != Kernel::kCommit || (p.alg_temp > 0 && p.keys == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  return launch_kernel<commit_kernel>({plan.grid, kThreads}, stream, p);
+  return launch(&compiled<commit_kernel>, {plan.grid, kThreads}, stream, p);
 }
 
 }  // namespace entrgi

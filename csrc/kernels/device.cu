@@ -1,10 +1,9 @@
 // The current device as the launch plans see it.
 #include <algorithm>
-#include <mutex>
 #include <string_view>
 
+#include "detail/launch.h"
 #include "kernels.h"
-#include "launch.h"
 
 namespace entrgi {
 namespace {
@@ -16,9 +15,7 @@ __global__ void filling_kernel() {}
 // Clusters that stay within a group of multiprocessors, of which some have more than others, and some none
 // free where the device is shared: only the driver knows how many fit. 0 where it launches none.
 cudaError_t count_clusters(int size, int* clusters) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchAttribute attribute = cluster_attribute(size);
   cudaLaunchConfig_t config{};
   config.gridDim = static_cast<unsigned>(size);
   config.blockDim = 128;
@@ -30,7 +27,7 @@ cudaError_t count_clusters(int size, int* clusters) {
   return error == cudaErrorInvalidClusterSize ? cudaSuccess : error;
 }
 
-constexpr bool compiled(std::string_view architecture) {
+constexpr bool has_code(std::string_view architecture) {
   std::string_view list = ENTRGI_CUDA_ARCHITECTURES;
   while (!list.empty()) {
     const size_t end = std::min(list.find(','), list.size());
@@ -44,8 +41,8 @@ constexpr bool compiled(std::string_view architecture) {
 // what cannot launch clusters of eight (a part of a device) or has less shared memory runs what was compiled
 // for sm_80, or the same from that PTX.
 int newest_code(int capability) {
-  if (capability == 90 && (compiled("sm_90a") || compiled("compute_90a"))) return 90;
-  if (capability >= 90 && compiled("compute_90")) return 100;
+  if (capability == 90 && (has_code("sm_90a") || has_code("compute_90a"))) return 90;
+  if (capability >= 90 && has_code("compute_90")) return 100;
   return capability < 80 ? capability : 80;
 }
 
@@ -63,8 +60,7 @@ cudaError_t ask(int index, Device* device) {
   error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   if (error != cudaSuccess) return reported(error);
   if (newest_code(capability) < 90 || shared_bytes < kHopperSharedBytes) return cudaSuccess;
-  KernelEntry& filling = kernel_entry<filling_kernel, kFillingBytes>;
-  error = filling.prepare(index);
+  error = compiled<filling_kernel, kFillingBytes>.prepare(index);
   if (error == cudaSuccess) error = count_clusters(2, &device->clusters_of_2);
   if (error == cudaSuccess) error = count_clusters(4, &device->clusters_of_4);
   if (error == cudaSuccess) error = count_clusters(8, &device->clusters_of_8);
@@ -75,24 +71,16 @@ cudaError_t ask(int index, Device* device) {
 }  // namespace
 
 cudaError_t current_device(Device* device) {
-  constexpr int kMost = 64;
-  struct Known {
-    std::mutex mutex;
-    bool asked = false;
-    Device device{};
-  };
-  static Known all[kMost];
+  static PerDevice<Device> known;
   int index = 0;
   if (const cudaError_t error = cudaGetDevice(&index); error != cudaSuccess) return reported(error);
-  if (index >= kMost) return ask(index, device);
-  Known& known = all[index];
-  const std::lock_guard<std::mutex> lock(known.mutex);
-  if (!known.asked) {
-    if (const cudaError_t error = ask(index, &known.device); error != cudaSuccess) return error;
-    known.asked = true;
+  if (const Device* found = known.find(index)) {
+    *device = *found;
+    return cudaSuccess;
   }
-  *device = known.device;
-  return cudaSuccess;
+  const cudaError_t error = ask(index, device);
+  if (error == cudaSuccess) known.add(index, *device);
+  return error;
 }
 
 }  // namespace entrgi

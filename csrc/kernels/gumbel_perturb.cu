@@ -6,9 +6,9 @@
 //
 // Floor    N V (sizeof(z) + 4) bytes. The arithmetic weighs more: Philox4x32-10 takes 17 wide
 //          multiplications an id (of 20, three depend on the row alone or reach no output), all of it some
-//          130 instructions in the SASS of sm_90a, or a cycle of an SM, in which its share of an H200's
-//          memory moves three times the 6 bytes of a bf16 id. The noise is the draw's: no cheaper one will
-//          do.
+//          130 instructions in the SASS of sm_90a (counted), or a cycle of an SM, in which its share of an
+//          H200's memory moves three times the 6 bytes of a bf16 id. The noise is the draw's: no cheaper one
+//          will do.
 //
 // Tiling   one CTA per 2,048 ids of a row, two groups of four ids per thread. Groups lie on 16-byte
 //          boundaries of the output, whatever V is; the logits of a group are one access too where they meet
@@ -16,16 +16,18 @@
 //
 // Considered: the noise in fp64, as on the CPU (half rate at best, 1/64 on consumer cards, for digits that
 // the sum with a logit rounds away); more ids per thread (what a row shares is a twentieth of the work).
+#include "detail/launch.h"
 #include "detail/numeric.cuh"
 #include "detail/philox.cuh"
 #include "kernels.h"
-#include "launch.h"
+#include "plan_families.h"
 
 namespace entrgi {
 namespace {
 
-constexpr int kThreads = 256, kGroup = 4, kGroups = 2;
+constexpr int kThreads = kElementwise.threads, kGroup = 4, kGroups = 2;
 constexpr int kPerBlock = kThreads * kGroup * kGroups;
+static_assert(kPerBlock == kElementwise.block_n, "a CTA has the ids that the plan gives it");
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -80,16 +82,12 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t gumbel_perturb(const GumbelPerturbParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.kernel != Kernel::kGumbelPerturb || plan.block_n != kPerBlock || plan.threads != kThreads ||
-      p.vocab < 1) {
-    return cudaErrorInvalidValue;
-  }
+  if (plan.kernel != Kernel::kGumbelPerturb || p.vocab < 1) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
-  return with_type(p.logits.dtype, [&]<typename T>() {
-    return launch_kernel<gumbel_perturb_kernel<T>>({plan.grid, kThreads}, stream, p,
-                                                   static_cast<float>(p.scale),
-                                                   static_cast<unsigned>(plan.grid / p.n));
-  });
+  const auto kernel =
+      choose([&]<typename T>() { return &compiled<gumbel_perturb_kernel<T>>; }, any_type(p.logits.dtype));
+  return launch(kernel, {plan.grid, kThreads}, stream, p, static_cast<float>(p.scale),
+                static_cast<unsigned>(plan.grid / p.n));
 }
 
 }  // namespace entrgi

@@ -1,79 +1,45 @@
-// Names, the dispatch to the plan of each family of operators, and the floors.
-#include <stdexcept>
+// The dispatch to the plan of each family of operators, and the floors.
+#include "plan.h"
 
-#include "plan_operators.h"
+#include <algorithm>
+
+#include "plan_families.h"
 
 namespace entrgi {
+namespace {
 
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kFloat16:
-      return "float16";
-    case DType::kFloat32:
-      return "float32";
-    case DType::kFloat64:
-      return "float64";
+// Operators that leave nothing to choose: one kernel, one tile, one CTA per tile.
+Plan plan_fixed(Op op, const Shape& s, const PlanOverrides& asked) {
+  Plan plan{Kernel::kCommit};
+  plan.threads = kElementwise.threads;
+  if (op == Op::kCommit) {
+    plan.grid = std::max<int64_t>(s.trajectories, 1);
+    plan.workspace_bytes = s.n * static_cast<int64_t>(sizeof(float));
+  } else {
+    // Tiles of gumbel_perturb start at a 16-byte boundary of the result, up to three ids before the row.
+    const bool perturb = op == Op::kGumbelPerturb;
+    plan.kernel = perturb ? Kernel::kGumbelPerturb : Kernel::kStatisticsBackward;
+    plan.block_n = kElementwise.block_n;
+    plan.grid = s.n * ceil_div(s.vocab + (perturb ? 3 : 0), plan.block_n);
   }
-  return "";
+  choose_kernel({plan.kernel}, asked, name_of(op));
+  std::vector<Plan> candidates = {plan};
+  narrow(candidates, asked);
+  return plan;
 }
 
-const char* name_of(Op op) {
-  switch (op) {
-    case Op::kLogitStatistics:
-      return "logit_statistics";
-    case Op::kLogitStatisticsBackward:
-      return "logit_statistics_backward";
-    case Op::kSampleTokens:
-      return "sample_tokens";
-    case Op::kGumbelPerturb:
-      return "gumbel_perturb";
-    case Op::kRelaxedEmbedding:
-      return "relaxed_embedding";
-    case Op::kLogitGradient:
-      return "logit_gradient";
-    case Op::kAdamStep:
-      return "adam_step_";
-    case Op::kSgdStep:
-      return "sgd_step_";
-    case Op::kCommit:
-      return "commit_";
-  }
-  return "";
+// Of the operators that leave nothing to choose: gradient and statistics of a row, or its key, by every
+// thread that has ids. commit_ has none: its rows per trajectory are data.
+Requests fixed_requests(Op op, const Shape& s, const Plan& plan) {
+  const int64_t logits = s.n * s.vocab * size_of(s.logits);
+  if (op == Op::kCommit) return {};
+  if (op == Op::kLogitStatisticsBackward) return {logits + plan.grid * plan.threads * 7 * 4, 0, logits, 0};
+  const int64_t last = std::min<int64_t>(ceil_div(s.vocab % plan.block_n, 4), plan.threads);
+  const int64_t threads = s.n * (s.vocab / plan.block_n * plan.threads + last);
+  return {logits + threads * 20, 0, s.n * s.vocab * 4, 0};
 }
 
-const char* name_of(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kVocabPassSm90:
-      return "vocab_pass_sm90";
-    case Kernel::kVocabPass:
-      return "vocab_pass";
-    case Kernel::kStatisticsBackward:
-      return "statistics_backward";
-    case Kernel::kGumbelPerturb:
-      return "gumbel_perturb";
-    case Kernel::kRelaxedEmbeddingSm90:
-      return "relaxed_embedding_sm90";
-    case Kernel::kRelaxedEmbeddingSm80:
-      return "relaxed_embedding_sm80";
-    case Kernel::kRelaxedEmbeddingSimt:
-      return "relaxed_embedding_simt";
-    case Kernel::kRelaxedEmbeddingMatmul:
-      return "relaxed_embedding_matmul";
-    case Kernel::kLogitUpdateSm90:
-      return "logit_update_sm90";
-    case Kernel::kLogitUpdateSm80:
-      return "logit_update_sm80";
-    case Kernel::kLogitUpdateSimt:
-      return "logit_update_simt";
-    case Kernel::kLogitUpdateMatmul:
-      return "logit_update_matmul";
-    case Kernel::kCommit:
-      return "commit";
-  }
-  return "";
-}
+}  // namespace
 
 Device typical_device(int arch, int num_sms) {
   if (arch < 90) return {arch, num_sms};
@@ -81,67 +47,23 @@ Device typical_device(int arch, int num_sms) {
   return {arch, num_sms, num_sms / 2, in_groups / 4, in_groups / 8};
 }
 
-namespace {
-
-Plan plan_of(Op op, const Shape& s, const Device& device, const PlanOverrides& overrides) {
+Plan make_plan(Op op, const Shape& s, const Device& device, const PlanOverrides& asked) {
   switch (op) {
     case Op::kLogitStatistics:
     case Op::kSampleTokens:
-      return plan_vocab_pass(op, s, device, overrides);
+      return plan_vocab_pass(op, s, device, asked);
     case Op::kRelaxedEmbedding:
-      return plan_relaxed_embedding(s, device, overrides);
+      return plan_relaxed_embedding(s, device, asked);
     case Op::kLogitGradient:
     case Op::kAdamStep:
     case Op::kSgdStep:
-      return plan_logit_update(op, s, device, overrides);
+      return plan_logit_update(s, device, asked);
     case Op::kLogitStatisticsBackward:
     case Op::kGumbelPerturb:
     case Op::kCommit:
-      return plan_fixed(op, s);
+      return plan_fixed(op, s, asked);
   }
   return {};
-}
-
-std::string text(int64_t value) {
-  return std::to_string(value);
-}
-const std::string& text(const std::string& value) {
-  return value;
-}
-
-// Whether a kernel cuts the vocabulary into parts or, logit_update_sm90, has a grid of any size.
-bool has_splits(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kVocabPass:
-    case Kernel::kRelaxedEmbeddingSm90:
-    case Kernel::kRelaxedEmbeddingSm80:
-    case Kernel::kRelaxedEmbeddingSimt:
-    case Kernel::kLogitUpdateSm90:
-      return true;
-    default:
-      return false;
-  }
-}
-
-// What an operator's plan did not take up, it has no choice of. Splits may be fewer than asked for.
-void check_taken_up(Op op, const Plan& plan, const PlanOverrides& overrides) {
-  const int64_t splits = has_splits(plan.kernel) ? overrides.splits : plan.splits;
-  const PlanOverrides taken{name_of(plan.kernel), splits,      plan.block_m,   plan.block_n,
-                            plan.block_k,         plan.stages, plan.cluster_m, plan.cluster_n};
-  const auto compare = [&](const char* field, const auto& asked, const auto& own) {
-    if (asked == std::decay_t<decltype(asked)>{} || asked == own) return;
-    throw std::invalid_argument(std::string(field) + " must be " + text(own) + " in " + name_of(plan.kernel) +
-                                " for " + name_of(op) + " of this shape, got " + text(asked));
-  };
-  visit_fields(compare, overrides, taken);
-}
-
-}  // namespace
-
-Plan make_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& overrides) {
-  const Plan plan = plan_of(op, shape, device, overrides);
-  check_taken_up(op, plan, overrides);
-  return plan;
 }
 
 Floor floor_of(Op op, const Shape& s, int64_t step, bool last) {

@@ -4,13 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <string>
 
 #include "params.h"
 
 namespace entrgi {
-
-const char* name_of(DType dtype);
 
 enum class Op {
   kLogitStatistics,
@@ -23,14 +22,6 @@ enum class Op {
   kSgdStep,
   kCommit,
 };
-
-constexpr Op kOps[] = {
-    Op::kLogitStatistics,  Op::kLogitStatisticsBackward, Op::kSampleTokens, Op::kGumbelPerturb,
-    Op::kRelaxedEmbedding, Op::kLogitGradient,           Op::kAdamStep,     Op::kSgdStep,
-    Op::kCommit,
-};
-
-const char* name_of(Op op);
 
 struct Shape {
   int64_t n;             // rows of the logits (kCommit: candidates)
@@ -88,31 +79,58 @@ enum class Kernel {
   kCommit,
 };
 
-constexpr Kernel kKernels[] = {
-    Kernel::kVocabPass,
-    Kernel::kVocabPassSm90,
-    Kernel::kStatisticsBackward,
-    Kernel::kGumbelPerturb,
-    Kernel::kRelaxedEmbeddingSm90,
-    Kernel::kRelaxedEmbeddingSm80,
-    Kernel::kRelaxedEmbeddingSimt,
-    Kernel::kRelaxedEmbeddingMatmul,
-    Kernel::kLogitUpdateSm90,
-    Kernel::kLogitUpdateSm80,
-    Kernel::kLogitUpdateSimt,
-    Kernel::kLogitUpdateMatmul,
-    Kernel::kCommit,
+// Names, in the order of the enumerators.
+template <typename Enum>
+struct Names;
+template <>
+struct Names<DType> {
+  static constexpr const char* kAll[] = {"bfloat16", "float16", "float32", "float64"};
 };
+template <>
+struct Names<Op> {
+  static constexpr const char* kAll[] = {"logit_statistics",
+                                         "logit_statistics_backward",
+                                         "sample_tokens",
+                                         "gumbel_perturb",
+                                         "relaxed_embedding",
+                                         "logit_gradient",
+                                         "adam_step_",
+                                         "sgd_step_",
+                                         "commit_"};
+};
+template <>
+struct Names<Kernel> {
+  static constexpr const char* kAll[] = {"vocab_pass",
+                                         "vocab_pass_sm90",
+                                         "statistics_backward",
+                                         "gumbel_perturb",
+                                         "relaxed_embedding_sm90",
+                                         "relaxed_embedding_sm80",
+                                         "relaxed_embedding_simt",
+                                         "relaxed_embedding_matmul",
+                                         "logit_update_sm90",
+                                         "logit_update_sm80",
+                                         "logit_update_simt",
+                                         "logit_update_matmul",
+                                         "commit"};
+};
+static_assert(std::size(Names<Op>::kAll) == static_cast<size_t>(Op::kCommit) + 1,
+              "every operator has a name");
+static_assert(std::size(Names<Kernel>::kAll) == static_cast<size_t>(Kernel::kCommit) + 1,
+              "every kernel has a name");
 
-const char* name_of(Kernel kernel);
+template <typename Enum>
+constexpr const char* name_of(Enum value) {
+  return Names<Enum>::kAll[static_cast<size_t>(value)];
+}
 
 // How the main kernel of an operator is launched. `grid` is one-dimensional (rows and splits may each pass
 // 65,535, the limit of the other two dimensions). The small kernels around it (merge, reduce) follow from it.
 struct Plan {
   Kernel kernel;
-  int block_m = 0, block_n = 0,
-      block_k = 0;  // tile of the output and of the reduction; 0 where there is none
-  int stages = 0;   // depth of the pipeline of asynchronous copies
+  // Tile of the output and of the reduction; 0 where there is none.
+  int block_m = 0, block_n = 0, block_k = 0;
+  int stages = 0;  // depth of the pipeline of asynchronous copies
   int threads = 0;
   int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along the rows and along the columns of the output
   int64_t splits = 1;                // parts of the vocabulary that are reduced in a fixed order afterwards
@@ -168,13 +186,11 @@ struct Requests {
 };
 Requests requests_of(Op op, const Shape& shape, const Plan& plan, int64_t step = 2, bool last = false);
 
-// Scratch layouts shared by the plan and the kernels.
-constexpr int64_t kPartialStateBytes = 32;      // statistics of one split of one row
-constexpr int64_t kMaxSliceBytes = 208 * 1024;  // of a row in a CTA's 227 KB, beside 15 KB for the search
 // What a CTA may have on Hopper and sm_100 (sm_120: 99 KB).
 constexpr int kHopperSharedBytes = 227 * 1024;
+// Of a partial [N, d] of the relaxed embedding, in floats.
 constexpr int64_t pitch_of(int64_t dim) {
   return (dim + 3) / 4 * 4;
-}  // of a partial [N, d], in floats
+}
 
 }  // namespace entrgi

@@ -1,11 +1,5 @@
-// Launch plans forced from outside, for experiments: the environment variable ENTRGI_FORCE_PLAN.
-//
-//     ENTRGI_FORCE_PLAN="relaxed_embedding:kernel=relaxed_embedding_sm80,splits=4;sample_tokens:cluster_n=8"
-//
-// Operators by their names, fields those of PlanOverrides. It is read once per process. Nothing in it is
-// passed over: an unknown operator, field or kernel, a number below 1 or no number, and whatever make_plan
-// cannot serve is an error that says so; only splits, where a kernel has them, are limited to what the shape
-// allows. The CPU operators have no launch plan and do not read it.
+// Launch plans forced from outside, for experiments; entrgi_ext/plans.py, which reads and checks them, says
+// how.
 #pragma once
 
 #include <map>
@@ -15,16 +9,17 @@
 
 namespace entrgi {
 
-using ForcedPlans = std::map<Op, PlanOverrides>;
+struct ForcedPlans {
+  std::map<Op, PlanOverrides> plans;
+  std::string refusal;  // of what could not be understood: every plan throws it; empty where all could
+};
 
-// Throws std::invalid_argument naming the piece that cannot be understood and what is expected there.
-ForcedPlans parse_forced_plans(const std::string& text);
+// In place of what was forced before, for every plan of this process from now on.
+void force_plans(ForcedPlans forced);
+ForcedPlans forced_plans();
 
-// Those of the environment, parsed once; where that throws, it throws at every call.
-const ForcedPlans& forced_plans();
-
-// make_plan with what the environment forces for the operator, field by field, where `given` leaves a choice.
-// Throws std::invalid_argument as make_plan and forced_plans do.
+// make_plan with what is forced for the operator, field by field, where `given` leaves a choice. Throws
+// std::invalid_argument as make_plan does, and the refusal.
 Plan make_forced_plan(Op op, const Shape& shape, const Device& device, const PlanOverrides& given = {});
 
 }  // namespace entrgi

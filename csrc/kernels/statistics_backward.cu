@@ -14,14 +14,15 @@
 #include <algorithm>
 #include <cfloat>
 
+#include "detail/launch.h"
 #include "detail/numeric.cuh"
 #include "kernels.h"
-#include "launch.h"
+#include "plan_families.h"
 
 namespace entrgi {
 namespace {
 
-constexpr int kThreads = 256, kPerBlock = 2048;
+constexpr int kThreads = kElementwise.threads, kPerBlock = kElementwise.block_n;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -53,14 +54,12 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t logit_statistics_backward(const LogitStatisticsBackwardParams& p, const Plan& plan,
                                       cudaStream_t stream) {
-  if (plan.kernel != Kernel::kStatisticsBackward || plan.block_n != kPerBlock || plan.threads != kThreads) {
-    return cudaErrorInvalidValue;
-  }
+  if (plan.kernel != Kernel::kStatisticsBackward) return cudaErrorInvalidValue;
   if (p.n == 0) return cudaSuccess;
   const float inverse_tau = static_cast<float>(std::min<double>(1 / p.temperature, FLT_MAX));
-  return with_type(p.logits.dtype, [&]<typename T>() {
-    return launch_kernel<statistics_backward_kernel<T>>({plan.grid, kThreads}, stream, p, inverse_tau);
-  });
+  const auto kernel = choose([&]<typename T>() { return &compiled<statistics_backward_kernel<T>>; },
+                             any_type(p.logits.dtype));
+  return launch(kernel, {plan.grid, kThreads}, stream, p, inverse_tau);
 }
 
 }  // namespace entrgi

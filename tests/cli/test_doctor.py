@@ -165,7 +165,7 @@ def test_forced_plans_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     ("op", "fields", "refusal"),
     [
         ("logit_gradient", {"stages": 99}, "(refused: stages must be "),
-        ("commit_", {"splits": 2}, "(refused: splits must be 1 in commit for commit_"),
+        ("commit_", {"splits": 2}, "(refused: splits must be 1 for commit"),
         ("relaxed_embedding", {"kernel": "relaxed_embedding_simt"}, None),  # of fp32 embeddings alone
         ("relaxed_embedding", {"block_m": 16, "kernel": "relaxed_embedding_sm80"}, None),
     ],

@@ -155,28 +155,17 @@ def test_dtypes_are_torchs_or_names() -> None:
 
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Memory:
-        capability = 90
-
-        def device_count(self) -> int:
-            return 1
-
-        def device(self) -> dict[str, int]:
-            return {"arch": self.capability, "num_sms": 78, **clusters}
-
     clusters = {"clusters_of_2": 39, "clusters_of_4": 19, "clusters_of_8": 9}
-
-    memory = Memory()
-    monkeypatch.setattr(_bindings, "has_cuda", True)
-    monkeypatch.setattr(_bindings, "memory", memory, raising=False)
+    here = {"arch": 90, "num_sms": 78, **clusters}
+    monkeypatch.setattr(_bindings, "device", lambda: here)
     assert plans.target() == (90, 78, 39, 19, 9)
     assert plans.target().options() == {"arch": 90, "num_sms": 78, **clusters}
     assert plans.target(num_sms=7).options() == {"arch": 90, "num_sms": 7}
     assert plans.target(arch=80) == (80, 108, None, None, None)
     assert plans.target(arch=100) == (100, 148, None, None, None)
-    memory.capability = 75  # nothing runs there
+    here["arch"] = 75  # nothing runs there
     assert plans.target().options() == {"arch": 90, "num_sms": 132}
-    monkeypatch.setattr(_bindings, "has_cuda", False)
+    monkeypatch.setattr(_bindings, "device", lambda: None)
     assert plans.target().options() == {"arch": 90, "num_sms": 132}
 
 

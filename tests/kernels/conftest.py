@@ -52,8 +52,8 @@ def _device() -> str:
 
 def _built_bindings() -> Path:
     found = sorted((ROOT / "entrgi_ext").glob("_bindings*.so"))
-    if not found or not _load("_bindings", found[0]).has_cuda:
-        raise Unavailable("entrgi_ext/_bindings is not built with CUDA")
+    if not found or not hasattr(_load("_bindings", found[0]), "launch"):
+        raise Unavailable("entrgi_ext/_bindings is not built with CUDA and the raw launchers (make build)")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-// Exercises csrc/kernels/launch.h and device.cu in front of a runtime whose questions are counted, and prints
+// Exercises csrc/kernels/detail/launch.h and device.cu in front of a runtime whose questions are counted, and prints
 // what happened, a line `name value` each. The functions here stand before those of the shared runtime.
 #include <dlfcn.h>
 
@@ -6,8 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "kernels/detail/launch.h"
 #include "kernels/kernels.h"
-#include "kernels/launch.h"
 
 namespace {
 int attributes_set = 0, clusters_asked = 0;
@@ -45,7 +45,7 @@ __global__ void add_kernel(int* to, const int value) {
 }
 
 cudaError_t launch(int64_t grid, int64_t shared_bytes, int* to) {
-  return entrgi::launch_kernel<add_kernel, kMost>({grid, 32, shared_bytes}, nullptr, to, 3);
+  return entrgi::launch(&entrgi::compiled<add_kernel, kMost>, {grid, 32, shared_bytes}, nullptr, to, 3);
 }
 
 void print(const char* name, int value) {
@@ -68,6 +68,8 @@ int main() {
   cudaMemcpy(&host, sum, sizeof(int), cudaMemcpyDeviceToHost);
   print("sum", host);
 
+  entrgi::KernelOf<int*, int>* const none = nullptr;
+  print("not_compiled", entrgi::launch(none, {1, 32}, nullptr, sum, 3));
   print("no_ctas", launch(0, 128, sum));
   print("too_many_ctas", launch(int64_t{INT_MAX} + 1, 128, sum));
   print("left_behind", cudaGetLastError());

@@ -204,7 +204,9 @@ def test_unaligned_rows_fall_back(hopper, reference, name):
     zeros = torch.zeros(n, vocab)
     check_adam(reference, z, m, v, start, zeros, zeros, gradient, step=2)
     if name == "m":
-        refused = f"kernel must be {AMPERE} for bfloat16 embeddings and logits, moments or a gradient whose rows do not"
+        refused = (
+            f"kernel must be {AMPERE} for bfloat16 logits and bfloat16 embeddings on sm_90, some of whose rows do not"
+        )
         with hopper.overridden(kernel=HOPPER), pytest.raises(RuntimeError, match=refused):
             hopper.adam_step_(z, m, v, *rest, step=2, last=False, **ADAM)
 
@@ -233,20 +235,40 @@ def test_unaligned_embeddings_fall_back(hopper, reference, dim):
 @pytest.mark.parametrize(
     ("overrides", "pair", "dim", "message"),
     [
-        ({"kernel": "x"}, (BF16, BF16), 64, f"kernel must be {HOPPER} or {AMPERE} for bfloat16 embeddings, got x"),
+        (
+            {"kernel": "x"},
+            (BF16, BF16),
+            64,
+            f"kernel must be one of {HOPPER}, {AMPERE} for bfloat16 logits and .*, got x",
+        ),
         (
             {"kernel": HOPPER},
             (BF16, FP32),
             64,
-            f"kernel must be {SIMT} or {MATMUL} for float32 embeddings, got {HOPPER}",
+            f"kernel must be one of {SIMT}, {MATMUL} for bfloat16 logits and float32 embeddings on sm_90, got {HOPPER}",
         ),
-        ({"kernel": HOPPER}, (FP16, FP16), 60, f"kernel must be {AMPERE} for float16 embeddings whose rows do not"),
-        ({"kernel": HOPPER}, (BF16, FP16), 64, f"kernel must be {AMPERE} for float16 embeddings and bfloat16 logits"),
-        ({"kernel": HOPPER}, (FP16, BF16), 64, f"kernel must be {AMPERE} for bfloat16 embeddings and float16 logits"),
-        ({"block_m": 16}, (BF16, BF16), 64, f"block_m must be 64 or 128 in this tile of {HOPPER}, got 16"),
-        ({"block_m": 64, "block_n": 128}, (BF16, BF16), 64, f"block_n must be 256 in this tile of {HOPPER}, got 128"),
-        ({"stages": 9}, (BF16, BF16), 64, f"stages must be 3 or 4 in this tile of {HOPPER}, got 9"),
-        ({"cluster_m": 4}, (BF16, BF16), 64, f"cluster_m must be 1 or 2 for {HOPPER}, got 4"),
+        (
+            {"kernel": HOPPER},
+            (FP16, FP16),
+            60,
+            f"kernel must be {AMPERE} for float16 logits .*, some of whose rows do not",
+        ),
+        (
+            {"kernel": HOPPER},
+            (BF16, FP16),
+            64,
+            f"kernel must be {AMPERE} for bfloat16 logits and float16 embeddings on sm_90, got",
+        ),
+        (
+            {"kernel": HOPPER},
+            (FP16, BF16),
+            64,
+            f"kernel must be {AMPERE} for float16 logits and bfloat16 embeddings on sm_90, got",
+        ),
+        ({"block_m": 16}, (BF16, BF16), 64, f"block_m must be one of 64, 128 for {HOPPER}, got 16"),
+        ({"block_m": 64, "block_n": 128}, (BF16, BF16), 64, f"block_n must be 256 for {HOPPER}, got 128"),
+        ({"stages": 9}, (BF16, BF16), 64, f"stages must be one of 3, 4 for {HOPPER}, got 9"),
+        ({"cluster_m": 4}, (BF16, BF16), 64, f"cluster_m must be one of 1, 2 for {HOPPER}, got 4"),
         ({"kernel": AMPERE, "cluster_n": 2}, (BF16, BF16), 64, f"cluster_n must be 1 for {AMPERE}, got 2"),
     ],
 )

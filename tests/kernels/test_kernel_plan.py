@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from support.build_simulated import Unavailable, build_bindings, simulator_command
+from support.build_simulated import ROOT, Unavailable, build_bindings, simulator_command
 from support.raw_kernels import NAMES, RawKernels
 
 OPERATORS = [
@@ -178,18 +178,18 @@ def test_overrides_are_followed_or_refused(bindings, op):
 def test_splits_are_for_kernels_that_have_them(bindings):
     """Parts of V, or the clusters of a persistent grid; elsewhere more than one is refused, not passed over."""
     for op, kernel in (("logit_statistics", "vocab_pass_sm90"), ("sample_tokens", "vocab_pass_sm90")):
-        with pytest.raises(ValueError, match=rf"splits must be 1 in {kernel} for {op} .* got 3"):
+        with pytest.raises(ValueError, match=rf"splits must be 1 for {kernel}, got 3"):
             bindings.plan(op, 8, 152_064, kernel=kernel, splits=3)
         assert bindings.plan(op, 8, 152_064, kernel=kernel, splits=1)["kernel"] == kernel
         assert bindings.plan(op, 8, 152_064, splits=3)["kernel"] == "vocab_pass"
     for op in ("commit_", "gumbel_perturb", "logit_statistics_backward"):
-        with pytest.raises(ValueError, match=rf"splits must be 1 in \w+ for {op} .* got 2"):
+        with pytest.raises(ValueError, match=r"splits must be 1 for \w+, got 2"):
             bindings.plan(op, 8, 152_064, splits=2)
     for op in ("adam_step_", "sgd_step_", "logit_gradient"):
         plan = bindings.plan(op, 64, 152_064, 2048, splits=7)
         assert plan["grid"] == 7 * plan["cluster"][0] * plan["cluster"][1]
         for other in ({"arch": 80}, {"embedding_dtype": "float32"}):
-            with pytest.raises(ValueError, match=rf"splits must be 1 in logit_update_\w+ for {op} .* got 7"):
+            with pytest.raises(ValueError, match=r"splits must be 1 for logit_update_\w+, got 7"):
                 bindings.plan(op, 64, 152_064, 2048, splits=7, **other)
 
 
@@ -223,7 +223,7 @@ def test_what_the_callers_product_has_no_choice_of(bindings, op, family):
     with pytest.raises(ValueError, match=rf"block_n must be a multiple of 4 for {family}_matmul, got 6"):
         bindings.plan(*shape, block_n=6)
     for field, own in (("splits", 1), ("block_m", 0), ("block_k", 0), ("stages", 0), ("cluster_m", 1)):
-        with pytest.raises(ValueError, match=rf"{field} must be {own} in {family}_matmul for {op} .* got 3"):
+        with pytest.raises(ValueError, match=rf"{field} must be {own} for {family}_matmul, got 3"):
             bindings.plan(*shape, **{field: 3})
     with pytest.raises(ValueError, match=rf"kernel must be .* got {family}_matmul"):
         bindings.plan(op, 128, 1000, 64, kernel=f"{family}_matmul")
@@ -244,54 +244,78 @@ def test_a_floor_has_no_overrides(bindings):
 
 
 PROGRAM = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("_bindings", sys.argv[1])
-bindings = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bindings)
+import json, sys
+from dataclasses import asdict
+from entrgi_ext import plans
 answers = []
-for arguments, options in json.loads(sys.argv[2]):
+for arguments, options in json.loads(sys.argv[1]):
     try:
-        answers.append(bindings.plan(*arguments, **options))
+        answers.append(asdict(plans.launch_plan(*arguments, **options)))
     except ValueError as error:
         answers.append(str(error))
 try:
-    answers.append(bindings.forced_plans())
+    answers.append(plans.forced())
 except ValueError as error:
     answers.append(str(error))
 print(json.dumps(answers))
 """
 
 
-def under(bindings, forced: str, *calls: tuple) -> list:
-    """What ``plan`` answers, and then ``forced_plans``, in a process with that ENTRGI_FORCE_PLAN."""
-    command = [sys.executable, "-c", PROGRAM, bindings.__file__, json.dumps(calls)]
+def under(forced: str, *calls: tuple) -> list:
+    """What ``launch_plan`` answers, and then ``forced``, in a process with that ENTRGI_FORCE_PLAN."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps(calls)]
     environment = {**os.environ, "ENTRGI_FORCE_PLAN": forced}
-    return json.loads(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, check=True, env=environment, cwd=ROOT).stdout)
 
 
 EMBEDDING = ("relaxed_embedding", 8, 152_064, 2048)
 
 
-def test_forced_plans(bindings):
-    forced = " relaxed_embedding : kernel=relaxed_embedding_sm80 , splits = 3;gumbel_perturb:block_n=2048"
+FORCED = {
+    "relaxed_embedding": {"kernel": "relaxed_embedding_sm80", "splits": 3},
+    "gumbel_perturb": {"block_n": 2048},
+}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        " relaxed_embedding : kernel=relaxed_embedding_sm80 , splits = 3;gumbel_perturb:block_n=2048",
+        " " + json.dumps(FORCED),
+    ],
+)
+def test_forced_plans(bindings, spelled):
     calls = [(EMBEDDING, {}), (EMBEDDING, {"splits": 5}), (("sample_tokens", 8, 152_064), {})]
-    made, explicit, other, plans = under(bindings, forced, *calls)
+    made, explicit, other, plans = under(spelled, *calls)
     assert (made["kernel"], made["splits"]) == ("relaxed_embedding_sm80", 3)
     assert (explicit["kernel"], explicit["splits"]) == ("relaxed_embedding_sm80", 5)
-    own = bindings.plan("sample_tokens", 8, 152_064)
-    assert other == json.loads(json.dumps(own))
-    assert plans == {
-        "relaxed_embedding": {"kernel": "relaxed_embedding_sm80", "splits": 3},
-        "gumbel_perturb": {"block_n": 2048},
-    }
-    assert under(bindings, " ")[0] == {}
+    assert other == json.loads(json.dumps(bindings.plan("sample_tokens", 8, 152_064)))
+    assert plans == FORCED
+    assert under(" ")[0] == {}
 
 
-def test_forced_plans_that_cannot_be_followed(bindings):
+def test_plans_forced_from_python():
+    plans = pytest.importorskip("entrgi_ext.plans")
+    own = plans.launch_plan(*EMBEDDING, arch=90)
+    try:
+        plans.force(FORCED)
+        assert plans.launch_plan(*EMBEDDING, arch=90).kernel == "relaxed_embedding_sm80"
+        assert plans.forced() == FORCED
+        with pytest.raises(ValueError, match=r"force: expected an operator \(.*\), got 'matmul'"):
+            plans.force({"matmul": {}})
+        assert plans.forced() == FORCED  # what is refused changes nothing
+        plans.force({"commit_": {"splits": 1}})  # in place of what was forced before
+        assert plans.launch_plan(*EMBEDDING, arch=90) == own
+    finally:
+        plans.force({})
+    assert plans.forced() == {}
+
+
+def test_forced_plans_that_cannot_be_followed():
     for forced, field in (("gumbel_perturb:stages=3", "stages"), ("gumbel_perturb:kernel=commit", "kernel")):
-        refused, fine, _ = under(bindings, forced, (("gumbel_perturb", 8, 1000), {}), (EMBEDDING, {}))
+        refused, fine, _ = under(forced, (("gumbel_perturb", 8, 1000), {}), (EMBEDDING, {}))
         assert refused.startswith(f"{field} must be ")
-        assert refused.endswith("(ENTRGI_FORCE_PLAN forces a plan of gumbel_perturb)")
+        assert refused.endswith("(ENTRGI_FORCE_PLAN or plans.force forces a plan of gumbel_perturb)")
         assert fine["kernel"].startswith("relaxed_embedding")
 
 
@@ -312,10 +336,15 @@ def test_forced_plans_that_cannot_be_followed(bindings):
         ("sample_tokens:block_m=4294967297", "expected a whole number >= 1 for block_m, got '4294967297'"),
         ("sample_tokens:splits=1,splits=1", "expected the field splits once, got 'splits=1,splits=1'"),
         ("sample_tokens:splits=1;sample_tokens:stages=1", "expected the operator sample_tokens once, got"),
+        ('{"sample_tokens": ', "expected JSON (Expecting value: line 1"),
+        ('{"sample_tokens": 3}', "expected fields and values of sample_tokens, got 3"),
+        ('{"sample_tokens": {"tiles": 1}}', "cluster_m, cluster_n), got 'tiles'"),
+        ('{"sample_tokens": {"splits": true}}', "expected a whole number >= 1 for splits, got 'True'"),
+        ("\udcff", "expected UTF-8 text, got"),
     ],
 )
-def test_bad_forced_plans_are_refused_at_every_call(bindings, forced, message):
-    answers = under(bindings, forced, (EMBEDDING, {}), (EMBEDDING, {}))
+def test_bad_forced_plans_are_refused_at_every_call(forced, message):
+    answers = under(forced, (EMBEDDING, {}), (EMBEDDING, {}))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0].startswith("ENTRGI_FORCE_PLAN: expected ")
     assert message in answers[0]
@@ -328,8 +357,8 @@ def test_raw_launchers_follow_forced_plans():
         built = build_bindings("compute_80")
     except Unavailable as reason:
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
-    forced = {**environment, "ENTRGI_FORCE_PLAN": "logit_statistics:splits=3;gumbel_perturb:stages=2"}
-    kernels, logits = RawKernels(built, command, forced), torch.randn(2, 1000)
+    kernels, logits = RawKernels(built, command, environment), torch.randn(2, 1000)
+    kernels.forced = {"logit_statistics": {"splits": 3}, "gumbel_perturb": {"stages": 2}}
     kernels.logit_statistics(logits, 1.0)
     assert kernels.plan["splits"] == 3
     kernels.logit_statistics(logits, 1.0, splits=5)
@@ -383,6 +412,7 @@ def test_requests_come_with_their_plan(bindings):
 
 def test_architectures(bindings):
     assert bindings.has_cuda == bool(bindings.compiled_architectures())
+    assert bindings.has_cuda or bindings.device() is None
 
 
 def test_bindings_import_without_torch(bindings):

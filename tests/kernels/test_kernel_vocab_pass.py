@@ -352,7 +352,7 @@ def test_clusters_by_length(hopper):
 
 def test_overrides_that_cannot_be(kernels):
     z = logits(1, 100, torch.float32)
-    with pytest.raises(RuntimeError, match=r"kernel must be .*vocab_pass, got commit"):
+    with pytest.raises(RuntimeError, match=r"kernel must be .*vocab_pass for .*, got commit"):
         sampled(kernels, z, row_keys(1), 1.0, {"kernel": "commit"})
     with pytest.raises(RuntimeError, match=r"cluster_n must be 1"):
         sampled(kernels, z, row_keys(1), 1.0, {"kernel": "vocab_pass", "cluster_n": 2})

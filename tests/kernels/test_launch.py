@@ -11,7 +11,7 @@ from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simul
 from support.compiled import compiled_once
 
 pytestmark = pytest.mark.simulator
-SUCCESS, INVALID_CONFIGURATION = 0, 9
+SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def program(tmp_path_factory):
     except Unavailable as reason:
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
     sources = [ROOT / "tests" / "kernels" / name for name in ("launch_program.cu", "launch_attributes.cpp")]
-    sources += [SOURCES / "kernels" / name for name in ("device.cu", "launch.cpp")]
+    sources += [SOURCES / "kernels" / name for name in ("device.cu", "detail/launch.cpp")]
     flags = ["-O1", "-std=c++20", "--no-compress", "-cudart", "shared", "-gencode", "arch=compute_90a,code=compute_90a"]
     flags += [f"-I{SOURCES}", '-DENTRGI_CUDA_ARCHITECTURES="compute_90a"', "-ldl"]
 
@@ -56,6 +56,18 @@ def test_warm_up_leaves_nothing_to_set(program):
     printed = program(WARM="1")
     assert printed["warm_up"] == [SUCCESS]
     assert printed["attributes_set_by_launches"] == [0]
+
+
+@pytest.mark.parametrize("number", [1, 63, 64, 1000])
+def test_devices_of_any_number_are_known(program, number):
+    printed = program(DEVICE=str(number))
+    assert printed["launch"] == 5 * [SUCCESS]
+    assert printed["attributes_set_by_launches"] == [2]
+    assert printed["clusters_asked"] == [3]
+
+
+def test_what_was_not_compiled_is_refused(program):
+    assert program()["not_compiled"] == [INVALID_VALUE]
 
 
 def test_grids_must_fit(program):

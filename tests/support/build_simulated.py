@@ -78,6 +78,7 @@ def compiler(arch: str) -> list[str]:
         f"-I{SOURCES}",
         f"-I{cutlass}",
         "-DENTRGI_WITH_CUDA",
+        "-DENTRGI_WITH_LAUNCHERS",
     ]
     return [*common, f'-DENTRGI_CUDA_ARCHITECTURES="{arch}"', f"-I{pybind11.get_include()}", f"-I{python}"]
 
@@ -92,9 +93,9 @@ def build_bindings(arch: str) -> Path:
 
 def _built(common: list[str], folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    sources = [path for name in ("kernels", "bindings") for path in sorted((SOURCES / name).glob("*.c*"))]
+    sources = [path for name in ("kernels", "bindings") for path in sorted((SOURCES / name).rglob("*.c*"))]
     sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
-    objects = [folder / f"{source.stem}{source.suffix}.o" for source in sources]
+    objects = [folder / f"{'-'.join(source.relative_to(SOURCES).parts)}.o" for source in sources]
     stale = [(source, target) for source, target in zip(sources, objects, strict=True) if is_stale(target)]
 
     def compile_one(pair: tuple[Path, Path]) -> None:

@@ -29,6 +29,7 @@ class RawKernels:
         self.process = None
         self.plan: dict = {}  # of the last launch
         self.overrides: dict = {}  # fields of PlanOverrides for every launch, such as {"kernel": "vocab_pass"}
+        self.forced: dict = {}  # of the process that launches, by operator
         self.absent: dict[str, int] = {}
         self.absent_rows = 0
 
@@ -90,7 +91,7 @@ class RawKernels:
                 arguments[f"{name}_stride"] = stride
                 if name in ("output", "grad"):
                     arguments["target_rows"] += self.absent_rows
-        request = pickle.dumps((launcher, arguments, buffers))
+        request = pickle.dumps((launcher, arguments, buffers, self.forced))
         if self.process is None:
             self._start()
         try:

@@ -1,8 +1,8 @@
 """Runs raw launchers for the tests, in a process that imports neither torch nor anything that links CUDA.
 
-Started as ``worker.py PATH_OF_BINDINGS``. Each request on stdin is a pickled (launcher, arguments, buffers); a
-buffer is (bytes or size, offset, read_back): its memory comes from cudaMalloc at exactly that size, so that the
-simulator sees every access outside it, and a size instead of bytes leaves it unwritten. The answer is
+Started as ``worker.py PATH_OF_BINDINGS``. Each request on stdin is a pickled (launcher, arguments, buffers, forced
+plans); a buffer is (bytes or size, offset, read_back): its memory comes from cudaMalloc at exactly that size, so that
+the simulator sees every access outside it, and a size instead of bytes leaves it unwritten. The answer is
 ("ok", plan, contents of the buffers to read back) or ("error", message).
 """
 
@@ -15,7 +15,8 @@ import sys
 def serve(bindings, requests, answers):
     memory = bindings.memory
     while header := requests.read(8):
-        launcher, arguments, buffers = pickle.loads(requests.read(struct.unpack("<q", header)[0]))
+        launcher, arguments, buffers, forced = pickle.loads(requests.read(struct.unpack("<q", header)[0]))
+        bindings.force_plans(forced)
         pointers, held = {}, []
         try:
             for name, (content, offset, _) in buffers.items():

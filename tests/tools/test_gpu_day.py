@@ -319,7 +319,7 @@ def building(tmp_path):
             source = tmp_path / "carried" / "entrgi_ext"
             source.mkdir(parents=True)
             (source / "__init__.py").write_text("def loaded_libraries():\n    return {'cuda': None}\n")
-            (source / "_bindings.py").write_text("has_cuda = True\n")
+            (source / "_bindings.py").write_text("launch = True\n")
             command_ = ["tar", "-C", str(source.parent), "-cJf", str(pack / "libraries.tar.xz"), "entrgi_ext"]
             subprocess.run(command_, check=True)
             shutil.rmtree(source)
@@ -336,7 +336,7 @@ import pathlib
 package = pathlib.Path(TARGET)
 package.mkdir()
 (package / "__init__.py").write_text("def loaded_libraries():\\n    return {'cuda': None}\\n")
-(package / "_bindings.py").write_text("has_cuda = True\\n")
+(package / "_bindings.py").write_text("launch = True\\n")
 """
 
 
@@ -351,9 +351,9 @@ def test_a_build_that_works_is_not_repeated(building):
     [
         ("raise SystemExit(2)", "the build ended with status 2"),
         ("import time; time.sleep(100)", "did not finish within"),
-        (COMPILES.replace("has_cuda = True", "import nothing_there"), "No module named 'nothing_there'"),
+        (COMPILES.replace("launch = True", "import nothing_there"), "No module named 'nothing_there'"),
         (COMPILES.replace("'cuda': None", "'cuda': 'no libcudart'"), "no libcudart"),
-        (COMPILES.replace("has_cuda = True", "has_cuda = False"), "hold no launchers"),
+        (COMPILES.replace("launch = True", "pass"), "hold no launchers"),
     ],
 )
 def test_what_was_brought_along_takes_the_place_of_a_build(building, program, why):

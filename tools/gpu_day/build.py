@@ -25,7 +25,7 @@ CARRIED_SECONDS = 30.0  # to unpack and to compile the bindings
 CHECK = """
 import entrgi_ext, json
 from entrgi_ext import _bindings
-print(json.dumps({"problems": entrgi_ext.loaded_libraries(), "cuda": _bindings.has_cuda}))
+print(json.dumps({"problems": entrgi_ext.loaded_libraries(), "launchers": hasattr(_bindings, "launch")}))
 """
 
 
@@ -129,7 +129,7 @@ class Build:
         if run.returncode != 0:
             return (run.stderr.strip().splitlines() or ["the libraries do not load"])[-1]
         found = json.loads(run.stdout.splitlines()[-1])
-        missing = found["problems"].get("cuda") or ("" if found["cuda"] else "the bindings hold no launchers")
+        missing = found["problems"].get("cuda") or ("" if found["launchers"] else "the bindings hold no launchers")
         return missing if self.cuda else ""
 
     def _carried(self) -> str:
@@ -161,7 +161,7 @@ class Build:
             *shlex.split(
                 subprocess.run([sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True).stdout
             ),
-            *("-DENTRGI_WITH_CUDA", '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_90"'),
+            *("-DENTRGI_WITH_CUDA", "-DENTRGI_WITH_LAUNCHERS", '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_90"'),
             *(
                 f"-L{self.target}",
                 "-lentrgi_kernels",
@@ -188,7 +188,11 @@ def cmake_command(
     """Configures and builds; with source lines, which a profiler and a trap name."""
     configure = ["cmake", "-S", str(ROOT), "-B", str(scratch / "cmake"), "-G", "Ninja", "-DENTRGI_CUDA=1"]
     configure += [f"-DPython3_EXECUTABLE={sys.executable}", f"-DENTRGI_OUTPUT={target}"]
-    configure += ["-DENTRGI_LINEINFO=ON", f"-DENTRGI_BOUNDED_WAITS={'ON' if bounded_waits else 'OFF'}"]
+    configure += [
+        "-DENTRGI_LINEINFO=ON",
+        "-DENTRGI_LAUNCHERS=ON",
+        f"-DENTRGI_BOUNDED_WAITS={'ON' if bounded_waits else 'OFF'}",
+    ]
     if cutlass is not None:
         configure.append(f"-DENTRGI_CUTLASS_INCLUDE={cutlass}")
     build = ["cmake", "--build", str(scratch / "cmake"), "--parallel", str(jobs)]

@@ -99,10 +99,10 @@ import torch, entrgi_ext
 from entrgi_ext import _bindings
 problems = {name: why for name, why in entrgi_ext.loaded_libraries().items() if why}
 assert not problems, problems
-assert _bindings.has_cuda
+assert hasattr(_bindings, 'launch')
 assert torch.isfinite(entrgi_ext.logit_statistics(torch.randn(2, 50), 0.7).logsumexp).all()
 """
-PLAN = "assert _bindings.has_cuda and _bindings.plan('sample_tokens', 8, 152064)['kernel']"
+PLAN = "assert _bindings.launch and _bindings.plan('sample_tokens', 8, 152064)['kernel']"
 
 
 def _run(command: list[object], *paths: Path) -> None:
@@ -143,7 +143,8 @@ def _bindings(scratch: Path) -> tuple[dict[str, Path], str]:
         command = [
             *(nvcc, "-std=c++20", "-O2", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"),
             *map(str, sorted((ROOT / "csrc" / "bindings").glob("*.cpp"))),
-            *("-o", str(target), f"-I{ROOT / 'csrc'}", f"-I{include}", f"-I{pybind11}", "-DENTRGI_WITH_CUDA"),
+            *("-o", str(target), f"-I{ROOT / 'csrc'}", f"-I{include}", f"-I{pybind11}"),
+            *("-DENTRGI_WITH_CUDA", "-DENTRGI_WITH_LAUNCHERS"),
             '-DENTRGI_CUDA_ARCHITECTURES="sm_80,sm_90a,compute_90"',
             *(f"-L{ROOT / 'entrgi_ext'}", "-lentrgi_kernels", "-Xlinker", "-rpath,$ORIGIN"),
         ]

@@ -62,7 +62,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
 // log softmax(z / tau). The product is rounded on its own, as it was when logsumexp was made from the maximum
 // (vocab_pass.cu): where one id holds the mass of a row its q is 1, not e^(rounding of z / tau), and the
 // terms of a gradient that ought to vanish cancel. A fused multiply-add left gradients of saturated rows 12
-// (tau 0.7) to 4,000 (tau 0.003) times as far off.
+// (tau 0.7) to 4,000 (tau 0.003) times as far off (measured).
 __device__ __forceinline__ float log_softmax(float z, float inverse_tau, float logsumexp) {
   return __fmul_rn(z, inverse_tau) - logsumexp;
 }

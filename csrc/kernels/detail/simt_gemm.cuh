@@ -5,11 +5,13 @@
 //   rows    y 4 ... y 4 + 3  (+ kM / kGroupsM)        columns    x 4 ... x 4 + 3  (+ kN / kGroupsN)
 //
 // so that a warp's reads of b in 16-byte pieces are consecutive and those of a are broadcasts. Clocks of an
-// SM for each step of k and warp: 128 x 128: 16 for the products, 6 for shared memory; 64 x 128: 8 and 5; 16
-// x 256: 4 and 5, where the embedding's bytes take longer than both.
+// SM for each step of k and warp (assumed, from issue rates): 128 x 128: 16 for the products, 6 for shared
+// memory; 64 x 128: 8 and 5; 16 x 256: 4 and 5, where the embedding's bytes take longer than both.
 #pragma once
 
 #include <cstdint>
+
+#include "../plan_families.h"
 
 namespace entrgi {
 
@@ -143,9 +145,12 @@ struct SimtTile {
   }
 };
 
-// Tiles by rows: the first is bound by the embedding's bytes, the last by arithmetic.
-using SimtFewRows = SimtTile<16, 256, 1, 1>;
-using SimtSomeRows = SimtTile<64, 128, 1, 2>;
-using SimtManyRows = SimtTile<128, 128, 2, 2>;
+// By rows: few are bound by the embedding's bytes, many by arithmetic.
+template <int kM, int kN>
+using SimtTileOf = SimtTile<kM, kN, (kM > 64 ? 2 : 1), (kN > 128 ? 1 : 2)>;
+
+constexpr bool is_simt(const BuiltTile& t) {
+  return t.threads == kSimtThreads && t.block_k == kSimtStep && t.stages == 2;
+}
 
 }  // namespace entrgi
