@@ -41,7 +41,8 @@ demo: build
 	$(BIN)/entrgi sample --compare --seed 0 --prompt "The movie was" --prompt "I think"
 
 # A process for each core, each with one thread; what they would all build is built before.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+PYTEST_OPTIONS := -n logical --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 test: build lint
 	$(BIN)/python tests/support/build_simulated.py
 	$(PYTEST)
@@ -74,8 +75,10 @@ wheel-test: wheel
 	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q torch==$(OTHER_TORCH) dist/*.whl
 	cd build && wheel-venv/bin/entrgi doctor
 	cd build && wheel-venv/bin/entrgi sample --prompt "The movie was" --seed 0
-	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt pytest pytest-timeout hypothesis expecttest numpy scipy
-	cd build && wheel-venv/bin/python -P -m pytest -c ../pyproject.toml --rootdir .. ../tests/ops
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt \
+	  pytest pytest-timeout pytest-xdist hypothesis expecttest numpy scipy
+	cd build && OMP_NUM_THREADS=1 wheel-venv/bin/python -P -m pytest $(PYTEST_OPTIONS) -m '' \
+	  -c ../pyproject.toml --rootdir .. ../tests/ops
 
 # On a machine with a GPU the operators are measured there; --resume goes on where an interrupted run stopped.
 bench: build

@@ -71,7 +71,12 @@ class _Operator:
         self.overload = getattr(_ops, name).default
         arguments, self.returns = self.overload._schema.arguments, self.overload._schema.returns
         self.arguments = [argument.name for argument in arguments]
+        self.defaults = tuple(a.default_value if a.has_default_value() else None for a in arguments)
         self.written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+
+    def all(self, args: tuple) -> tuple:
+        """The arguments of a call: torch leaves those out that end it and are their defaults."""
+        return (*args, *self.defaults[len(args) :])
 
     def refuse_tangents(self, args) -> None:
         if forward_ad._current_level < 0:
@@ -200,6 +205,7 @@ def _formulas(operator: _Operator) -> tuple[Callable, Callable] | None:
 
 def _autograd_kernel(operator: _Operator, function: type[torch.autograd.Function] | None):
     def kernel(keys, *args):
+        args = operator.all(args)
         operator.refuse_tangents(args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             if function is not None:
@@ -243,6 +249,7 @@ def _transformed(operator: _Operator, function: type[torch.autograd.Function] | 
     """Inside of torch.func's transforms, of which this sees the innermost."""
 
     def kernel(*args):
+        args = operator.all(args)
         interpreter = retrieve_current_functorch_interpreter()
         kind = interpreter.key()
         if kind == TransformType.Vmap:

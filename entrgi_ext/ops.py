@@ -65,7 +65,9 @@ def _renamed(rows: Tensor, row_index: Tensor | None) -> Tensor:
     """The value of ``row_index``, given under its former name."""
     if row_index is not None:
         raise TypeError("rows is the former name of row_index: expected one of them, got both")
-    warnings.warn("rows is deprecated, use row_index", DeprecationWarning, stacklevel=3)
+    warnings.warn(
+        "rows is deprecated and will be removed in the next release, use row_index", DeprecationWarning, stacklevel=3
+    )
     return rows
 
 

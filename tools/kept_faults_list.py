@@ -237,8 +237,8 @@ FAULTS = (
     Fault(
         "seeds of different prompts coincide",
         "python/entrgi/generation.py",
-        "rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(copies)] for b in range(prompts)]",
-        "rows = [[_mix(_mix(_mix(base) + b + k)) for k in range(copies)] for b in range(prompts)]",
+        "rows = [[_mix(_mix(_mix(base) + b) + k) for k in range(num_trajectories)] for b in range(prompts)]",
+        "rows = [[_mix(_mix(_mix(base) + b + k)) for k in range(num_trajectories)] for b in range(prompts)]",
         "tests/sampler/test_batch.py tests/sampler/test_api.py",
     ),
     Fault(

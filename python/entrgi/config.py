@@ -375,7 +375,7 @@ class SamplerOptions(TypedDict, total=False):
 
 
 PRESETS: dict[str, dict[str, object]] = {
-    name: {each.name: values[name] for each in fields(SamplerConfig) if name in (values := each.metadata["presets"])}
+    name: {f.name: f.metadata["presets"][name] for f in fields(SamplerConfig) if name in f.metadata["presets"]}
     for name in ("paper", "rgrl")
 }
 

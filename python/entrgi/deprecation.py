@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib import import_module
+from typing import TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def warn_renamed(former: str, current: str, stacklevel: int = 3) -> None:
@@ -30,3 +35,39 @@ def former_names(module: str, renamed: Mapping[str, str], stacklevel: int = 3) -
         return getattr(import_module(home), current)
 
     return find
+
+
+def rename_option(options: dict[str, object], former: str, current: str) -> None:
+    """Move ``options[former]``, if given, to ``current``, with a warning where code outside of this package says it.
+
+    Raises:
+        TypeError: where both are given.
+    """
+    if former not in options:
+        return
+    if current in options:
+        raise TypeError(f"got both {current}= and {former}=, which is its former name, expected {current}= alone")
+    warn_renamed(f"{former}=", f"{current}=", levels_to_outside())
+    options[current] = options.pop(former)
+
+
+def renamed_keyword(former: str, current: str) -> Callable[[Function], Function]:
+    """A function that takes ``former=`` for ``current=``, with a warning."""
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def call(*arguments: object, **options: object) -> object:
+            rename_option(options, former, current)
+            return function(*arguments, **options)
+
+        return call
+
+    return decorate
+
+
+def levels_to_outside() -> int:
+    """The ``stacklevel`` with which the caller's :func:`warn_renamed` names a line outside of entrgi and torch."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("entrgi", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level

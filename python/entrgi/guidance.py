@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from entrgi.config import ESTIMATORS, OPTIMIZERS
-from entrgi.deprecation import former_names
+from entrgi.deprecation import former_names, rename_option
 from entrgi.rows import empty_rows
 from entrgi.timing import span
 from entrgi_ext import ops, reference
@@ -38,13 +38,14 @@ class GuidanceOutput:
 
 
 def _outside_inference_mode(function: Callable[..., GuidanceOutput]):
-    """``function``, which differentiates, callable under inference mode, too.
+    """``function``, which differentiates, callable under inference mode, too, and by the former name of an argument.
 
     A tensor made under that mode is replaced by a copy, and gets back what is written into the copy.
     """
 
     @wraps(function)
     def run(*arguments: object, **options: object) -> GuidanceOutput:
+        rename_option(options, "rows", "row_index")
         if torch.compiler.is_compiling():  # where the mode cannot be asked for
             return function(*arguments, **options)
         tensors = [x for x in (*arguments, *options.values()) if isinstance(x, Tensor)]
@@ -75,7 +76,7 @@ def optimize_logits(
     logits: Tensor,
     embedding: Tensor,
     inputs_embeds: Tensor,
-    rows: Tensor,
+    row_index: Tensor,
     tokens: Tensor,
     reward: RelaxedReward,
     *,
@@ -109,8 +110,8 @@ def optimize_logits(
             fast kernels need rows that start at 16-byte boundaries (:mod:`entrgi.rows`); any others are slower.
         embedding: [V, d], E: row i is the reward model's embedding of the denoiser's token i.
         inputs_embeds: [P, S, d], contiguous, E's dtype: the reward model's input, with everything but the
-            masked positions filled in. The rows named by ``rows`` are overwritten in every step.
-        rows: int64 [N], which row of ``inputs_embeds`` (flattened to P * S) each row of logits feeds;
+            masked positions filled in. The rows named by ``row_index`` are overwritten in every step.
+        row_index: int64 [N], which row of ``inputs_embeds`` (flattened to P * S) each row of logits feeds;
             -1 is a padding row, whose logits must be finite but otherwise do not matter.
         tokens: int64 [P, S], the committed ids where ``inputs_embeds`` holds a response. Not changed:
             the reward gets a copy that has argmax z at the masked positions, for its end-of-sequence mask.
@@ -136,11 +137,11 @@ def optimize_logits(
             another shape or is not differentiable.
         RuntimeError: from the operators, for invalid dtypes, devices or (on the CPU) invalid rows.
     """
-    _check(logits, embedding, inputs_embeds, rows, tokens, keys, guidance, optimizer, steps)
+    _check(logits, embedding, inputs_embeds, row_index, tokens, keys, guidance, optimizer, steps)
     count, width = logits.shape
     flat = inputs_embeds.view(-1, inputs_embeds.shape[-1])
     # Padding rows scatter their argmax into one slot past the end.
-    argmax_slot = torch.where(rows < 0, tokens.numel(), rows)
+    argmax_slot = torch.where(row_index < 0, tokens.numel(), row_index)
     seen = torch.cat([tokens.reshape(-1), tokens.new_zeros(1)])
     keys = keys.clone()
     scale = torch.full((inputs_embeds.shape[0],), reward_scale, dtype=torch.float64, device=logits.device)
@@ -174,7 +175,7 @@ def optimize_logits(
             with span("logit_statistics"):
                 logsumexp = ops.logit_statistics(relaxed, tau).logsumexp
         with span("relaxed_embedding"):
-            blend = {"hard_tokens": x, "weight": w if guidance == "entrgi" else None, "row_index": rows}
+            blend = {"hard_tokens": x, "weight": w if guidance == "entrgi" else None, "row_index": row_index}
             ops.relaxed_embedding_(flat, soft, relaxed, logsumexp, embedding, tau, **blend)
 
         seen[argmax_slot] = statistics.argmax
@@ -191,13 +192,13 @@ def optimize_logits(
         gradient = gradient.contiguous().view(flat.shape)
         with span("logit_update"):
             if guidance == "gumbel":
-                slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, row_index=rows)
+                slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, row_index=row_index)
                 _step_with_gradient_(logits, moments, slope, optimizer, lr, m + 1)
             elif optimizer == "sgd":
-                ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, row_index=rows)
+                ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, row_index=row_index)
             else:
                 statics = (gradient, logsumexp, embedding, soft, tau)
-                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, row_index=rows, **adam)
+                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, row_index=row_index, **adam)
         rewards.append(value.detach())
         weights.append(w)
     return GuidanceOutput(torch.stack(rewards), torch.stack(weights), initial_entropy)
@@ -226,7 +227,7 @@ def _check(
     logits: Tensor,
     embedding: Tensor,
     inputs_embeds: Tensor,
-    rows: Tensor,
+    row_index: Tensor,
     tokens: Tensor,
     keys: Tensor,
     guidance: str,
@@ -247,7 +248,7 @@ def _check(
     count, width = logits.shape
     expected = {
         "embedding": (embedding, (width, inputs_embeds.shape[2])),
-        "rows": (rows, (count,)),
+        "row_index": (row_index, (count,)),
         "tokens": (tokens, tuple(inputs_embeds.shape[:2])),
         "keys": (keys, (count, 4)),
     }

@@ -108,7 +108,7 @@ def generate(
                 seed=seed,
                 generator=generator,
                 trajectory_seeds=trajectory_seeds,
-                forbidden_ids=(*forbidden_ids, *(suppress_tokens or ())),
+                forbidden_ids=(*forbidden_ids, *(() if suppress_tokens is None else suppress_tokens)),
                 mask_id=mask_id,
                 reward_prompts=reward_prompts,
             )
@@ -188,7 +188,7 @@ def guide(
     tensors = {
         "logits": logits,
         "inputs_embeds": inputs_embeds,
-        "rows": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
+        "row_index": torch.where(rows.real, row_index(reward, rows.trajectories, rows.columns), -1),
         "tokens": tokens,
         "keys": rows.keys,
         "error_flag": generation.error_flags[step.index : step.index + 1],

@@ -32,6 +32,15 @@ def reference():
     return importlib.import_module("entrgi_reference.reference")
 
 
+@pytest.fixture(scope="session")
+def bindings():
+    """The bindings as they are built, with CUDA or without."""
+    found = sorted((ROOT / "entrgi_ext").glob("_bindings*.so"))
+    if not found:
+        pytest.skip("entrgi_ext/_bindings is not built")
+    return _load("_bindings", found[0])
+
+
 def _device() -> str:
     wanted = os.environ.get("ENTRGI_TEST_DEVICE", "auto")
     if wanted not in ("cuda", "sim", "auto", "cpu"):

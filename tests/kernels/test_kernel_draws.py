@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from kernels.test_kernel_vocab_pass import check_draw, check_statistics, logits, require_hopper, sampled
 from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
 from support.cases import DTYPES, row_keys
+from support.draws import check_draw, check_statistics, logits, require_hopper, sampled
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from simulated_traffic import counting

@@ -13,42 +13,14 @@ import sys
 import pytest
 import torch
 
-from support.cases import DTYPES, assert_as_good_as, placed, relative_l2
+from support.cases import DTYPES, assert_as_good_as, placed
+from support.logit_updates import ADAM, TAU, aligned, check_adam, check_gradient, inputs
 from support.raw_kernels import NAMES, RawKernels
 from support.variants import every_kernel, is_matmul
 
-TAU = 0.7
 ROWS = [5, 40, 130]
-ADAM = {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 kernel, possible = every_kernel("logit_update")
 pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2, only=possible)]
-
-
-def aligned(matrix):
-    """The same matrix in rows at 16-byte boundaries, with NaN between them and nothing after the last."""
-    n, columns = matrix.shape
-    stride = columns + -columns % (16 // matrix.element_size())
-    storage = torch.full(((n - 1) * stride + columns,), math.nan, dtype=matrix.dtype)
-    view = storage.as_strided((n, columns), (stride, 1))
-    return view.copy_(matrix)
-
-
-def inputs(reference, n, vocab, dim, logits_dtype, embedding_dtype, tau=TAU):
-    generator = torch.Generator().manual_seed(n + vocab + dim)
-    z = (torch.randn(n, vocab, generator=generator) * 3).to(logits_dtype)
-    embedding = torch.randn(vocab, dim, generator=generator).to(embedding_dtype)
-    grad = (torch.randn(n, dim, generator=generator) * 0.1).to(embedding_dtype)
-    lse = reference.logit_statistics(z, tau).logsumexp
-    _, soft = reference.relaxed_embedding(z.double(), lse.double(), embedding.double(), None, None, tau)
-    return grad, z, lse, embedding, soft.float()
-
-
-def check_gradient(reference, got, grad, z, lse, embedding, soft, tau=TAU):
-    truth = reference.logit_gradient(
-        grad.double(), z.double(), lse.double(), embedding.double(), soft.double(), None, tau
-    )
-    # Products are exact and sums fp32 for 16-bit operands too: far below PyTorch's error, which rounds G E^T.
-    assert relative_l2(got, truth) <= 1e-5
 
 
 @pytest.mark.parametrize("logits_dtype", DTYPES)
@@ -98,20 +70,6 @@ def test_alignments(kernels, reference, logits_dtype, embedding_dtype, granule):
         updated, m, v, shifted(grad), lse, shifted(embedding), shifted(soft), None, TAU, step=2, last=False, **ADAM
     )
     check_adam(reference, updated, m, v, z, torch.zeros(6, 328), torch.zeros(6, 328), got, step=2)
-
-
-def check_adam(reference, z, m, v, z_before, m_before, v_before, gradient, step):
-    """Against the step from the kernel's own gradient: Adam magnifies rounding of small gradients."""
-
-    def adam(dtype):
-        moments = [x.to(dtype) for x in (m_before, v_before)]
-        return reference.adam_step(z_before.to(dtype), *moments, gradient.to(dtype), step=step, **ADAM)
-
-    truth, torchs = adam(torch.float64), adam(torch.float32)
-    assert_as_good_as(z, torchs[0].to(z.dtype), truth[0], ulps=1)
-    if m is not None:
-        assert_as_good_as(m, torchs[1], truth[1], ulps=1)
-        assert_as_good_as(v, torchs[2], truth[2], ulps=1)
 
 
 @pytest.mark.parametrize("logits_dtype", DTYPES)

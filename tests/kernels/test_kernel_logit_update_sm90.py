@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from kernels.test_kernel_logit_update import ADAM, TAU, aligned, check_adam, check_gradient
-from kernels.test_kernel_logit_update import inputs as dense_inputs
-from kernels.test_kernel_plan import bindings  # noqa: F401
 from support.cases import placed
+from support.logit_updates import ADAM, TAU, aligned, check_adam, check_gradient
+from support.logit_updates import inputs as dense_inputs
 
 pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 HOPPER, AMPERE = "logit_update_sm90", "logit_update_sm80"
@@ -271,7 +270,7 @@ WHERE = {"arch": 90, "num_sms": 132}
 
 
 @pytest.mark.parametrize(("vocab", "kernel"), [(2**31 - 1, HOPPER), (2**31, AMPERE)])
-def test_more_ids_than_tma_counts_fall_back(bindings, vocab, kernel):  # noqa: F811
+def test_more_ids_than_tma_counts_fall_back(bindings, vocab, kernel):
     assert bindings.plan("adam_step_", 8, vocab, 64, **WHERE)["kernel"] == kernel
 
 
@@ -287,12 +286,12 @@ def test_more_ids_than_tma_counts_fall_back(bindings, vocab, kernel):  # noqa: F
         (100_000, {"num_sms": 1, "clusters_of_4": 0, "clusters_of_2": 0}, (1, 1), 1),
     ],
 )
-def test_clusters_are_those_that_run_at_once(bindings, n, resident, cluster, grid):  # noqa: F811
+def test_clusters_are_those_that_run_at_once(bindings, n, resident, cluster, grid):
     plan = bindings.plan("adam_step_", n, 152_064, 2048, **WHERE | resident)
     assert (plan["cluster"], plan["grid"]) == (cluster, grid)
 
 
-def test_a_forced_cluster_has_a_grid(bindings):  # noqa: F811
+def test_a_forced_cluster_has_a_grid(bindings):
     """Even where the device runs none: what follows is the launch's error, not an empty grid."""
     plan = bindings.plan("adam_step_", 512, 152_064, 2048, cluster_m=2, cluster_n=2, clusters_of_4=0, **WHERE)
     assert plan["grid"] == 4

@@ -6,11 +6,11 @@ The other properties (alignments, padding, infinities, ...) are tested with thos
 import pytest
 import torch
 
-from kernels.test_kernel_logit_update import ADAM, check_adam, check_gradient
-from kernels.test_kernel_logit_update import inputs as update_inputs
-from kernels.test_kernel_relaxed_embedding import check as check_embedding
-from kernels.test_kernel_relaxed_embedding import inputs as embedding_inputs
 from support.cases import DTYPES, relative_l2
+from support.logit_updates import ADAM, check_adam, check_gradient
+from support.logit_updates import inputs as update_inputs
+from support.relaxed_embeddings import check as check_embedding
+from support.relaxed_embeddings import inputs as embedding_inputs
 
 pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 TAU = 0.7

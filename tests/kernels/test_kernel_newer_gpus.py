@@ -7,9 +7,9 @@ import subprocess
 import pytest
 import torch
 
-from kernels.test_machine_code import SOURCES, compile_command
-from support.build_simulated import Unavailable, build_bindings, simulator_command
+from support.build_simulated import SOURCES, Unavailable, build_bindings, simulator_command
 from support.cases import DTYPES
+from support.compiled import compile_command
 from support.raw_kernels import RawKernels
 
 pytestmark = [pytest.mark.simulator, pytest.mark.slow]  # kernels of another architecture are compiled

@@ -1,7 +1,6 @@
 """Launch plans, floors and requests, from the bindings as they are built (with or without CUDA), forced plans, and what
 the kernels that leave nothing to choose request in the simulator."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from support.build_simulated import ROOT, Unavailable, build_bindings, simulator_command
+from support.build_simulated import Unavailable, build_bindings, simulator_command
 from support.raw_kernels import NAMES, RawKernels
 
 OPERATORS = [
@@ -26,17 +25,6 @@ OPERATORS = [
     "commit_",
 ]
 SHAPES = [(1, 152_064, 1024), (8, 151_937, 2048), (64, 30_522, 768), (512, 152_064, 2048), (2048, 152_064, 4096)]
-
-
-@pytest.fixture(scope="module")
-def bindings():
-    found = sorted((ROOT / "entrgi_ext").glob("_bindings*.so"))
-    if not found:
-        pytest.skip("entrgi_ext/_bindings is not built")
-    spec = importlib.util.spec_from_file_location("_bindings", found[0])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 DTYPES = [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16"), ("float32", "float32")]

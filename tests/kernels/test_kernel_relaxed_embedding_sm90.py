@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from kernels.test_kernel_relaxed_embedding import TAU, ask, check, count, inputs, launches
 from support.cases import DTYPES, placed
+from support.relaxed_embeddings import TAU, ask, check, count, inputs, launches
 
 pytestmark = [pytest.mark.simulator, pytest.mark.grid(strength=2)]
 HOPPER, AMPERE = "relaxed_embedding_sm90", "relaxed_embedding_sm80"

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from support.cases import DTYPES, EPS32, assert_as_good_as, error, placed, row_keys
+from support.cases import DTYPES, EPS32, error, placed, row_keys
+from support.draws import check_draw, check_statistics, logits, require_hopper, sampled
 
 pytestmark = [
     pytest.mark.simulator,
@@ -22,32 +23,6 @@ def variant(kernels, request):
         kernels.overrides = CLUSTER if request.param == "cluster" else {"kernel": "vocab_pass"}
     yield request.param
     kernels.overrides = {}
-
-
-def require_hopper(kernels):
-    kernels.logit_statistics(torch.zeros(1, 1), 1.0)
-    if kernels.plan["kernel"] != "vocab_pass_sm90":
-        pytest.skip("needs code for sm_90a")
-
-
-def logits(n, vocab, dtype, scale=3.0):
-    generator = torch.Generator().manual_seed(n * 10_007 + vocab)
-    return (torch.randn(n, vocab, generator=generator) * scale).to(dtype)
-
-
-def check_statistics(reference, got, z, tau):
-    truth, torchs = reference.logit_statistics(z.double(), tau), reference.logit_statistics(z, tau)
-    for g, t, x in zip(got[:3], torchs[:3], truth[:3], strict=True):
-        assert_as_good_as(g, t, x)
-    assert torch.equal(got[3], truth.argmax)
-
-
-def check_draw(reference, got, z, keys, tau, **options):
-    truth = reference.sample_tokens(z.double(), keys, tau, **options)
-    torchs = reference.sample_tokens(z, keys, tau, **options)
-    assert torch.equal(got[4], truth.token)
-    for g, t, x in zip(got[5:], torchs[5:], truth[5:], strict=True):
-        assert_as_good_as(g, t, x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -233,11 +208,6 @@ def test_draws_do_not_depend_on_splits_or_row_order(kernels, dtype):
 def test_split_statistics(kernels, reference, dtype, splits):
     z = logits(3, 4003, dtype)
     check_statistics(reference, kernels.logit_statistics(z, 0.7, splits=splits), z, 0.7)
-
-
-def sampled(kernels, z, keys, tau, overrides, **options):
-    with kernels.overridden(**overrides):
-        return kernels.sample_tokens(z, keys, tau, **options)
 
 
 @pytest.mark.grid(only=lambda p: p["variant"] == "cluster")  # compares all kernels at once

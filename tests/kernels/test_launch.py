@@ -8,6 +8,7 @@ from collections import defaultdict
 import pytest
 
 from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc, simulator_command
+from support.compiled import compiled_once
 
 pytestmark = pytest.mark.simulator
 SUCCESS, INVALID_CONFIGURATION = 0, 9
@@ -21,12 +22,15 @@ def program(tmp_path_factory):
         nvcc = find_nvcc()
     except Unavailable as reason:
         pytest.skip(f"CUDA kernels cannot be run here: {reason}")
-    target = tmp_path_factory.mktemp("launch") / "program"
     sources = [ROOT / "tests" / "kernels" / name for name in ("launch_program.cu", "launch_attributes.cpp")]
     sources += [SOURCES / "kernels" / name for name in ("device.cu", "launch.cpp")]
     flags = ["-O1", "-std=c++20", "--no-compress", "-cudart", "shared", "-gencode", "arch=compute_90a,code=compute_90a"]
     flags += [f"-I{SOURCES}", '-DENTRGI_CUDA_ARCHITECTURES="compute_90a"', "-ldl"]
-    subprocess.run([nvcc, *flags, *sources, "-o", target], check=True)
+
+    def build(folder):
+        subprocess.run([nvcc, *flags, *sources, "-o", folder / "program"], check=True)
+
+    target = compiled_once(tmp_path_factory, "launch", build) / "program"
 
     def run(**more: str) -> dict[str, list[int]]:
         output = subprocess.run(

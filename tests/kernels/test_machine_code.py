@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from support.build_simulated import ROOT, SOURCES, Unavailable, find_nvcc
+from support.build_simulated import ROOT
+from support.compiled import compile_command, compiled_once
 
 
 def _load_tool():
@@ -88,19 +89,6 @@ __global__ void serialised_kernel(float* out, uint64_t a, int n) {
 """
 
 
-def compile_command(*options: str, strict: bool = True) -> list[str]:
-    """As the build compiles, launcher included."""
-    try:
-        nvcc = find_nvcc()
-        import cutlass_library
-    except (Unavailable, ImportError) as reason:
-        pytest.skip(f"kernels cannot be compiled here: {reason}")
-    cutlass = f"{cutlass_library.__path__[0]}/source/include"
-    launcher = [sys.executable, str(ROOT / "cmake" / "read_ptxas.py"), *(["--strict"] if strict else [])]
-    flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", f"-I{SOURCES}", "-isystem", cutlass]
-    return [*launcher, nvcc, *flags, *options]
-
-
 def disassembled(path) -> list:
     try:
         return tool.read(path)
@@ -111,14 +99,17 @@ def disassembled(path) -> list:
 @pytest.fixture(scope="module")
 def fixture(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The functions of FIXTURE by name and architecture."""
-    folder = tmp_path_factory.mktemp("machine_code")
-    (folder / "fixture.cu").write_text(FIXTURE)
-    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a")]
-    command = compile_command(
-        *architectures, "-lineinfo", "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu")
-    )
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+
+    def build(folder):
+        (folder / "fixture.cu").write_text(FIXTURE)
+        architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ("80", "90a")]
+        command = compile_command(
+            *architectures, "-lineinfo", "-c", "-o", str(folder / "fixture.o"), str(folder / "fixture.cu")
+        )
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+
+    folder = compiled_once(tmp_path_factory, "machine_code", build)
     return {(f.name, f.arch): f for f in disassembled(folder / "fixture.o")}
 
 

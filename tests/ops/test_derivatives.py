@@ -276,3 +276,22 @@ def test_samples_are_constants(device):
     (logits.sum() + sample.probability.detach().sum()).backward()
     with torch.no_grad():
         assert not entrgi_ext.sample_tokens(logits, random_keys(3, device), 0.7).probability.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("call_it", "message"),
+    [
+        (lambda z, keys: torch.ops.entrgi.sample_tokens(z, keys, 0.7, 0.9)[5].sum().backward(), "sample_tokens has no"),
+        (
+            lambda z, keys: torch.ops.entrgi.commit_(
+                torch.zeros(1, 3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), torch.arange(3), z[0, :3],
+                torch.arange(3), torch.tensor([0, 3]), torch.tensor([1]),
+            ),
+            "confidence must not require grad",
+        ),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_left_out(call_it, message):
+    """torch does not pass on what ends a call and is the schema's default."""
+    with pytest.raises(RuntimeError, match=message):
+        call_it(random_logits(3, 5).requires_grad_(), random_keys(3))

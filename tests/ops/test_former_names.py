@@ -20,7 +20,9 @@ def results(name: str, keywords: dict) -> list[torch.Tensor]:
 def test_the_former_name_of_row_index(device, name):
     former = arguments(name, device)
     former["rows"] = former.pop("row_index")
-    with pytest.warns(DeprecationWarning, match="rows is deprecated, use row_index") as caught:
+    with pytest.warns(
+        DeprecationWarning, match="rows is deprecated and will be removed in the next release, use row_index"
+    ) as caught:
         got = results(name, former)
     assert caught[0].filename.endswith("calls.py"), "the caller is named"
     for a, b in zip(got, results(name, arguments(name, device)), strict=True):

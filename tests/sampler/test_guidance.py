@@ -304,7 +304,7 @@ def test_no_rows():
         ({"guidance": "none"}, "guidance must be one of entrgi, aps, expectation, gumbel, got 'none'"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd, got 'lion'"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
-        ({"rows": torch.zeros(3, dtype=torch.long)}, r"rows must have shape \[12\], got \[3\]"),
+        ({"row_index": torch.zeros(3, dtype=torch.long)}, r"row_index must have shape \[12\], got \[3\]"),
         ({"embedding": torch.zeros(V, D + 1)}, "embedding must have shape"),
         ({"tokens": torch.zeros(2, S, dtype=torch.long)}, "tokens must have shape"),
         ({"keys": torch.zeros(12, 3, dtype=torch.long)}, "keys must have shape"),
@@ -321,7 +321,7 @@ def test_bad_input(change, message):
         "logits": task.logits,
         "embedding": task.embedding,
         "inputs_embeds": task.inputs_embeds,
-        "rows": task.rows,
+        "row_index": task.rows,
         "tokens": task.tokens,
         "reward": lambda e, _: e.sum((1, 2)),
         "keys": task.keys,
@@ -331,8 +331,23 @@ def test_bad_input(change, message):
         optimize_logits(**arguments)
 
 
+def test_the_former_name_of_an_argument():
+    arguments = {
+        "logits": torch.zeros(2, 3),
+        "embedding": torch.ones(3, 4),
+        "inputs_embeds": torch.zeros(1, 2, 4),
+        "rows": torch.arange(2),
+        "tokens": torch.zeros(1, 2, dtype=torch.long),
+        "reward": lambda e, _: e.sum((1, 2)),
+        "keys": torch.zeros(2, 4, dtype=torch.long),
+    }
+    with pytest.warns(DeprecationWarning, match="rows= is deprecated .*, use row_index=") as caught:
+        optimize_logits(**arguments)
+    assert caught[0].filename == __file__
+
+
 def test_rows_out_of_range():
     task = problem(torch.float32)
     task.rows[0] = 3 * S
-    with pytest.raises(RuntimeError, match=r"rows must be -1 or in \[0, 42\), got 42"):
+    with pytest.raises(RuntimeError, match=r"row_index must be -1 or in \[0, 42\), got 42"):
         ours(task, "entrgi", 1, network(torch.float32))

@@ -30,7 +30,7 @@ def find_nvcc() -> str:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of processes that would build into ``folder`` at once, the first builds and the others find it done."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
@@ -44,7 +44,7 @@ def simulator_command() -> tuple[list[str], dict[str, str]]:
     if not (source / "cudasim-run").exists():
         raise Unavailable(f"the CUDA simulator was not found in {source} (set ENTRGI_CUDASIM)")
     build = Path(os.environ.get("CUDASIM_BUILD", ROOT / "build" / "cudasim"))
-    with _one_at_a_time(build):
+    with one_at_a_time(build):
         if not (build / "libcudart.so.13").exists():
             subprocess.run(["make", "-s", "-C", source, f"BUILD={build}"], check=True)
     return [str(source / "cudasim-run"), "--check"], {**os.environ, "CUDASIM_BUILD": str(build)}
@@ -86,7 +86,7 @@ def build_bindings(arch: str) -> Path:
     """Path of ``_bindings`` with the kernels as PTX of ``arch`` (such as "compute_90a")."""
     common = compiler(arch)
     folder = ROOT / "build" / "sim" / arch
-    with _one_at_a_time(folder.parent):
+    with one_at_a_time(folder.parent):
         return _built(common, folder)
 
 

@@ -87,7 +87,6 @@ def check_judged(models: Models, runs: dict[str, SamplerConfig]) -> None:
 class Done:
     """What has been generated so far, and what ended it early."""
 
-    prompts: list[Prompt]
     outputs: dict[str, list[Output]] = field(default_factory=dict)
     traces: list[Trace] = field(default_factory=list)
     error: BaseException | None = None
@@ -147,7 +146,7 @@ def generate(
     """
     from entrgi import trace as traces
 
-    done = Done(work.prompts)
+    done = Done()
     try:
         for batch in batches:
             done.add(batch)
@@ -185,7 +184,7 @@ def report(done: Done, work: Work, source: dict[str, object], files: Files) -> N
         name: (work.runs[name], concatenate(parts, work.denoiser.pad_token_id)) for name, parts in done.outputs.items()
     }
     begun = max(len(output.texts) for _, output in runs.values())
-    prompts = done.prompts[:begun]
+    prompts = work.prompts[:begun]
     data = as_json(prompts, runs, source) if files.json is not None else {}
     failed = list(write_files(done, data, files))
     try:

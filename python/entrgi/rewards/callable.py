@@ -59,8 +59,8 @@ class CallableReward(EmbeddingReward):
         reader = Reader(name, tokenizer, [weight.detach()], RewardOptions.of(type(self), options))
         if isinstance(function, nn.Module):
             refuse_inference_weights("reward", function)
-        function, twin = callable_twin("reward", function)
-        super().__init__(reader, FunctionHead(function, name), twin=twin)
+        self.function, twin = callable_twin("reward", function)
+        super().__init__(reader, FunctionHead(self.function, name), twin=twin)
 
 
 class FunctionHead:

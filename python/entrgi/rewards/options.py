@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from entrgi.deprecated import rename_option
+from entrgi.deprecation import rename_option
 from entrgi.models.errors import refuse_unknown
 from entrgi.sequences import check_length
 from entrgi.vocabulary import UNMAPPED_ROWS

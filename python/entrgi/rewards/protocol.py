@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from entrgi.deprecated import warn_renamed
+from entrgi.deprecation import levels_to_outside, warn_renamed
 
 if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
@@ -124,7 +124,8 @@ class DeprecatedRows:
 def check_bound(bound: BoundReward) -> BoundReward:
     """``bound``, with a warning where it has ``rows`` in place of ``row_index``."""
     if hasattr(bound, "rows") and not hasattr(bound, "row_index"):
-        warn_renamed(f"{type(bound).__name__}.rows(...) of a bound reward", "row_index(...)")
+        former = f"{type(bound).__name__}.rows(...) of a bound reward"
+        warn_renamed(former, "row_index(...)", levels_to_outside())
     return bound
 
 

@@ -1,6 +1,6 @@
 """Tokens of one model as seen by another: which ids a denoiser may draw, and what the reward reads there."""
 
-from entrgi.deprecated import warn_renamed
+from entrgi.deprecation import former_names
 from entrgi.vocabulary.alignment import UNMAPPED_ROWS, Alignment, align, align_embedding, undecodable
 from entrgi.vocabulary.coverage import Coverage, UnmappedToken, coverage
 
@@ -15,9 +15,4 @@ __all__ = [
     "undecodable",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name == "MISSING_ROWS":
-        warn_renamed("entrgi.vocabulary.MISSING_ROWS", "UNMAPPED_ROWS")
-        return UNMAPPED_ROWS
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = former_names(__name__, {"MISSING_ROWS": "entrgi.vocabulary.UNMAPPED_ROWS"})

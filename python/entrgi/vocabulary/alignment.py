@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from entrgi.deprecated import renamed_keyword
+from entrgi.deprecation import renamed_keyword
 from entrgi.vocabulary.spelling import Vocabulary, state_of
 
 UNMAPPED_ROWS = ("unk", "zero")

@@ -1,0 +1,14 @@
+from .ops import adam_step_ as adam_step_
+from .ops import commit_ as commit_
+from .ops import gumbel_perturb as gumbel_perturb
+from .ops import logit_gradient as logit_gradient
+from .ops import logit_statistics as logit_statistics
+from .ops import relaxed_embedding as relaxed_embedding
+from .ops import relaxed_embedding_ as relaxed_embedding_
+from .ops import sample_tokens as sample_tokens
+from .ops import sgd_step_ as sgd_step_
+from .ops import warm_up as warm_up
+from .plans import launch_plan as launch_plan
+from .reference import Sample as Sample
+from .reference import Statistics as Statistics
+from .registration import loaded_libraries as loaded_libraries
