@@ -111,6 +111,7 @@ def test_no_value_is_read_on_the_host(family, padded):
 
 
 def test_compiled_blocks(monkeypatch):
+    torch.compiler.reset()  # tests before this one in the process may have used up the recompilations of a layer
     backend = functools.partialmethod(nn.Module.compile, backend="eager", fullgraph=True)
     monkeypatch.setattr(nn.Module, "compile", backend)
     tokens, mask, positions = padded_batch()

@@ -438,7 +438,7 @@ def test_scaled_embeddings():
 def test_capped_scores_need_eager_attention():
     model = architectures.classifier("gemma2")
     model.config._attn_implementation = "sdpa"
-    assert SequenceClassifierReward(model, tiny.tokenizer()).model.config._attn_implementation == "eager"
+    assert SequenceClassifierReward(model, tiny.tokenizer()).model.config._attn_implementation == "entrgi_eager"
 
 
 def test_another_vocabulary():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,10 @@ def denoiser(
 ) -> MaskedLM:
     """The review writer; ``options`` of :class:`entrgi.MaskedLM`. Raises ValueError for others, and for an adapter."""
     from entrgi.denoisers import MaskedLM
+    from entrgi.denoisers.base import OwnOptions
 
     network, tokenizer = load_denoiser(_dtype("denoiser", dtype))
-    given = _own("denoiser", inspect.signature(MaskedLM).parameters, adapter, options)
+    given = _own("denoiser", OwnOptions.__annotations__, adapter, options)
     return MaskedLM(_moved(network, device), tokenizer, **given)
 
 

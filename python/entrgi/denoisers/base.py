@@ -15,8 +15,8 @@ from entrgi.models.wrapping import Twin, check_tokenizer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
 
 
-class OwnOptions(TypedDict, total=False):
-    """What the class of a denoiser takes beside model and tokenizer.
+class TokenOptions(TypedDict, total=False):
+    """What every denoiser takes beside model and tokenizer.
 
     Attributes:
         mask_token_id, pad_token_id: None takes what the checkpoint says.
@@ -26,7 +26,6 @@ class OwnOptions(TypedDict, total=False):
         chat_template_kwargs: arguments of the chat template, such as ``{"enable_thinking": False}``; ``chat_template``
             among them is a template, or the name of one of the tokenizer's.
         max_length: context in tokens; None takes what model and tokenizer declare.
-        compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
     """
 
     mask_token_id: int | None
@@ -35,6 +34,15 @@ class OwnOptions(TypedDict, total=False):
     chat: bool | None
     chat_template_kwargs: Mapping[str, object] | None
     max_length: int | None
+
+
+class OwnOptions(TokenOptions, total=False):
+    """What the class of a denoiser takes.
+
+    Attributes:
+        compile: compile the transformer blocks, see :func:`entrgi.denoisers.compilation.compile_blocks`.
+    """
+
     compile: bool
 
 
@@ -75,14 +83,14 @@ class BaseDenoiser:
         vocab_size: int,
         declared: Sequence[int],
         *,
-        mask_token_id: int | None,
-        eos_token_id: int | Sequence[int] | None,
-        pad_token_id: int | None,
-        chat: bool | None,
-        chat_template_kwargs: Mapping[str, object] | None,
-        max_length: int | None,
+        mask_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+        max_length: int | None = None,
     ) -> None:
-        """Set what :class:`entrgi.denoisers.Denoiser` lists.
+        """Set what :class:`entrgi.denoisers.Denoiser` lists, from :class:`TokenOptions`.
 
         Args:
             declared: the ids that end a response, as the model's configs say.

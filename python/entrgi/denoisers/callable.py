@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.denoisers.base import BaseDenoiser
+from entrgi.denoisers.base import BaseDenoiser, TokenOptions
 from entrgi.denoisers.protocol import shifted_positions
 from entrgi.models.generation import declared_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.wrapping import callable_twin, check_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CallableDenoiser(BaseDenoiser):
@@ -50,15 +54,10 @@ class CallableDenoiser(BaseDenoiser):
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int | None = None,
         *,
-        mask_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
         shift: bool = False,
-        chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        max_length: int | None = None,
         device: str | int | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
+        **options: Unpack[TokenOptions],
     ) -> None:
         if not callable(function):
             raise ValueError(f"denoiser: expected a callable, got {type(function).__name__}")
@@ -68,17 +67,7 @@ class CallableDenoiser(BaseDenoiser):
             vocab_size = getattr(getattr(function, "config", None), "vocab_size", None)
         if vocab_size is None:
             raise ValueError("denoiser: vocab_size is None, expected the width of the logits")
-        self._settle(
-            tokenizer,
-            vocab_size,
-            declared_end_ids(function),
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            max_length=max_length,
-        )
+        self._settle(tokenizer, vocab_size, declared_end_ids(function), **options)
         self.function, self.shift = function, shift
         self._device, self._dtype = choose_device("denoiser: device", device), choose_dtype("denoiser", dtype)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, take_own
+from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, TokenOptions, take_own
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.protocol import check_width, shifted_positions
 from entrgi.denoisers.weights import load_weights
@@ -71,13 +71,8 @@ class BidirectionalLM(BaseDenoiser):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        mask_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        max_length: int | None = None,
         compile: bool = False,
+        **options: Unpack[TokenOptions],
     ) -> None:
         model = unwrap_pretrained("denoiser", model)
         check_tokenizer("denoiser", tokenizer)
@@ -88,18 +83,8 @@ class BidirectionalLM(BaseDenoiser):
         self._twin = Twin(model)
         model = self._twin.module
         self.model = model
-        self._settle(
-            tokenizer,
-            model.lm_head.out_features,
-            declared_end_ids(model),
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            max_length=max_length,
-        )
-        if max_length is None:
+        self._settle(tokenizer, model.lm_head.out_features, declared_end_ids(model), **options)
+        if self.max_length is None:
             self.max_length = context_length(model, tokenizer)
         # The rotary frequencies are float32, also where the model was cast as a whole or built on the meta device.
         with torch.inference_mode(False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, take_own
+from entrgi.denoisers.base import BaseDenoiser, DenoiserOptions, TokenOptions, take_own
 from entrgi.denoisers.compilation import compile_blocks
 from entrgi.denoisers.protocol import check_width
 from entrgi.models.attention import keep_masks_on_device
@@ -61,13 +60,8 @@ class MaskedLM(BaseDenoiser):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        mask_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        max_length: int | None = None,
-        chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
         compile: bool = False,
+        **options: Unpack[TokenOptions],
     ) -> None:
         model = unwrap_pretrained("denoiser", model)
         check_tokenizer("denoiser", tokenizer)
@@ -78,18 +72,8 @@ class MaskedLM(BaseDenoiser):
         self._twin = Twin(model)
         model = self._twin.module
         self.model = model
-        self._settle(
-            tokenizer,
-            head.out_features,
-            declared_end_ids(model),
-            mask_token_id=mask_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            max_length=max_length,
-        )
-        if max_length is None:
+        self._settle(tokenizer, head.out_features, declared_end_ids(model), **options)
+        if self.max_length is None:
             self.max_length = context_length(model, tokenizer)
         keep_masks_on_device(model)
         # Every architecture names its head differently, and all of them read the encoder's output: it is cut down
