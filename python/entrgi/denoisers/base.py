@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class TokenOptions(TypedDict, total=False):
     eos_token_id: int | Sequence[int] | None
     pad_token_id: int | None
     chat: bool | None
-    chat_template_kwargs: Mapping[str, object] | None
+    chat_template_kwargs: Mapping[str, Any] | None
     max_length: int | None
 
 
@@ -67,7 +67,7 @@ class DenoiserOptions(OwnOptions, total=False):
     subfolder: str
 
 
-def take_own(options: dict[str, object]) -> OwnOptions:
+def take_own(options: dict[str, Any]) -> OwnOptions:
     """Those of ``options`` that are the class's, taken out of them."""
     return {name: options.pop(name) for name in OwnOptions.__annotations__ if name in options}
 
@@ -87,7 +87,7 @@ class BaseDenoiser:
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_length: int | None = None,
     ) -> None:
         """Set what :class:`entrgi.denoisers.Denoiser` lists, from :class:`TokenOptions`.

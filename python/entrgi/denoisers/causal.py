@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class BidirectionalLM(BaseDenoiser):
             return cls(model, tokenizer, **own)
 
     @classmethod
-    def _check_kind(cls, name: str | Path, fields: Mapping[str, object]) -> None:
+    def _check_kind(cls, name: str | Path, fields: Mapping[str, Any]) -> None:
         """Raise ValueError unless ``architectures`` and ``model_type`` are this class's."""
         if fields.get("model_type") not in (None, cls.model_type):
             raise ValueError(
@@ -153,7 +153,7 @@ class BidirectionalLM(BaseDenoiser):
             )
 
     @staticmethod
-    def build_model(fields: Mapping[str, object]) -> PreTrainedModel:
+    def build_model(fields: Mapping[str, Any]) -> PreTrainedModel:
         """The model that the fields of a config.json describe, with random weights.
 
         Raises:
@@ -213,7 +213,7 @@ def _with_adapter(
     model: PreTrainedModel,
     modules: Mapping[str, str],
     adapter: str | Path | Sequence[str | Path],
-    hub_options: Mapping[str, object],
+    hub_options: Mapping[str, Any],
 ) -> PreTrainedModel:
     """``model`` with a LoRA adapter merged in that was trained on the official names."""
     if not modules:
@@ -225,7 +225,7 @@ def _with_adapter(
     return model
 
 
-def _one_id(fields: Mapping[str, object], name: str) -> int | None:
+def _one_id(fields: Mapping[str, Any], name: str) -> int | None:
     """A token id of a config.json; the first where it lists several."""
     value = fields.get(name)
     value = (value[0] if value else None) if isinstance(value, list) else value

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def _rename(model: PreTrainedModel, name: str) -> None:
             module.config._attn_implementation_internal = name
 
 
-def _mask(own: Callable[..., Tensor | None], *arguments: object, **options: object) -> Tensor | None:
+def _mask(own: Callable[..., Tensor | None], *arguments: Any, **options: Any) -> Tensor | None:
     """An additive mask [P, 1, S or 1, T]. Without padding nothing is read: it is the ``own`` of transformers."""
     visible = options.get("attention_mask")
     if visible is None:
@@ -109,7 +110,7 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, least)
 
 
-def _own_eager(module: nn.Module, *arguments: object, **options: object) -> tuple[Tensor, Tensor | None]:
+def _own_eager(module: nn.Module, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """Every architecture has an eager attention of its own."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *arguments, **options)
 
@@ -121,7 +122,7 @@ def _bidirectional_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_options: object,
+    **_options: Any,
 ) -> tuple[Tensor, None]:
     """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
     # Rotations in full precision leave query and key wider than the model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ def keep_end_ids(
     argument: str,
     model: PreTrainedModel,
     folder: Path,
-    fields: Mapping[str, object],
+    fields: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Have ``model`` carry the end ids of its config.json and generation_config.json.

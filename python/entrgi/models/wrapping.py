@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
 from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -298,7 +299,7 @@ class Twin:
     def _name(self, module: nn.Module) -> str:
         return next((name for name, other in self.source.named_modules() if other is module), type(module).__name__)
 
-    def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
+    def _follow_members(self, pair: _Pair, name: str, members: dict[str, Any]) -> None:
         own = pair.twin.__dict__.setdefault(name, type(members)())
         before = pair.members.get(name, {})
         for key in before.keys() - members.keys():
@@ -400,9 +401,9 @@ class _Pair:
 
     def __init__(self, source: nn.Module, twin: nn.Module) -> None:
         self.source, self.twin = source, twin
-        self.attributes: dict[str, object] = {}
-        self.members: dict[str, dict[str, object]] = {}
-        self.held: dict[str, object] = {}  # what was in containers that hold modules
+        self.attributes: dict[str, Any] = {}
+        self.members: dict[str, dict[str, Any]] = {}
+        self.held: dict[str, Any] = {}  # what was in containers that hold modules
 
 
 def _shares(alias: Tensor, parameter: Tensor) -> bool:
@@ -423,7 +424,7 @@ class _InTurn:
     def __init__(self, forward: Callable[..., object]) -> None:
         self.forward, self.lock = forward, Lock()
 
-    def __call__(self, *arguments: object, **options: object) -> object:
+    def __call__(self, *arguments: Any, **options: Any) -> object:
         with self.lock:
             return self.forward(*arguments, **options)
 
