@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from entrgi.cli.options import Option
 from entrgi.cli.prompts import parse_json
@@ -226,7 +226,7 @@ def usable_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return choose_device("--device:", name)
+    return cast("torch.device", choose_device("--device:", name))  # of a name, never None
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:

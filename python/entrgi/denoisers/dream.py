@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]: found at run time, in all versions
+)
 
 from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.models.checkpoints import load_tokenizer

@@ -107,7 +107,8 @@ class LLaDADenoiser(BidirectionalLM):
         )
         model = LlamaForCausalLM(config)
         if attention_bias and not bias:  # Llama's flag covers all four projections, include_qkv_bias only three
-            for layer in model.model.layers:
+            layers: Any = model.model.layers
+            for layer in layers:
                 layer.self_attn.o_proj.bias = None
         if bias and not config.tie_word_embeddings:
             model.lm_head = nn.Linear(width, config.vocab_size, bias=True)

@@ -144,7 +144,7 @@ def _without_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resize_vocabulary(
-    model: nn.Module, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
+    model: Any, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
 ) -> None:
     """Make room for an embedding or output layer of another number of rows that an adapter brings whole."""
     for key, tensor in weights.items():
@@ -167,7 +167,7 @@ def _resize_vocabulary(
                     model.config.get_text_config().vocab_size = rows
 
 
-def _untie(wrapped: nn.Module) -> None:
+def _untie(wrapped: Any) -> None:
     """A weight of its own for every layer that shares the one of a layer with an adapter: that one alone changes."""
     adapted = {name for name, _ in wrapped.named_modules() if name.endswith(".base_layer")}
     layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, nn.Embedding | nn.Linear)}
@@ -193,7 +193,7 @@ def _set_rows(layer: nn.Embedding | nn.Linear, rows: int) -> None:
         layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
 
 
-def _vocabulary_layers(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
+def _vocabulary_layers(model: Any) -> dict[str, nn.Embedding | nn.Linear]:
     """Embeddings and linear layers with one row for each token, by name."""
     rows = getattr(model.config.get_text_config(), "vocab_size", None)
     return {

@@ -52,7 +52,8 @@ def keep_masks_on_device(model: PreTrainedModel) -> None:
     # GPT-2 takes the softmax in float32 under the name "eager" only.
     if own not in _ON_DEVICE or getattr(config, "reorder_and_upcast_attn", False):
         return
-    rows = model.get_input_embeddings().weight.shape[0]
+    layer: Any = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
     ids = torch.arange(14, device=model.device).view(2, 7) % rows
     mask = torch.ones_like(ids)
     mask[1, 2:3].fill_(0)
@@ -98,7 +99,7 @@ def _mask(own: Callable[..., Tensor | None], *arguments: Any, **options: Any) ->
     if options.get("mask_function") is _EVERYTHING:
         return padding_mask(visible, options["dtype"])
     skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    allowed = sdpa_mask(*arguments, **{**options, **skips})
+    allowed: Any = sdpa_mask(*arguments, **{**options, **skips})
     return _additive(allowed, options["dtype"])
 
 
@@ -127,7 +128,7 @@ def _bidirectional_attention(
     """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
     # Rotations in full precision leave query and key wider than the model.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = module.num_key_value_groups
+    groups: Any = module.num_key_value_groups
     if groups > 1 and attention_mask is not None:  # with a mask, grouped heads have only the slow math kernel on CUDA
         key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
         groups = 1

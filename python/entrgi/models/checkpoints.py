@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from transformers.utils import logging
 from entrgi.held import HeldSetting
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
-from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
+from entrgi.models.fields import check_layers, is_number, model_type_of, objects, read_fields
 from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, read_tensors, stored_weights
 from entrgi.models.generation import keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
@@ -101,7 +100,7 @@ def load_pretrained(
 
 
 def find_checkpoint(
-    argument: str, name: str | Path, options: dict[str, Any], *, with_weights: bool = True
+    argument: str, name: str | Path, options: Any, *, with_weights: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     """The local folder of a checkpoint and the fields of its config.json, fetched from the hub where need be.
 
@@ -143,7 +142,7 @@ def _config(
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The config of a config.json's fields and of those ``options`` that are fields, and the other options."""
     model_type = model_type_of(fields)
-    if model_type not in CONFIG_MAPPING:
+    if model_type is None or model_type not in CONFIG_MAPPING:
         if fields.get("auto_map"):
             raise ValueError(f"{argument}: cannot load {str(name)!r}: {REMOTE_CODE}")
         raise ValueError(
@@ -154,7 +153,8 @@ def _config(
     for _, part in objects(fields):
         settle_rope(argument, part)
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
-    config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
+    kind: Any = CONFIG_MAPPING[model_type]
+    config, unused = kind.from_dict(fields, return_unused_kwargs=True, **own)
     config.name_or_path = str(name)  # transformers knows some checkpoints by theirs
     known = [option for option in known if option not in ("name", "options")]
     refuse_unknown(argument, unused, (*known, *_OPTIONS), near=("num_labels", *config.to_dict()))
@@ -218,7 +218,7 @@ def _placed(argument: str, model: PreTrainedModel, device: torch.device | None) 
     if spread and device is None:
         return model
     try:
-        return model.to(device or "cpu")
+        return cast(Any, model).to(device or "cpu")
     except (ValueError, NotImplementedError) as error:
         raise ValueError(
             f"{argument}: {type(model).__name__} cannot be moved to {device} once loaded, expected device_map= in "
@@ -226,7 +226,7 @@ def _placed(argument: str, model: PreTrainedModel, device: torch.device | None) 
         ) from error
 
 
-def refuse_remote_code(argument: str, options: dict[str, Any]) -> None:
+def refuse_remote_code(argument: str, options: Any) -> None:
     """Take ``trust_remote_code`` out of ``options``. Raises ValueError where it is true."""
     if options.pop("trust_remote_code", False):
         raise ValueError(
@@ -269,7 +269,7 @@ def load_tokenizer(
         if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
             raise ValueError(f"{argument}: {str(name or folder)!r} has no tokenizer files")
         longest = tokenizer.model_max_length
-        if not isinstance(longest, Real) or isinstance(longest, bool) or not longest >= 1:
+        if not is_number(longest) or not longest >= 1:
             raise ValueError(
                 f"{argument}: tokenizer_config.json of {str(name or folder)!r} has model_max_length {longest!r:.80}, "
                 "expected a number >= 1"
@@ -282,7 +282,8 @@ def hub(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in HUB_OPTIONS if name in options}
 
 
-_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, logging.ERROR)
+_level: Any = logging  # whose numbers are not among what it exports
+_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, _level.ERROR)
 
 
 def without_report() -> AbstractContextManager[None]:

@@ -161,10 +161,16 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def is_number(value: object, kind: type = Real) -> bool:
+    """Whether ``value`` is a number of ``kind``; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _check_size(argument: str, file: Path, place: str, name: str, value: object) -> None:
     several = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-    for size in several or [None]:
-        whole = isinstance(size, Integral) or (isinstance(size, float) and size.is_integer())
+    sizes: Any = several or [None]
+    for size in sizes:
+        whole = is_number(size, Integral) or (isinstance(size, float) and size.is_integer())
         least = -1 if name in _MAY_BE_NEGATIVE else 0 if name in _MAY_BE_ZERO else 1
         if isinstance(size, bool) or not whole or not least <= size <= _MOST[name]:
             raise ValueError(
@@ -198,10 +204,10 @@ def stored_dtype(argument: str, fields: Mapping[str, Any]) -> torch.dtype | None
     return next(iter(dtypes.values()), None)
 
 
-def either(fields: Mapping[str, Any], *names: str) -> object | None:
+def either(fields: Mapping[str, Any], *names: str) -> Any:
     """The value of a field that has several names; None where none is given, ValueError where they disagree."""
     given = {name: fields[name] for name in names if fields.get(name) is not None}
-    first = next(iter(given), None)
+    first = next(iter(given), "")
     for name, value in given.items():
         if value != given[first]:
             raise ValueError(
@@ -258,7 +264,7 @@ def check_fields(
         if value is None:
             raise ValueError(f"denoiser: config.json has no {name!r}")
         kind, expected = (Real, "a number") if name.endswith("eps") else (Integral, "an integer")
-        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not is_number(value, kind) or not 0 < value < float("inf"):
             raise ValueError(f"denoiser: config.json has {name} {value!r:.80}, expected {expected} > 0")
     for name, (absent, expected) in supported.items():
         value = fields.get(name, absent)

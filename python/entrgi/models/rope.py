@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import transformers
+
+from entrgi.models.fields import is_number
 
 # For each scaling that is computed (by transformers): parameters that must be there, and that may be.
 SCALINGS = {
@@ -185,12 +186,12 @@ def _entries(argument: str, place: str, fields: Mapping[str, Any]) -> dict[str, 
     return entries
 
 
-def _number(argument: str, place: str, fields: Mapping[str, Any], name: str, value: object) -> float | bool:
+def _number(argument: str, place: str, fields: Mapping[str, Any], name: str, value: Any) -> float | bool:
     """``value`` of the parameter ``name`` in the field ``place``, in the type that transformers expects of it."""
     if name == "truncate":
         fits, expected = isinstance(value, bool), "true or false"
     else:
-        finite = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+        finite = is_number(value) and abs(value) < 1e300
         if name == "original_max_position_embeddings":
             fits, expected = finite and value >= 1 and value == int(value), "a whole number >= 1"
             value = int(value) if fits else value
