@@ -1,12 +1,12 @@
 """Rewards: relaxed embeddings in for guidance, decoded text in for the final score.
 
-==========================  =====================================================================
-`SequenceClassifierReward`  one label of an ``AutoModelForSequenceClassification``
-`LogLikelihoodReward`       the log-likelihood of the response under a causal language model
-`CallableReward`            any function of input embeddings
-`WeightedReward`            a weighted sum of rewards
-`load_reward`               the first or second of these by the checkpoint
-==========================  =====================================================================
+| name | reward |
+|---|---|
+| `SequenceClassifierReward` | one label of an ``AutoModelForSequenceClassification`` |
+| `LogLikelihoodReward` | the log-likelihood of the response under a causal language model |
+| `CallableReward` | any function of input embeddings |
+| `WeightedReward` | a weighted sum of rewards |
+| `load_reward` | the first or second of these by the checkpoint |
 
 A reward of your own is a head in an `EmbeddingReward`, whose `Reader` turns texts into embeddings; see
 ``examples/custom_reward.py``. Anything else that fits `Reward` and `BoundReward` works as well.
