@@ -54,6 +54,7 @@ test-all: build lint
 lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: build

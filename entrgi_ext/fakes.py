@@ -317,9 +317,10 @@ def adam_step_(a):
                 f"last {'true' if a.last else 'false'}"
             ),
         )
+    rows, columns = a.logits.shape
     for name in ("exp_avg", "exp_avg_sq"):
         if getattr(a, name) is not None:
-            _matrix(a, name, *a.logits.shape, accumulator_dtype(a.logits), a.logits)
+            _matrix(a, name, rows, columns, accumulator_dtype(a.logits), a.logits)
             _rows_disjoint(a, name)
 
 
@@ -330,7 +331,7 @@ def sgd_step_(a):
 def commit_(a):
     tokens, confidence = a.tokens, a.confidence
     _check(tokens.dim() == 2, lambda: f"tokens must be a matrix [P, S], got {describe(tokens)}")
-    _matrix(a, "tokens", *tokens.shape, torch.int64, tokens)
+    _matrix(a, "tokens", tokens.shape[0], tokens.shape[1], torch.int64, tokens)
     _rows_disjoint(a, "tokens")
     _check(a.candidates.dim() == 1, lambda: f"candidates must be a vector [N], got {describe(a.candidates)}")
     trajectories, n = tokens.shape[0], a.candidates.shape[0]

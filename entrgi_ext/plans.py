@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import _bindings
 
@@ -146,7 +146,7 @@ def launch_plan(
     *,
     arch: int | None = None,
     num_sms: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> LaunchPlan:
     """How an operator is launched for a shape.
 
@@ -180,7 +180,7 @@ def floor(
     dim: int = 1,
     logits_dtype: object = "bfloat16",
     embedding_dtype: object = "bfloat16",
-    **options: object,
+    **options: Any,
 ) -> Floor:
     """The least memory traffic and arithmetic of an operator; arguments as for :func:`launch_plan`.
 
@@ -201,7 +201,7 @@ def requests(
     *,
     arch: int | None = None,
     num_sms: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> Requests:
     """What an operator's kernels ask of the memory system, and their plan; arguments as for both functions above."""
     where = target(arch, num_sms).options() | options
@@ -209,7 +209,7 @@ def requests(
     return Requests(**{**found, "plan": LaunchPlan(**found["plan"])})
 
 
-def force(plans: Mapping[str, Mapping[str, object]]) -> None:
+def force(plans: Mapping[str, Mapping[str, Any]]) -> None:
     """Forces parts of the plans of some operators, in place of what was forced before; ``{}`` forces nothing.
 
     Args:
@@ -228,7 +228,7 @@ def force(plans: Mapping[str, Mapping[str, object]]) -> None:
     _bindings.force_plans({op: _checked(op, fields, "force") for op, fields in plans.items()})
 
 
-def forced() -> dict[str, dict[str, object]]:
+def forced() -> dict[str, dict[str, Any]]:
     """What is forced, by operator and field; empty where nothing is.
 
     Raises:
@@ -245,7 +245,7 @@ def _refuse(piece: object, expected: str, source: str = _VARIABLE) -> NoReturn:
     raise ValueError(f"{source}: expected {expected}, got {piece!r}")
 
 
-def _checked(op: str, fields: Mapping[str, object], source: str = _VARIABLE) -> dict[str, object]:
+def _checked(op: str, fields: Mapping[str, Any], source: str = _VARIABLE) -> dict[str, Any]:
     """The fields of an operator, where it and they are known and their values can be meant."""
     if op not in OPERATORS:
         _refuse(op, f"an operator ({', '.join(OPERATORS)})", source)
@@ -262,7 +262,7 @@ def _checked(op: str, fields: Mapping[str, object], source: str = _VARIABLE) -> 
     return dict(fields)
 
 
-def _parse(text: str) -> dict[str, dict[str, object]]:
+def _parse(text: str) -> dict[str, dict[str, Any]]:
     """Plans as the environment spells them."""
     if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
         _refuse(text, "UTF-8 text")

@@ -192,8 +192,13 @@ def adam_step(
 
     Knows no padding rows: the operator leaves the logits and moments of those untouched.
     """
-    m = (1 - beta1) * gradient + (0 if step == 1 else beta1 * exp_avg)
-    v = (1 - beta2) * gradient**2 + (0 if step == 1 else beta2 * exp_avg_sq)
+    old_m, old_v = 0, 0
+    if step > 1:
+        assert exp_avg is not None
+        assert exp_avg_sq is not None
+        old_m, old_v = beta1 * exp_avg, beta2 * exp_avg_sq
+    m = (1 - beta1) * gradient + old_m
+    v = (1 - beta2) * gradient**2 + old_v
     update = lr * (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + eps)
     return (logits.to(gradient.dtype) + update).to(logits.dtype), m, v
 
@@ -220,6 +225,7 @@ def commit(
     if eos_token_id is not None:
         score[candidates == eos_token_id] = -math.inf
     if alg_temp > 0:
+        assert keys is not None
         noise = gumbel(keys, torch.zeros(1, dtype=torch.long, device=keys.device))[:, 0]
         score = score / max(alg_temp, 1e-30) + noise.to(score.dtype)
     tokens, committed = tokens.clone(), torch.zeros_like(candidates, dtype=torch.bool)

@@ -1,6 +1,6 @@
 """Deprecated: see :mod:`entrgi.models.checkpoints`."""
 
-from entrgi.deprecated import warn_renamed
+from entrgi.deprecation import warn_renamed
 from entrgi.models import checkpoints
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from entrgi.deprecation import warn_renamed
 
@@ -42,7 +42,7 @@ class Whole:
     off: int | None = None
     kind = int
 
-    def read(self, name: str, value: object) -> int | None:
+    def read(self, name: str, value: Any) -> int | None:
         is_integer = _is_integer(value)
         if is_integer and value == self.off:
             return None
@@ -60,10 +60,10 @@ class Number:
     """A finite number for which ``holds``."""
 
     expected: str
-    holds: Callable[[float], bool] = lambda _: True
+    holds: Callable[[Any], bool] = lambda _: True
     kind = float
 
-    def read(self, name: str, value: object) -> float:
+    def read(self, name: str, value: Any) -> float:
         is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not self.holds(value):
             raise _error(name, value, self.expected)
@@ -100,12 +100,12 @@ class Dtype:
     choices = DTYPES
     kind = str
 
-    def read(self, name: str, value: object) -> torch.dtype:
+    def read(self, name: str, value: Any) -> torch.dtype:
         is_dtype = type(value).__module__ == "torch"
         if not (is_dtype or isinstance(value, str)) or str(value).removeprefix("torch.") not in DTYPES:
             raise _error(name, value, "must be None or a floating torch dtype")
         if is_dtype:
-            return value
+            return cast("torch.dtype", value)
         import torch
 
         return getattr(torch, value.removeprefix("torch."))
@@ -118,7 +118,7 @@ class Interval:
 
     def read(self, name: str, value: object) -> int | tuple[int, int]:
         if not isinstance(value, tuple | list):
-            return Whole().read(name, value)
+            return cast(int, Whole().read(name, value))
         if len(value) != 2 or not all(map(_is_integer, value)) or not 0 <= value[0] < value[1]:
             raise _error(name, value, "must be an integer >= 1 or a window (first, end) with 0 <= first < end")
         if value[1] >= 2**63:
@@ -136,8 +136,8 @@ def option(
     group: str,
     *,
     none: object = None,
-    presets: Mapping[str, object] | None = None,
-    aliases: Mapping[str, Mapping[str, object]] | None = None,
+    presets: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """The field of one option.
 
@@ -374,13 +374,13 @@ class SamplerOptions(TypedDict, total=False):
     remasking: str
 
 
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     name: {f.name: f.metadata["presets"][name] for f in fields(SamplerConfig) if name in f.metadata["presets"]}
     for name in ("paper", "rgrl")
 }
 
 # By every name of an option: its own, and the values that it has under that name.
-_NAMES: dict[str, tuple[str, Mapping[str, object]]] = {
+_NAMES: dict[str, tuple[str, Mapping[str, Any]]] = {
     name: (each.name, values)
     for each in fields(SamplerConfig)
     for name, values in {each.name: {}, **each.metadata["aliases"]}.items()
@@ -401,7 +401,7 @@ def preset(name: str, **overrides: Unpack[SamplerOptions]) -> SamplerConfig:
     return SamplerConfig(**{**PRESETS[name], **_options(overrides)})
 
 
-def resolve(config: SamplerConfig | str | None, options: Mapping[str, object]) -> SamplerConfig:
+def resolve(config: SamplerConfig | str | None, options: Mapping[str, Any]) -> SamplerConfig:
     """``config`` (None is the ``paper`` preset, a string the preset of that name) with ``options`` replaced.
 
     The names of other samplers are understood: ``gen_length`` for ``max_new_tokens``, ``num_inference_steps`` for
@@ -418,7 +418,7 @@ def resolve(config: SamplerConfig | str | None, options: Mapping[str, object]) -
     return replace(config, **_options(options)) if options else config
 
 
-def _options(given: Mapping[str, object]) -> dict[str, object]:
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their own names."""
     result = {}
     for name, value in given.items():
@@ -431,7 +431,7 @@ def _options(given: Mapping[str, object]) -> dict[str, object]:
     return result
 
 
-def _error(name: str, value: object, expected: str) -> ValueError:
+def _error(name: str, value: Any, expected: str) -> ValueError:
     try:
         shown = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -37,7 +37,7 @@ def former_names(module: str, renamed: Mapping[str, str], stacklevel: int = 3) -
     return find
 
 
-def rename_option(options: dict[str, object], former: str, current: str) -> None:
+def rename_option(options: dict[str, Any], former: str, current: str) -> None:
     """Move ``options[former]``, if given, to ``current``, with a warning where code outside of this package says it.
 
     Raises:
@@ -56,11 +56,11 @@ def renamed_keyword(former: str, current: str) -> Callable[[Function], Function]
 
     def decorate(function: Function) -> Function:
         @wraps(function)
-        def call(*arguments: object, **options: object) -> object:
+        def call(*arguments: Any, **options: Any) -> object:
             rename_option(options, former, current)
             return function(*arguments, **options)
 
-        return call
+        return cast(Function, call)
 
     return decorate
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -219,7 +220,7 @@ def forced_plan_state(value: str) -> str:
     return f"{value} (CUDA launches follow it where a shape allows, the CPU does not)"
 
 
-def refused_everywhere(op: str, fields: dict[str, object]) -> str | None:
+def refused_everywhere(op: str, fields: dict[str, Any]) -> str | None:
     """Why none of a few ordinary shapes can be served under forced fields; None where one can."""
     from entrgi_ext import plans
 

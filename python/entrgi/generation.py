@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from entrgi.rewards.none import NoReward
 from entrgi.rewards.protocol import check_bound
 from entrgi.schedule import Step, plan
 from entrgi.sequences import Layout, Sequences, build_sequences
-from entrgi.tokenizing import plain_ids
+from entrgi.tokenizing import decode_ids, plain_ids
 from entrgi.vocabulary import undecodable
 
 
@@ -72,7 +73,7 @@ class Generation:
         """What was written, [B][N], up to the first token that ends it, behind the prompts of ``layouts``."""
 
         def decode(ids: list[int]) -> str:
-            return self.denoiser.tokenizer.decode(ids, skip_special_tokens=True)
+            return decode_ids(self.denoiser.tokenizer, ids, skip_special_tokens=True)
 
         rows = self.sequences.tokens.view(*self.seeds.shape, -1).tolist()
         result = []
@@ -153,8 +154,7 @@ def prepare(
         return (sequences.window & (sequences.tokens == denoiser.mask_token_id)).sum(dim=1).tolist()
 
     foreseen = config.threshold is None and not config.early_exit
-    trajectory_seeds = sequences.seeds.tolist()
-    steps = plan(masked, trajectory_seeds, config, denoiser.device, None if foreseen else count_masked)
+    steps = plan(masked, sequences.seeds.tolist(), config, denoiser.device, None if foreseen else count_masked)
     return Generation(
         denoiser=denoiser,
         reward=reward,
@@ -275,8 +275,8 @@ def _as_list(prompts: Prompt | Sequence[Prompt], label: str = "prompts") -> list
         raise ValueError(f"{label}: expected text, a list of messages, or a list of either, got {prompts!r:.80}")
     if not prompts:
         raise ValueError(f"{label} must hold at least one prompt, got none")
-    prompts = [prompts] if all(isinstance(item, dict) for item in prompts) else prompts
-    return [as_prompt(prompt, f"{label}[{index}]") for index, prompt in enumerate(prompts)]
+    several = [prompts] if all(isinstance(item, dict) for item in prompts) else prompts
+    return [as_prompt(prompt, f"{label}[{index}]") for index, prompt in enumerate(several)]
 
 
 def _check_denoiser(denoiser: Denoiser, config: SamplerConfig, mask_id: int | None, ends: tuple[int, ...]) -> None:
@@ -301,7 +301,7 @@ def _check_reward(reward: Reward | None, config: SamplerConfig) -> Reward:
                 f"reward: expected one of entrgi.rewards or an object with their methods, got None with {name} "
                 f"{value!r}: only without any ({name}={off!r}) can texts be written without a reward"
             )
-    return NoReward()
+    return cast(Reward, NoReward())
 
 
 def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) -> None:

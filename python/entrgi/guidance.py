@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def _outside_inference_mode(function: Callable[..., GuidanceOutput]):
     """
 
     @wraps(function)
-    def run(*arguments: object, **options: object) -> GuidanceOutput:
+    def run(*arguments: Any, **options: Any) -> GuidanceOutput:
         rename_option(options, "rows", "row_index")
         if torch.compiler.is_compiling():  # where the mode cannot be asked for
             return function(*arguments, **options)
@@ -148,9 +149,11 @@ def optimize_logits(
 
     accumulator = torch.float64 if logits.dtype == torch.float64 else torch.float32
     soft = torch.zeros(count, embedding.shape[1], dtype=accumulator, device=logits.device)
-    adam = {"lr": lr, "betas": BETAS, "eps": EPS}
+    adam: dict[str, Any] = {"lr": lr, "betas": BETAS, "eps": EPS}
     needs_moments = optimizer == "adam" and steps > 1
-    moments = [empty_rows(count, width, accumulator, logits.device) if needs_moments else None for _ in "mv"]
+    exp_avg, exp_avg_sq = (
+        empty_rows(count, width, accumulator, logits.device) if needs_moments else None for _ in "mv"
+    )
     rewards, weights, initial_entropy = [], [], None
 
     for m in range(steps):
@@ -193,14 +196,15 @@ def optimize_logits(
         with span("logit_update"):
             if guidance == "gumbel":
                 slope = ops.logit_gradient(gradient, relaxed, logsumexp, embedding, soft, tau, row_index=row_index)
-                _step_with_gradient_(logits, moments, slope, optimizer, lr, m + 1)
+                _step_with_gradient_(logits, (exp_avg, exp_avg_sq), slope, optimizer, lr, m + 1)
             elif optimizer == "sgd":
                 ops.sgd_step_(logits, gradient, logsumexp, embedding, soft, tau, lr=lr, row_index=row_index)
             else:
-                statics = (gradient, logsumexp, embedding, soft, tau)
-                ops.adam_step_(logits, *moments, *statics, step=m + 1, last=m + 1 == steps, row_index=row_index, **adam)
+                adam |= {"step": m + 1, "last": m + 1 == steps, "row_index": row_index}
+                ops.adam_step_(logits, exp_avg, exp_avg_sq, gradient, logsumexp, embedding, soft, tau, **adam)
         rewards.append(value.detach())
         weights.append(w)
+    assert initial_entropy is not None
     return GuidanceOutput(torch.stack(rewards), torch.stack(weights), initial_entropy)
 
 
@@ -208,7 +212,7 @@ ascend = optimize_logits.__wrapped__  # the same for a caller who has left infer
 
 
 def _step_with_gradient_(
-    logits: Tensor, moments: list[Tensor | None], gradient: Tensor, optimizer: str, lr: float, step: int
+    logits: Tensor, moments: tuple[Tensor | None, Tensor | None], gradient: Tensor, optimizer: str, lr: float, step: int
 ) -> None:
     """One optimiser step on ``logits`` where the gradient was taken at others, the perturbed ones."""
     if optimizer == "sgd":
@@ -216,7 +220,7 @@ def _step_with_gradient_(
         return
     for begin in range(0, logits.shape[0], CHUNK):  # what a step leaves aside is then of a few rows, not [N, V]
         part = slice(begin, begin + CHUNK)
-        z, m, v = (None if x is None else x[part] for x in (logits, *moments))
+        z, (m, v) = logits[part], (None if x is None else x[part] for x in moments)
         new = reference.adam_step(z, m, v, gradient[part], lr, *BETAS, EPS, step)
         for old, value in zip((z, m, v), new, strict=True):
             if old is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
+from typing import Any
 
 
 class HeldSetting:
@@ -16,7 +17,7 @@ class HeldSetting:
         value: ours.
     """
 
-    def __init__(self, read: Callable[[], object], write: Callable[[object], object], value: object) -> None:
+    def __init__(self, read: Callable[[], object], write: Callable[[Any], object], value: object) -> None:
         self.read, self.write, self.value = read, write, value
         self.lock, self.users, self.before = Lock(), 0, None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,15 @@ def onednn_matmul(device: torch.device) -> Iterator[None]:
         yield
 
 
+_mkldnn: Any = torch.backends.mkldnn  # whose setting torch makes at run time
+
+
 def _read() -> str:
-    return torch.backends.mkldnn.matmul.fp32_precision
+    return _mkldnn.matmul.fp32_precision
 
 
 def _write(precision: str) -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = precision
+    _mkldnn.matmul.fp32_precision = precision
 
 
 _permission = HeldSetting(_read, _write, "bf16")  # lets oneDNN take fp32 products

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-Message = dict[str, object]
+from typing import Any
+
+Message = dict[str, Any]
 Prompt = str | list[Message]
 
 ASSISTANT = "assistant"
@@ -10,7 +12,7 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
-def as_prompt(value: object, label: str = "prompts") -> Prompt:
+def as_prompt(value: Any, label: str = "prompts") -> Prompt:
     """``value`` as text or as messages with texts for contents.
 
     The parts of a content (``[{"type": "text", "text": ...}]``) are joined; where the message has something else to

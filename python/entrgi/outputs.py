@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ class StepState:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> StepState:
         values = [getattr(self, field.name) for field in fields(self)]
-        return StepState(*[function(value) if isinstance(value, Tensor) else value for value in values])
+        mapped: list[Any] = [function(value) if isinstance(value, Tensor) else value for value in values]
+        return StepState(*mapped)
 
 
 class StepRecord:
@@ -218,19 +219,20 @@ def concatenate(outputs: Sequence[Output], pad_token_id: int | None) -> Output:
 
 
 def _joined_parts(parts: Sequence[Tensor | None]) -> Tensor | None:
-    return torch.cat(list(parts)) if all(part is not None for part in parts) else None
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 def _sum(histories: Sequence[History]) -> History:
     """The history of all: a step's counts and seconds are sums, its reward and weight means over all of them."""
-    rows: dict[int, list[dict[str, object]]] = {}
+    rows: dict[int, list[dict[str, Any]]] = {}
     names = [field.name for field in fields(History)]
     for history in histories:
         for values in zip(*(getattr(history, name) for name in names), strict=True):
             row = dict(zip(names, values, strict=True))
             rows.setdefault(row["step"], []).append(row)
 
-    def mean(parts: list[dict[str, object]], name: str, count: str) -> float | None:
+    def mean(parts: list[dict[str, Any]], name: str, count: str) -> float | None:
         known = [part for part in parts if part[name] is not None]
         total = sum(part[count] for part in known)
         return sum(part[name] * part[count] for part in known) / total if total else None

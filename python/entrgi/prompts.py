@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 from uuid import uuid4
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.messages import ASSISTANT, Message, Prompt, as_messages, as_prompt, begun_turn
-from entrgi.tokenizing import plain_ids, spelled_ids
+from entrgi.tokenizing import named_id, plain_ids, spelled_ids
 
 __all__ = ["Completion", "Encoded", "Message", "Prompt", "encode_prompt", "first_not_none", "plain_ids", "render_chat"]
 
-Options = Mapping[str, object]
+Options = Mapping[str, Any]
 # Where a message may say something, beside its calls of tools.
 _SPOKEN = ("content", "reasoning_content", "reasoning", "thinking")
 # What ``apply_chat_template`` takes besides, and what is settled here.
@@ -88,8 +89,8 @@ def encode_prompt(
         return Encoded([], plain_ids(tokenizer, render_chat(tokenizer, prompt, options=options)), [], False, begun)
     if not isinstance(prompt, str):
         raise ValueError("prompts: got chat messages, expected text: the denoiser's tokenizer has no chat template")
-    start = first_not_none(tokenizer.cls_token_id, tokenizer.bos_token_id)
-    end = tokenizer.sep_token_id if tokenizer.cls_token_id is not None else None
+    start = first_not_none(named_id(tokenizer, "cls"), named_id(tokenizer, "bos"))
+    end = named_id(tokenizer, "sep") if named_id(tokenizer, "cls") is not None else None
     as_list = [[] if token is None else [token] for token in (start, end)]
     return Encoded(as_list[0], plain_ids(tokenizer, prompt), as_list[1], is_text=True)
 
@@ -193,7 +194,7 @@ def check_all_shown(
 
 def check_template_options(
     label: str, tokenizer: PreTrainedTokenizerBase, options: Options | None
-) -> dict[str, object] | None:
+) -> dict[str, Any] | None:
     """Arguments of a chat template, checked: those of ``apply_chat_template`` and names that the template reads.
 
     ``chat_template`` is the name of one of several, or a template itself; ``enable_thinking``, ``date_string`` and
@@ -241,7 +242,8 @@ def _render(
 ) -> str:
     """``messages``, made of ``prompt``, through the chat template, with the beginning of an answer if it ``opens``."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens, **(options or {}))
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens, **(options or {}))
+        return cast(str, text)  # not ids
     except TemplateError as error:
         raise ValueError(f"prompts: the chat template refuses {prompt!r:.80}: {error}") from error
     except (TypeError, LookupError, AttributeError, ValueError) as error:

@@ -23,4 +23,4 @@ def with_aligned_rows(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     aligned = matrix.data_ptr() % BOUNDARY == 0 and matrix.stride(0) * matrix.element_size() % BOUNDARY == 0
     if matrix.dtype == dtype and aligned and matrix.stride(1) == 1:
         return matrix
-    return empty_rows(*matrix.shape, dtype, matrix.device).copy_(matrix)
+    return empty_rows(matrix.shape[0], matrix.shape[1], dtype, matrix.device).copy_(matrix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from entrgi.messages import Prompt
 from entrgi.outputs import HistoryBuilder, Output, StepRecord, StepState
 from entrgi.positions import MaskedPositions, masked_positions
 from entrgi.prompts import Completion
-from entrgi.rewards import Reward
+from entrgi.rewards import Reward, WeightedReward
 from entrgi.rewards.protocol import row_index
 from entrgi.rows import with_aligned_rows
 from entrgi.schedule import Batch, Step
@@ -130,6 +131,7 @@ def _run(
         for step in generation.steps:
             with span(STEP), phase(STEP) as mark:
                 record = advance(generation, step)
+            assert mark is not None
             state = record.state(step.index, generation.config.steps, generation.sequences.tokens, mark.host_seconds)
             history.add(state)
             stream.update()
@@ -140,7 +142,8 @@ def _run(
         return _finish(generation, history, clock, complete=True)
     except BaseException as error:
         with suppress(Exception):  # a device that fails must not hide why the generation ends
-            error.partial = _finish(generation, history, clock, complete=False)
+            done = _finish(generation, history, clock, complete=False)
+            error.partial = done  # pyright: ignore[reportAttributeAccessIssue]: exceptions take attributes
         raise
 
 
@@ -176,13 +179,15 @@ def denoise(generation: Generation, sequences: Sequences, rows: MaskedPositions)
     positions = rows.trajectories * sequences.tokens.shape[1] + rows.columns
     with span("denoiser"):
         logits = generation.denoiser.logits(sequences.tokens, sequences.attention_mask, positions)
-    return with_aligned_rows(logits, generation.config.logits_dtype or logits.dtype)
+    dtype = cast("torch.dtype | None", generation.config.logits_dtype)  # no name any more
+    return with_aligned_rows(logits, dtype or logits.dtype)
 
 
 def guide(
     generation: Generation, step: Step, batch: Batch, sequences: Sequences, rows: MaskedPositions, logits: Tensor
 ) -> GuidanceOutput:
     """Optimise ``logits`` [N, V] in place for the reward."""
+    assert generation.target is not None  # guidance needs a reward
     config, reward = generation.config, generation.target.select(batch.active)
     inputs_embeds, tokens = reward.inputs(sequences.tokens)
     tensors = {
@@ -246,5 +251,6 @@ def _score(reward: Reward, completions: list[Completion]) -> tuple[Tensor, Tenso
     """Rewards [n] of finished texts, and of a weighted sum its parts [n, number of rewards]."""
     if not hasattr(reward, "score_parts"):
         return reward.score(completions), None
-    parts = reward.score_parts(completions)
-    return reward.weigh(parts), parts
+    weighted: WeightedReward = cast(Any, reward)
+    parts = weighted.score_parts(completions)
+    return weighted.weigh(parts), parts

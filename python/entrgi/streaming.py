@@ -30,7 +30,8 @@ class Stream:
     """
 
     def __init__(self, streamer: Streamer | None) -> None:
-        self.streamer, self.generation, self.sent = streamer, None, 0
+        self.streamer, self.sent = streamer, 0
+        self.generation: Generation | None = None
 
     def __enter__(self) -> Stream:
         return self
@@ -52,7 +53,7 @@ class Stream:
         self.streamer.put(generation.sequences.tokens[:, : generation.layouts[0].start].cpu())
 
     def update(self) -> None:
-        if self.streamer is None:
+        if self.streamer is None or self.generation is None:
             return
         response = self.generation.window_ids(0, self.generation.sequences.tokens[0].tolist())
         mask = self.generation.denoiser.mask_token_id

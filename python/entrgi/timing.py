@@ -12,9 +12,12 @@ import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STEP = "step"  # the span, and the phase, around one denoising step
 PHASES = ("denoise", "guide", "commit", "score")
@@ -124,11 +127,12 @@ class Recorder:
         self._open: list[int] = []
         self._token: Token | None = None
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         self._token = self._active.set(self)
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        assert self._token is not None
         self._active.reset(self._token)
 
     def begin(self, name: str) -> Mark | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
@@ -46,7 +47,17 @@ def spelled_ids(tokenizer: PreTrainedTokenizerBase, token_id: int) -> list[int] 
         ids = tokenizer(token, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
     else:
         ids = own.encode(token, add_special_tokens=False).ids
-    return None if {token_id, tokenizer.unk_token_id} & set(ids) else list(ids)
+    return None if {token_id, named_id(tokenizer, "unk")} & set(ids) else list(ids)
+
+
+def named_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
+    """The id of the special token ``cls``, ``unk`` ...; transformers declares attributes of any type."""
+    return getattr(tokenizer, f"{name}_token_id")
+
+
+def decode_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], **options: Any) -> str:
+    """``tokenizer.decode`` of one text; transformers 5 declares that it may be several."""
+    return cast(str, tokenizer.decode(ids, **options))
 
 
 def _own_copy(tokenizer: PreTrainedTokenizerBase, splits_special: bool = False) -> Tokenizer | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from entrgi import memory
 from entrgi.cli.console import errors
@@ -49,7 +49,7 @@ class Work:
     places: list[int]
     runs: dict[str, SamplerConfig]
     denoiser: Denoiser
-    reward: Reward
+    reward: Reward | None
     seeds: Tensor
     keep_steps: bool
 
@@ -109,8 +109,9 @@ class Work:
                     outputs[name] = self.generate(name, start, stop, place.seen_by(callbacks[name]))
             except BaseException as error:
                 if not (is_out_of_memory(error) and stop - start > 1):
-                    if getattr(error, "partial", None) is not None:
-                        outputs[name] = error.partial
+                    partial = getattr(error, "partial", None)
+                    if partial is not None:
+                        outputs[name] = partial
                     yield Batch(start, stop, outputs, error)
                     return
                 size = (stop - start) // 2
@@ -125,7 +126,7 @@ class Work:
         import entrgi
 
         with numbered(self.places[start:]):
-            return entrgi.generate(
+            output = entrgi.generate(
                 self.prompts[start:stop],
                 self.denoiser,
                 self.reward,
@@ -134,6 +135,7 @@ class Work:
                 callback_on_step_end=on_step,
                 output_history=self.keep_steps,
             )
+        return cast("Output", output)  # not the ids alone
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -12,14 +13,14 @@ from entrgi.cli.console import BROKEN_PIPE, print_error, silence, tolerant_strea
 JSON = "--json"  # its value is a file; standard output where it is left out
 
 # typer brings click's exceptions, some versions as their own.
-UsageError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
-ClickException = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "UsageError")
+ClickException: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 class Command(TyperCommand):
     """A command whose ``--json`` may stand alone."""
 
-    def parse_args(self, ctx: object, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         takes_value = {flag for each in self.params if not getattr(each, "is_flag", True) for flag in each.opts}
         given, is_value = [], False
         for place, argument in enumerate(args):
@@ -36,7 +37,7 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """The group of all commands; its errors are one line, as those of the commands themselves."""
 
-    def main(self, *args: object, standalone_mode: bool = True, **options: object) -> object:
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> object:
         tolerant_streams()
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **options)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -122,7 +122,7 @@ def check_json(target: Path | None) -> None:
         check_target("--json", target)
 
 
-def write_json(target: Path | None, data: dict[str, object]) -> bool:
+def write_json(target: Path | None, data: dict[str, Any]) -> bool:
     """One JSON object to a file, to standard output where ``target`` is ``-``, or, None, nowhere.
 
     Returns whether standard output has it, where nothing else is to be shown then.
@@ -139,12 +139,12 @@ def write_json(target: Path | None, data: dict[str, object]) -> bool:
 
 def tolerant_streams() -> None:
     """What the terminal's encoding lacks is shown as its escape, whatever a model writes."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in cast(Any, (sys.stdout, sys.stderr)):
         with suppress(AttributeError, OSError, ValueError):  # closed, or not the interpreter's own
             stream.reconfigure(errors="backslashreplace")
 
 
-def silence(stream: object) -> None:
+def silence(stream: Any) -> None:
     """Send what is still to be flushed nowhere: the interpreter would complain at its exit."""
     with suppress(AttributeError, OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -110,7 +110,7 @@ def as_dict(prompts: Sequence[Prompt], config: SamplerConfig, output: Output) ->
     }
 
 
-def result_dict(output: Output, b: int) -> dict[str, object]:
+def result_dict(output: Output, b: int) -> dict[str, Any]:
     """What became of prompt number ``b``; seeds are texts, since many readers of JSON keep 53 bits of a number."""
     parts = {} if output.reward_parts is None else {"reward_parts": output.reward_parts[b].tolist()}
     return {
@@ -125,7 +125,7 @@ def result_dict(output: Output, b: int) -> dict[str, object]:
     }
 
 
-def finite(data: object, place: str = "") -> tuple[object, dict[str, str]]:
+def finite(data: object, place: str = "") -> tuple[Any, dict[str, str]]:
     """Plain data with None for every NaN and infinity, and these by their place, such as ``results[0].top1``."""
     if isinstance(data, float) and not math.isfinite(data):
         return None, {place: str(data)}

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from entrgi.cli.options import Option
 from entrgi.cli.prompts import parse_json
@@ -88,14 +88,14 @@ class Models:
     mask_token_id: int | None
     missing: str
     include_prompt: bool | None
-    chat_template_kwargs: dict[str, object] | None
-    reward_chat_template_kwargs: dict[str, object] | None
+    chat_template_kwargs: dict[str, Any] | None
+    reward_chat_template_kwargs: dict[str, Any] | None
     device: str
     dtype: str | None
     compile: bool
 
     @classmethod
-    def of(cls, options: dict[str, object]) -> Models:
+    def of(cls, options: dict[str, Any]) -> Models:
         """From the values of :data:`MODELS`' options, by name; others are passed over.
 
         Raises:
@@ -152,11 +152,11 @@ class Models:
         """Whether the denoiser is the embedded pair's."""
         return self.model == EMBEDDED
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Plain data for traces and JSON."""
         return {"denoiser": self.model, "rewards": [vars(reward) for reward in self.rewards]}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """All that texts follow from; plain data."""
         own = ("model_adapter", "mask_token_id", "missing", "include_prompt", "dtype")
         own += ("chat_template_kwargs", "reward_chat_template_kwargs")
@@ -208,7 +208,7 @@ def check_name(option: str, name: str, file: str = "config.json") -> None:
         raise ValueError(f"{option}: no folder {name!r}, expected a checkpoint folder or a hub id")
 
 
-def _json_object(option: str, text: str | None) -> dict[str, object] | None:
+def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
     """The object that ``text`` is. Raises ValueError for anything else."""
     if text is None:
         return None
@@ -226,7 +226,7 @@ def usable_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return choose_device("--device:", name)
+    return cast("torch.device", choose_device("--device:", name))  # of a name, never None
 
 
 def _for_each(option: str, values: list | None, count: int) -> list:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -40,7 +40,7 @@ class Option:
     """
 
     name: str = ""
-    kind: object = None
+    kind: Any = None
     help: str = ""
     short: str | None = None
     default: object = None
@@ -58,7 +58,7 @@ class Option:
         return f"--{self.name.replace('_', '-')}"
 
     @property
-    def item(self) -> object:
+    def item(self) -> Any:
         """The type of one value."""
         return next(iter(get_args(self.kind)), self.kind)
 
@@ -85,7 +85,7 @@ class Option:
 
 def checked(
     flag: str, kind: object = str, choices: tuple[str, ...] = (), least: int | None = None, most: int | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Settings of a typer option: how its text becomes a value of ``kind``, or an error with the option and the text.
 
     All of it is known before anything is imported, and the choices are completed by the shell.
@@ -109,13 +109,13 @@ def checked(
             raise UsageError(f"{flag}: expected {expected}, got {text!r:.80}")
         return value
 
-    settings: dict[str, object] = {"parser": parse, "metavar": "CHOICE" if choices else name.split()[-1].upper()}
+    settings: dict[str, Any] = {"parser": parse, "metavar": "CHOICE" if choices else name.split()[-1].upper()}
     if choices:
         settings["autocompletion"] = lambda incomplete: [each for each in choices if each.startswith(incomplete)]
     return settings
 
 
-_KINDS: dict[object, tuple[str, Callable[[str], object]]] = {
+_KINDS: dict[object, tuple[str, Callable[[str], Any]]] = {
     str: ("text", str),
     int: ("an integer", int),
     float: ("a number", float),
@@ -201,7 +201,7 @@ def _spoken(value: object) -> str:
 SAMPLER = _sampler_options()
 
 
-def sampler_config(preset: str, options: dict[str, object], embedded: bool = False) -> SamplerConfig:
+def sampler_config(preset: str, options: dict[str, Any], embedded: bool = False) -> SamplerConfig:
     """The preset with the options that were given (those that are not None), as in :func:`entrgi.config.preset`.
 
     Args:

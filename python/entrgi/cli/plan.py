@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -57,7 +57,7 @@ class Line:
             megabytes(requests.bytes),
         ]
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         requests = asdict(self.requests)
         return {"op": self.op, "n": self.n, **requests.pop("plan"), "floor": asdict(self.floor), "requests": requests}
 
@@ -201,7 +201,7 @@ def line_width() -> int | None:
     return console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdecimal() else None
 
 
-def notes(shape: dict[str, object], target: Target, forced: str | None) -> list[str]:
+def notes(shape: dict[str, Any], target: Target, forced: str | None) -> list[str]:
     """What the table is about, a line each."""
     lines = [
         f"V {shape['vocab']} ({shape['logits_dtype']}), d {shape['dim']} ({shape['embedding_dtype']}), "

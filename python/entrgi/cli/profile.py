@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from entrgi import memory
 from entrgi.cli.console import console, end_with, errors, reported_errors, write_json
@@ -30,7 +30,7 @@ def profile(
     seed: Annotated[int, Option(help="Of the draws.", least=-(2**63), most=2**63 - 1)] = 0,
     json: Annotated[Path | None, JSON_FILE] = None,
     plot: Annotated[Path | None, Option(help="Draw them to this .png, .pdf or .svg.", short="--png")] = None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Show where the time of a denoising step goes, and the least that each part could take on this machine.
 
@@ -51,6 +51,7 @@ def profile(
         from entrgi.profile import figure, report
 
         denoiser, reward = models.load()
+        assert reward is not None
         steps = min(first_steps or config.steps, config.steps, config.max_new_tokens or config.steps)
         total = 1 + (1 + repeats) * steps  # steps that commit nothing are left out
         try:

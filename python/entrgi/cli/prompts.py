@@ -6,7 +6,7 @@ import codecs
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrgi.cli.options import Option
 from entrgi.messages import as_messages, as_prompt
@@ -45,7 +45,7 @@ PROMPTS = (
 )
 
 
-def read_prompts(options: dict[str, object], is_embedded: bool) -> list[Prompt]:
+def read_prompts(options: dict[str, Any], is_embedded: bool) -> list[Prompt]:
     """All prompts, in the order of the options; the embedded pair has a default, and reads chats as plain text.
 
     Args:
@@ -98,7 +98,7 @@ def read_lines(file: Path) -> list[Prompt]:
     return result
 
 
-def read_chats(file: Path) -> list[list[Message]]:
+def read_chats(file: Path) -> list[Prompt]:
     """The chats of a JSON file: ``[{"role": ..., "content": ...}, ...]``, a list of such lists, or such a list a line.
 
     An object with the list as ``messages`` stands for it.

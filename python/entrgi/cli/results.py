@@ -6,14 +6,14 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrgi.files import sync_folder
 
 if TYPE_CHECKING:
     from entrgi.prompts import Prompt
 
-Settings = dict[str, object]
+Settings = dict[str, Any]
 
 
 class Results:
@@ -70,7 +70,7 @@ class Results:
                     raise ValueError(f"{place} was made with {_difference(name, found, expected)}")
         return {line["index"] for line in self.lines}
 
-    def add(self, lines: list[dict[str, object]]) -> None:
+    def add(self, lines: list[dict[str, Any]]) -> None:
         """Append finished prompts, which last from here on."""
         data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode("ascii")
         with self.path.open("r+b" if self.regular and self.path.exists() else "ab") as file:
@@ -85,18 +85,21 @@ class Results:
             sync_folder(self.path.resolve().parent)
         self.length += len(data)
 
-    def _line(self, number: int, text: bytes) -> dict[str, object]:
+    def _line(self, number: int, text: bytes) -> dict[str, Any]:
         try:
-            line = json.loads(text)
+            line: Any = json.loads(text)
         except (ValueError, RecursionError):
             line = None
-        fits = isinstance(line, dict) and isinstance(line.get("settings"), dict) and "prompt" in line
-        if not (fits and type(line.get("index")) is int and line["index"] >= 0):
+        if not (isinstance(line, dict) and isinstance(line.get("settings"), dict) and _is_place(line.get("index"))):
             raise ValueError(
                 f"--resume: {str(self.path)!r}, line {number}: expected a finished prompt of `entrgi sample --output`, "
                 f"got {text[:60].decode(errors='backslashreplace')!r}"
             )
         return line
+
+
+def _is_place(index: object) -> bool:
+    return type(index) is int and index >= 0
 
 
 def _difference(name: str, found: object, expected: object) -> str:

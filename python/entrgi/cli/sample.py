@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def sample(
     resume: Annotated[bool, Option(help="Go on with --output: the prompts that it holds are left out.")] = False,
     trace: Annotated[Path | None, Option(help="Write every step to this file, for `entrgi view`.")] = None,
     plot: Annotated[Path | None, Option(help="Draw reward and entropy curves to this .png, .pdf or .svg.")] = None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Write texts with a masked diffusion LM, steered by a reward model.
 
@@ -135,7 +135,7 @@ def settings_of(models: Models, runs: dict[str, SamplerConfig]) -> Settings:
 
 
 def generate(
-    work: Work, batches: Iterator[Batch], source: dict[str, object], results: Results | None, settings: list[Settings]
+    work: Work, batches: Iterator[Batch], source: dict[str, Any], results: Results | None, settings: list[Settings]
 ) -> Done:
     """All batches, until an error or an interrupt, which is kept; finished prompts are on the disk before the next.
 
@@ -163,7 +163,7 @@ def generate(
     return done
 
 
-def lines_of(batch: Batch, work: Work, settings: list[Settings]) -> list[dict[str, object]]:
+def lines_of(batch: Batch, work: Work, settings: list[Settings]) -> list[dict[str, Any]]:
     """Its prompts as the file of finished prompts has them."""
     from entrgi.cli import display
 
@@ -176,7 +176,7 @@ def lines_of(batch: Batch, work: Work, settings: list[Settings]) -> list[dict[st
     return lines
 
 
-def report(done: Done, work: Work, source: dict[str, object], files: Files) -> None:
+def report(done: Done, work: Work, source: dict[str, Any], files: Files) -> None:
     """Files first, then the texts, then what went wrong: a terminal that cannot show them costs nothing."""
     from entrgi.outputs import concatenate
 
@@ -197,23 +197,24 @@ def report(done: Done, work: Work, source: dict[str, object], files: Files) -> N
         print_error(error)
     if done.error is None:
         if failed:
-            raise typer.Exit(code_of(failed[0]))
+            raise typer.Exit(code_of(failed[0]) or 1)
         return
     unfinished = "what is shown is unfinished"
     end_with(done.error, f"interrupted: {unfinished}", unfinished)
 
 
-def write_files(done: Done, data: dict[str, object], files: Files) -> Iterator[Exception]:
+def write_files(done: Done, data: dict[str, Any], files: Files) -> Iterator[Exception]:
     """Every file as a whole; an error that kept one from being written is no reason to leave out the others."""
     from entrgi import trace as traces
     from entrgi.trace import plot
 
     trace = traces.concatenate(done.traces) if done.traces else None
-    for name, path, write, content in (
+    kinds: list[tuple[str, Path | None, Callable[[Path, Any], object], object]] = [
         ("trace", files.trace, traces.write, trace),
         ("plot", files.plot, plot.write, trace),
         ("json", None if files.json_is_shown else files.json, write_json, data),
-    ):
+    ]
+    for name, path, write, content in kinds:
         if path is None or content is None:
             continue
         try:
@@ -225,8 +226,8 @@ def write_files(done: Done, data: dict[str, object], files: Files) -> Iterator[E
 
 
 def as_json(
-    prompts: list[Prompt], runs: dict[str, tuple[SamplerConfig, Output]], source: dict[str, object]
-) -> dict[str, object]:
+    prompts: list[Prompt], runs: dict[str, tuple[SamplerConfig, Output]], source: dict[str, Any]
+) -> dict[str, Any]:
     """One object. NaN and infinities are null in it, and ``not_finite`` names their places."""
     from entrgi.cli import display
 
@@ -238,8 +239,8 @@ def as_json(
 def show(
     prompts: list[Prompt],
     runs: dict[str, tuple[SamplerConfig, Output]],
-    source: dict[str, object],
-    data: dict[str, object],
+    source: dict[str, Any],
+    data: dict[str, Any],
     files: Files,
 ) -> None:
     """The JSON object where it is for standard output, otherwise the texts."""

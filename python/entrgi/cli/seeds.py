@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,12 +41,19 @@ class Seeds:
 
         from entrgi.generation import derive_seeds
 
-        return derive_seeds(self.base, prompts, num_trajectories) if self.given is None else torch.tensor(self.given)
+        if self.given is not None:
+            return torch.tensor(self.given)
+        return derive_seeds(self._base, prompts, num_trajectories)
 
-    def describe(self, index: int | None = None) -> dict[str, object]:
+    @property
+    def _base(self) -> int:
+        assert self.base is not None  # a command draws one before it asks for anything
+        return self.base
+
+    def describe(self, index: int | None = None) -> dict[str, Any]:
         """Plain data that JSON's readers keep; of prompt number ``index``, its own seeds where they were given."""
         if self.given is None:
-            return {"seed": self.base if abs(self.base) < EXACT else str(self.base)}
+            return {"seed": self._base if abs(self._base) < EXACT else str(self._base)}
         own = {} if index is None else {"trajectory_seeds": list(map(str, self.given[index]))}
         return {"seed": None, **own}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from entrgi.cli.prompts import STDIN
 from entrgi.files import check_distinct, check_target
@@ -28,7 +29,7 @@ class Files:
     def json_is_shown(self) -> bool:
         return self.json is not None and str(self.json) == STDIN
 
-    def check(self, options: Mapping[str, object]) -> None:
+    def check(self, options: Mapping[str, Any]) -> None:
         """Raise, before anything is generated, where a file cannot be written or is another option's, too.
 
         ``options`` are the values of :data:`~entrgi.cli.prompts.PROMPTS`' options, by name, among others.

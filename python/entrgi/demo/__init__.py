@@ -13,6 +13,7 @@ file tells what they were trained on, and ``figures.json`` how well they do.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -102,6 +103,6 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _finish(model: PreTrainedModel, state: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def _finish(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
     model.load_state_dict(state)
     return model.to(dtype).eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ def denoiser(
     dtype: torch.dtype | str | None = None,
     device: str | int | torch.device | None = None,
     adapter: object = None,
-    **options: object,
+    **options: Any,
 ) -> MaskedLM:
     """The review writer; ``options`` of :class:`entrgi.MaskedLM`. Raises ValueError for others, and for an adapter."""
     from entrgi.denoisers import MaskedLM
@@ -32,7 +32,7 @@ def denoiser(
 
     network, tokenizer = load_denoiser(_dtype("denoiser", dtype))
     given = _own("denoiser", OwnOptions.__annotations__, adapter, options)
-    return MaskedLM(network.to("cpu" if device is None else device), tokenizer, **given)
+    return MaskedLM(_moved(network, device), tokenizer, **given)
 
 
 def reward(
@@ -41,7 +41,7 @@ def reward(
     dtype: torch.dtype | str | None = None,
     device: str | int | torch.device | None = None,
     adapter: object = None,
-    **options: object,
+    **options: Any,
 ) -> SequenceClassifierReward:
     """The sentiment; ``options`` of :class:`entrgi.SequenceClassifierReward`. Raises ValueError as :func:`denoiser`."""
     from entrgi.rewards import SequenceClassifierReward
@@ -51,7 +51,11 @@ def reward(
         raise ValueError(f"kind: the embedded pair's reward is a classifier, got {kind!r}")
     network, tokenizer = load_reward(_dtype("reward", dtype))
     given = _own("reward", ("label", *OPTION_NAMES), adapter, options)
-    return SequenceClassifierReward(network.to("cpu" if device is None else device), tokenizer, **given)
+    return SequenceClassifierReward(_moved(network, device), tokenizer, **given)
+
+
+def _moved(network: Any, device: str | int | torch.device | None) -> Any:
+    return network.to("cpu" if device is None else device)
 
 
 def _dtype(argument: str, dtype: torch.dtype | str | None) -> torch.dtype:
@@ -62,7 +66,7 @@ def _dtype(argument: str, dtype: torch.dtype | str | None) -> torch.dtype:
     return torch.float32 if dtype is None else dtype
 
 
-def _own(argument: str, known: Iterable[str], adapter: object, options: dict[str, object]) -> dict[str, object]:
+def _own(argument: str, known: Iterable[str], adapter: object, options: dict[str, Any]) -> dict[str, Any]:
     if adapter is not None:
         raise ValueError(f"{argument}: the embedded pair takes no adapter, got {adapter!r}")
     given = {name: value for name, value in options.items() if name not in _OF_THE_HUB and value is not None}

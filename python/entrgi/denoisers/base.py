@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.denoisers.ends import choose_end_ids
 from entrgi.denoisers.protocol import check_ids, check_max_length, choose_id, choose_mask_token_id
-from entrgi.models.wrapping import Twin, check_tokenizer
+from entrgi.models.wrapping import check_tokenizer
 from entrgi.prompts import Encoded, Prompt, check_template_options, encode_prompt
+from entrgi.tokenizing import named_id
 
 
 class TokenOptions(TypedDict, total=False):
@@ -32,7 +33,7 @@ class TokenOptions(TypedDict, total=False):
     eos_token_id: int | Sequence[int] | None
     pad_token_id: int | None
     chat: bool | None
-    chat_template_kwargs: Mapping[str, object] | None
+    chat_template_kwargs: Mapping[str, Any] | None
     max_length: int | None
 
 
@@ -67,15 +68,16 @@ class DenoiserOptions(OwnOptions, total=False):
     subfolder: str
 
 
-def take_own(options: dict[str, object]) -> OwnOptions:
+def take_own(options: Any) -> OwnOptions:
     """Those of ``options`` that are the class's, taken out of them."""
-    return {name: options.pop(name) for name in OwnOptions.__annotations__ if name in options}
+    own: Any = {name: options.pop(name) for name in OwnOptions.__annotations__ if name in options}
+    return own
 
 
 class BaseDenoiser:
     """A denoiser but for its logits. What runs is the twin of the user's model."""
 
-    _twin: Twin
+    _twin: Any  # a Twin; of a CallableDenoiser also None
 
     def _settle(
         self,
@@ -87,7 +89,7 @@ class BaseDenoiser:
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         chat: bool | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_length: int | None = None,
     ) -> None:
         """Set what :class:`entrgi.denoisers.Denoiser` lists, from :class:`TokenOptions`.
@@ -104,7 +106,7 @@ class BaseDenoiser:
             eos_token_id, tokenizer, vocab_size, self.mask_token_id, declared, self.template_options
         )
         self.eos_token_id = next(iter(self.end_token_ids), None)
-        self.pad_token_id = choose_id("pad_token_id", pad_token_id, tokenizer.pad_token_id, vocab_size)
+        self.pad_token_id = choose_id("pad_token_id", pad_token_id, named_id(tokenizer, "pad"), vocab_size)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """See :class:`Denoiser`. Raises ValueError for messages where the tokenizer has no chat template."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class CallableDenoiser(BaseDenoiser):
 
     def __init__(
         self,
-        function: Callable[..., object],
+        function: Callable[..., Any],
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int | None = None,
         *,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,13 @@ from entrgi.models.adapters import apply_adapter
 from entrgi.models.attention import padding_mask, see_everything
 from entrgi.models.checkpoints import context_length, find_checkpoint, hub, load_tokenizer, refuse_remote_code
 from entrgi.models.errors import loading, refuse_unknown
-from entrgi.models.fields import architectures_of, check_layers, warn_of_unread
+from entrgi.models.fields import architectures_of, check_layers, is_number, warn_of_unread
 from entrgi.models.files import HUB_OPTIONS, stored_weights
 from entrgi.models.generation import declared_end_ids, keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
 from entrgi.models.wrapping import Twin, check_tokenizer, unwrap_pretrained
 from entrgi.prompts import Encoded, first_not_none
+from entrgi.tokenizing import named_id
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,12 +111,12 @@ class BidirectionalLM(BaseDenoiser):
             ValueError: for a checkpoint that cannot be had, is of another ``model_type``, asks for something
                 that is not supported, or does not hold just the weights that its config describes.
         """
-        own = take_own(options)
-        dtype, device, adapter = (options.pop(option, None) for option in ("dtype", "device", "adapter"))
+        own, rest = take_own(options), cast(Any, options)
+        dtype, device, adapter = (rest.pop(option, None) for option in ("dtype", "device", "adapter"))
         dtype, place = choose_dtype("denoiser", dtype), choose_device("denoiser: device", device)
-        refuse_remote_code("denoiser", options)
-        refuse_unknown("denoiser", options, (*HUB_OPTIONS, "subfolder"), near=DenoiserOptions.__annotations__)
-        folder, fields = find_checkpoint("denoiser", name, options)
+        refuse_remote_code("denoiser", rest)
+        refuse_unknown("denoiser", rest, (*HUB_OPTIONS, "subfolder"), near=DenoiserOptions.__annotations__)
+        folder, fields = find_checkpoint("denoiser", name, rest)
         # Parameters made under inference mode cannot take part in a gradient later.
         with torch.inference_mode(False):
             with loading("denoiser", name):
@@ -130,14 +131,14 @@ class BidirectionalLM(BaseDenoiser):
                 load_weights(model, folder, weights, modules, dtype, place)
                 keep_end_ids("denoiser", model, folder, fields, tokenizer)
                 if adapter is not None:
-                    model = _with_adapter(model, modules, adapter, hub(options))
+                    model = _with_adapter(model, modules, adapter, hub(rest))
             mask, pad = _one_id(fields, "mask_token_id"), _one_id(fields, "pad_token_id")
             own["mask_token_id"] = first_not_none(own.get("mask_token_id"), mask)
-            own["pad_token_id"] = first_not_none(own.get("pad_token_id"), tokenizer.pad_token_id, pad)
+            own["pad_token_id"] = first_not_none(own.get("pad_token_id"), named_id(tokenizer, "pad"), pad)
             return cls(model, tokenizer, **own)
 
     @classmethod
-    def _check_kind(cls, name: str | Path, fields: Mapping[str, object]) -> None:
+    def _check_kind(cls, name: str | Path, fields: Mapping[str, Any]) -> None:
         """Raise ValueError unless ``architectures`` and ``model_type`` are this class's."""
         if fields.get("model_type") not in (None, cls.model_type):
             raise ValueError(
@@ -153,7 +154,7 @@ class BidirectionalLM(BaseDenoiser):
             )
 
     @staticmethod
-    def build_model(fields: Mapping[str, object]) -> PreTrainedModel:
+    def build_model(fields: Mapping[str, Any]) -> PreTrainedModel:
         """The model that the fields of a config.json describe, with random weights.
 
         Raises:
@@ -164,7 +165,7 @@ class BidirectionalLM(BaseDenoiser):
     def _framed(self, encoded: Encoded) -> Encoded:
         if not encoded.is_text:
             return encoded
-        bos = self.tokenizer.bos_token_id  # never [CLS], which LLaDA's tokenizer also declares
+        bos = named_id(self.tokenizer, "bos")  # never [CLS], which LLaDA's tokenizer also declares
         return replace(encoded, prefix=[] if bos is None else [bos], suffix=[])
 
     @torch.no_grad()
@@ -213,22 +214,23 @@ def _with_adapter(
     model: PreTrainedModel,
     modules: Mapping[str, str],
     adapter: str | Path | Sequence[str | Path],
-    hub_options: Mapping[str, object],
+    hub_options: Mapping[str, Any],
 ) -> PreTrainedModel:
     """``model`` with a LoRA adapter merged in that was trained on the official names."""
     if not modules:
         return apply_adapter(model, adapter, "denoiser", **hub_options)[0]
-    merged, _ = apply_adapter(OfficialNames(model, modules), adapter, "denoiser", **hub_options)
+    tree: Any = OfficialNames(model, modules)
+    merged, _ = apply_adapter(tree, adapter, "denoiser", **hub_options)
     for theirs, ours in modules.items():  # an adapter may bring whole modules
         path, _, leaf = ours.rpartition(".")
         setattr(model.get_submodule(path), leaf, merged.get_submodule(theirs))
     return model
 
 
-def _one_id(fields: Mapping[str, object], name: str) -> int | None:
+def _one_id(fields: Mapping[str, Any], name: str) -> int | None:
     """A token id of a config.json; the first where it lists several."""
     value = fields.get(name)
     value = (value[0] if value else None) if isinstance(value, list) else value
-    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+    if value is not None and not is_number(value, Integral):
         raise ValueError(f"denoiser: config.json has {name} {fields[name]!r:.200}, expected an id")
     return value

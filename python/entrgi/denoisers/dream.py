@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]: found at run time, in all versions
+)
 
 from entrgi.denoisers.causal import BidirectionalLM
 from entrgi.models.checkpoints import load_tokenizer
@@ -36,7 +43,7 @@ class DreamDenoiser(BidirectionalLM):
     fields_read = (*_REQUIRED, "num_key_value_heads", "hidden_act")
 
     @staticmethod
-    def build_model(fields: Mapping[str, object]) -> Qwen2ForCausalLM:
+    def build_model(fields: Mapping[str, Any]) -> Qwen2ForCausalLM:
         """See :meth:`BidirectionalLM.build_model`."""
         check_fields(fields, _REQUIRED)
         kv_heads = fields.get("num_key_value_heads") or fields["num_attention_heads"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.denoisers.protocol import Denoiser
-from entrgi.prompts import Options, split_chat
-from entrgi.tokenizing import plain_ids
+from entrgi.models.fields import is_number
+from entrgi.prompts import Options, first_not_none, split_chat
+from entrgi.tokenizing import decode_ids, named_id, plain_ids
 
 
 def end_ids(denoiser: Denoiser) -> tuple[int, ...]:
@@ -41,14 +43,15 @@ def choose_end_ids(
     """
     if given is not None:
         several = isinstance(given, Sequence | set | frozenset) and not isinstance(given, str)
-        ids = list(given) if several else [given]
+        chosen: Any = given
+        ids = list(chosen) if several else [chosen]
         for token_id in ids:
-            if not isinstance(token_id, Integral) or isinstance(token_id, bool) or not 0 <= token_id < vocab_size:
+            if not is_number(token_id, Integral) or not 0 <= token_id < vocab_size:
                 raise ValueError(f"denoiser: eos_token_id {token_id!r} is not an id below vocab_size {vocab_size}")
             if token_id == mask_token_id:
                 raise ValueError(f"denoiser: eos_token_id {token_id} is the mask token, expected one that is written")
         return tuple(dict.fromkeys(map(int, ids)))
-    own = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    own = first_not_none(named_id(tokenizer, "eos"), named_id(tokenizer, "sep"))
     ids = [own, *declared, turn_end(tokenizer, options)]
     # What is never drawn ends nothing: ids beyond the logits, and the mask itself.
     drawn = [token_id for token_id in ids if token_id is not None and 0 <= token_id < vocab_size]
@@ -67,6 +70,6 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, options: Options | None = None)
     for token_id in plain_ids(tokenizer, tail):
         if token_id in special:
             return token_id
-        if tokenizer.decode([token_id]).strip():
+        if decode_ids(tokenizer, [token_id]).strip():
             return None
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class LLaDADenoiser(BidirectionalLM):
     fields_read = (*_NAMES, *_NAMES.values(), *_REQUIRED, *_SUPPORTED, *_OPTIONAL)
 
     @staticmethod
-    def build_model(fields: Mapping[str, object]) -> LlamaForCausalLM:
+    def build_model(fields: Mapping[str, Any]) -> LlamaForCausalLM:
         """See :meth:`BidirectionalLM.build_model`."""
         fields = {**fields, **{name: either(fields, name, other) for name, other in _NAMES.items()}}
         check_fields(fields, _REQUIRED, _SUPPORTED)
@@ -106,7 +107,8 @@ class LLaDADenoiser(BidirectionalLM):
         )
         model = LlamaForCausalLM(config)
         if attention_bias and not bias:  # Llama's flag covers all four projections, include_qkv_bias only three
-            for layer in model.model.layers:
+            layers: Any = model.model.layers
+            for layer in layers:
                 layer.self_attn.o_proj.bias = None
         if bias and not config.tie_word_embeddings:
             model.lm_head = nn.Linear(width, config.vocab_size, bias=True)
@@ -131,7 +133,7 @@ class FullPrecisionRotary(LlamaRotaryEmbedding):
         return super().forward(hidden.new_empty(0, dtype=wide), position_ids)
 
 
-def _kv_heads(fields: Mapping[str, object]) -> int:
+def _kv_heads(fields: Mapping[str, Any]) -> int:
     """Heads of keys and values: ``n_kv_heads``, else one with ``multi_query_attention``, else ``n_heads``."""
     given, multi_query = fields.get("n_kv_heads"), fields.get("multi_query_attention")
     if multi_query is None:

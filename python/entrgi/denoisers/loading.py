@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -48,7 +48,7 @@ def load_denoiser(name: str | Path, **options: Unpack[DenoiserOptions]) -> Bidir
     return _class_of(name, fields).from_pretrained(name, **options)
 
 
-def _class_of(name: str | Path, fields: Mapping[str, object]) -> type[BidirectionalLM] | type[MaskedLM]:
+def _class_of(name: str | Path, fields: Mapping[str, Any]) -> type[BidirectionalLM] | type[MaskedLM]:
     """The class for a config.json: by ``model_type``, or where that is missing by ``architectures``."""
     model_type, architectures = fields.get("model_type"), architectures_of(fields)
     for cls in _CLASSES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class MaskedLM(BaseDenoiser):
         model = unwrap_pretrained("denoiser", model)
         check_tokenizer("denoiser", tokenizer)
         _check_bidirectional(model)
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         if not isinstance(wrapped_layer(head), nn.Linear):
             raise ValueError(f"denoiser: {type(model).__name__} has no language-model head, expected a masked LM")
         self._twin = Twin(model)
@@ -91,7 +91,8 @@ class MaskedLM(BaseDenoiser):
 
     @property
     def _rows(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[0]
+        layer: Any = self.model.get_input_embeddings()
+        return layer.weight.shape[0]
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class MaskedLM(BaseDenoiser):
         return check_width(logits, self.vocab_size).view(positions.shape[0], self.vocab_size)
 
 
-def _pick(_module: nn.Module, _inputs: object, output: object) -> object:
+def _pick(_module: nn.Module, _inputs: object, output: Any) -> object:
     """The encoder's output at the positions of the call that this thread is in; all of it outside of one."""
     positions = _positions.get()
     if positions is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from entrgi.prompts import Encoded, Prompt
 from entrgi.sequences import check_length
+from entrgi.tokenizing import named_id
 
 
 class Denoiser(Protocol):
@@ -31,8 +32,14 @@ class Denoiser(Protocol):
     eos_token_id: int | None
     pad_token_id: int | None
     max_length: int | None
-    device: torch.device
-    dtype: torch.dtype
+
+    if TYPE_CHECKING:  # properties will do
+
+        @property
+        def device(self) -> torch.device: ...
+
+        @property
+        def dtype(self) -> torch.dtype: ...
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt as token ids; see :class:`entrgi.prompts.Encoded`."""
@@ -68,7 +75,7 @@ def check_width(logits: Tensor, vocab_size: int) -> Tensor:
 
 def choose_mask_token_id(tokenizer: PreTrainedTokenizerBase, given: int | None, vocab_size: int) -> int:
     """``given``, or the tokenizer's mask token; ValueError where there is none or it lies beyond the logits."""
-    mask_token_id = choose_id("mask_token_id", given, tokenizer.mask_token_id, vocab_size)
+    mask_token_id = choose_id("mask_token_id", given, named_id(tokenizer, "mask"), vocab_size)
     if mask_token_id is None:
         raise ValueError("denoiser: its tokenizer has no mask token; expected a masked LM, or pass mask_token_id")
     if not 0 <= mask_token_id < vocab_size:

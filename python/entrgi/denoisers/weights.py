@@ -48,11 +48,11 @@ def load_weights(
         expected.pop(_HEAD, None)
         copy_of_head = stored.pop(_HEAD, None)
     _compare(folder, stored, expected, modules)
-    dtype, device = dtype or _FLOATS[stored[_EMBEDDING].kind], str(device or torch.device("cpu"))
-    for name, tensor in read_tensors("denoiser", stored, device):
+    dtype, place = dtype or _FLOATS[stored[_EMBEDDING].kind], str(device or torch.device("cpu"))
+    for name, tensor in read_tensors("denoiser", stored, place):
         _assign(model, name, tensor.to(dtype))
     if copy_of_head is not None:
-        _, tensor = next(read_tensors("denoiser", {_HEAD: copy_of_head}, device))
+        _, tensor = next(read_tensors("denoiser", {_HEAD: copy_of_head}, place))
         if not torch.equal(tensor.to(dtype), model.get_parameter(_EMBEDDING)):
             raise ValueError(
                 f"denoiser: config.json of {str(folder)!r} ties the output layer to the input embedding, "

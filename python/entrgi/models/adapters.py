@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -42,7 +43,7 @@ def apply_adapter(
     model: PreTrainedModel,
     adapter: str | Path | Sequence[str | Path],
     argument: str = "adapter",
-    **hub_options: object,
+    **hub_options: Any,
 ) -> tuple[PreTrainedModel, set[str]]:
     """``model`` with LoRA adapters merged into its weights, and the names of the weights they brought whole.
 
@@ -79,7 +80,7 @@ def adapters_of(argument: str, adapter: str | Path | Sequence[str | Path]) -> li
 
 
 def _apply_one(
-    model: PreTrainedModel, adapter: str | Path, argument: str, hub_options: Mapping[str, object]
+    model: PreTrainedModel, adapter: str | Path, argument: str, hub_options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     try:
         import peft
@@ -143,7 +144,7 @@ def _without_twins(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resize_vocabulary(
-    model: nn.Module, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
+    model: Any, layers: Mapping[str, nn.Embedding | nn.Linear], weights: Mapping[str, Tensor]
 ) -> None:
     """Make room for an embedding or output layer of another number of rows that an adapter brings whole."""
     for key, tensor in weights.items():
@@ -166,7 +167,7 @@ def _resize_vocabulary(
                     model.config.get_text_config().vocab_size = rows
 
 
-def _untie(wrapped: nn.Module) -> None:
+def _untie(wrapped: Any) -> None:
     """A weight of its own for every layer that shares the one of a layer with an adapter: that one alone changes."""
     adapted = {name for name, _ in wrapped.named_modules() if name.endswith(".base_layer")}
     layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, nn.Embedding | nn.Linear)}
@@ -192,7 +193,7 @@ def _set_rows(layer: nn.Embedding | nn.Linear, rows: int) -> None:
         layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
 
 
-def _vocabulary_layers(model: nn.Module) -> dict[str, nn.Embedding | nn.Linear]:
+def _vocabulary_layers(model: Any) -> dict[str, nn.Embedding | nn.Linear]:
     """Embeddings and linear layers with one row for each token, by name."""
     rows = getattr(model.config.get_text_config(), "vocab_size", None)
     return {
@@ -213,12 +214,12 @@ def _whole(wrapped: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
     }
 
 
-def adapter_task(argument: str, adapter: str | Path, **hub_options: object) -> str | None:
+def adapter_task(argument: str, adapter: str | Path, **hub_options: Any) -> str | None:
     """What an adapter was trained for, such as ``SEQ_CLS``. Raises ValueError where it has no config."""
     return read_json(argument, _adapter_folder(argument, adapter, hub_options) / _CONFIG).get("task_type")
 
 
-def _adapter_folder(argument: str, adapter: str | Path, hub_options: Mapping[str, object]) -> Path:
+def _adapter_folder(argument: str, adapter: str | Path, hub_options: Mapping[str, Any]) -> Path:
     path = Path(adapter)
     if path.is_dir():
         if not (path / _CONFIG).is_file():
@@ -234,7 +235,7 @@ def _adapter_folder(argument: str, adapter: str | Path, hub_options: Mapping[str
         return path
 
 
-def _check_fields(argument: str, adapter: str | Path, fields: Mapping[str, object], names: list[str]) -> None:
+def _check_fields(argument: str, adapter: str | Path, fields: Mapping[str, Any], names: list[str]) -> None:
     """Raise ValueError where adapter_config.json asks for more than a change of weights."""
 
     def refuse(name: str, expected: str) -> None:
@@ -268,7 +269,7 @@ def _check_fields(argument: str, adapter: str | Path, fields: Mapping[str, objec
     _check_expressions(argument, adapter, sorted(set(_expressions(fields))), names)
 
 
-def _expressions(fields: Mapping[str, object]) -> Iterator[str]:
+def _expressions(fields: Mapping[str, Any]) -> Iterator[str]:
     """Every text that peft matches names of modules with as a regular expression, as it does it."""
     for name in ("target_modules", "exclude_modules", "feedforward_modules", "target_parameters"):
         if isinstance(fields.get(name), str):

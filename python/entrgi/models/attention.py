@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,8 @@ def keep_masks_on_device(model: PreTrainedModel) -> None:
     # GPT-2 takes the softmax in float32 under the name "eager" only.
     if own not in _ON_DEVICE or getattr(config, "reorder_and_upcast_attn", False):
         return
-    rows = model.get_input_embeddings().weight.shape[0]
+    layer: Any = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
     ids = torch.arange(14, device=model.device).view(2, 7) % rows
     mask = torch.ones_like(ids)
     mask[1, 2:3].fill_(0)
@@ -89,7 +91,7 @@ def _rename(model: PreTrainedModel, name: str) -> None:
             module.config._attn_implementation_internal = name
 
 
-def _mask(own: Callable[..., Tensor | None], *arguments: object, **options: object) -> Tensor | None:
+def _mask(own: Callable[..., Tensor | None], *arguments: Any, **options: Any) -> Tensor | None:
     """An additive mask [P, 1, S or 1, T]. Without padding nothing is read: it is the ``own`` of transformers."""
     visible = options.get("attention_mask")
     if visible is None:
@@ -97,7 +99,7 @@ def _mask(own: Callable[..., Tensor | None], *arguments: object, **options: obje
     if options.get("mask_function") is _EVERYTHING:
         return padding_mask(visible, options["dtype"])
     skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    allowed = sdpa_mask(*arguments, **{**options, **skips})
+    allowed: Any = sdpa_mask(*arguments, **{**options, **skips})
     return _additive(allowed, options["dtype"])
 
 
@@ -109,7 +111,7 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, least)
 
 
-def _own_eager(module: nn.Module, *arguments: object, **options: object) -> tuple[Tensor, Tensor | None]:
+def _own_eager(module: nn.Module, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     """Every architecture has an eager attention of its own."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *arguments, **options)
 
@@ -121,12 +123,12 @@ def _bidirectional_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_options: object,
+    **_options: Any,
 ) -> tuple[Tensor, None]:
     """Full attention of ``query`` [P, H, S, D] to ``key`` and ``value`` [P, H_kv, S, D]; returns [P, S, H, D]."""
     # Rotations in full precision leave query and key wider than the model.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = module.num_key_value_groups
+    groups: Any = module.num_key_value_groups
     if groups > 1 and attention_mask is not None:  # with a mask, grouped heads have only the slow math kernel on CUDA
         key, value = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (key, value))
         groups = 1

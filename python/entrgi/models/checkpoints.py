@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from numbers import Real
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.utils import logging
 from entrgi.held import HeldSetting
 from entrgi.models.adapters import apply_adapter
 from entrgi.models.errors import REMOTE_CODE, loading, refuse_unknown
-from entrgi.models.fields import check_layers, model_type_of, objects, read_fields
+from entrgi.models.fields import check_layers, is_number, model_type_of, objects, read_fields
 from entrgi.models.files import HUB_OPTIONS, Weights, check_checkpoint, checkpoint_folder, read_tensors, stored_weights
 from entrgi.models.generation import keep_end_ids
 from entrgi.models.placement import choose_device, choose_dtype
@@ -42,7 +42,7 @@ def load_pretrained(
     *,
     adapter: str | Path | Sequence[str | Path] | None = None,
     known: Iterable[str] = (),
-    **options: object,
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of ``name``, the model frozen, in evaluation mode and on ``device``.
 
@@ -100,8 +100,8 @@ def load_pretrained(
 
 
 def find_checkpoint(
-    argument: str, name: str | Path, options: dict[str, object], *, with_weights: bool = True
-) -> tuple[Path, dict[str, object]]:
+    argument: str, name: str | Path, options: Any, *, with_weights: bool = True
+) -> tuple[Path, dict[str, Any]]:
     """The local folder of a checkpoint and the fields of its config.json, fetched from the hub where need be.
 
     Args:
@@ -122,7 +122,7 @@ def find_checkpoint(
         return folder, read_fields(argument, folder)
 
 
-def _allowed(argument: str, options: Mapping[str, object]) -> dict[str, object]:
+def _allowed(argument: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` without those that are always the same here; ValueError where they ask for what is refused."""
     options = dict(options)
     refuse_remote_code(argument, options)
@@ -138,11 +138,11 @@ def _allowed(argument: str, options: Mapping[str, object]) -> dict[str, object]:
 
 
 def _config(
-    argument: str, name: str | Path, fields: dict[str, object], options: Mapping[str, object], known: Iterable[str]
-) -> tuple[PretrainedConfig, dict[str, object]]:
+    argument: str, name: str | Path, fields: dict[str, Any], options: Mapping[str, Any], known: Iterable[str]
+) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The config of a config.json's fields and of those ``options`` that are fields, and the other options."""
     model_type = model_type_of(fields)
-    if model_type not in CONFIG_MAPPING:
+    if model_type is None or model_type not in CONFIG_MAPPING:
         if fields.get("auto_map"):
             raise ValueError(f"{argument}: cannot load {str(name)!r}: {REMOTE_CODE}")
         raise ValueError(
@@ -153,7 +153,8 @@ def _config(
     for _, part in objects(fields):
         settle_rope(argument, part)
     own = {option: value for option, value in options.items() if option not in _OPTIONS}
-    config, unused = CONFIG_MAPPING[model_type].from_dict(fields, return_unused_kwargs=True, **own)
+    kind: Any = CONFIG_MAPPING[model_type]
+    config, unused = kind.from_dict(fields, return_unused_kwargs=True, **own)
     config.name_or_path = str(name)  # transformers knows some checkpoints by theirs
     known = [option for option in known if option not in ("name", "options")]
     refuse_unknown(argument, unused, (*known, *_OPTIONS), near=("num_labels", *config.to_dict()))
@@ -169,8 +170,8 @@ def _model(
     config: PretrainedConfig,
     weights: Weights,
     dtype: torch.dtype | None,
-    options: dict[str, object],
-) -> tuple[PreTrainedModel, dict[str, object]]:
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model with what transformers reports of its weights. Nothing is allocated before sizes are compared."""
     with torch.device("meta"), without_report():
         skeleton = auto_class.from_config(deepcopy(config))
@@ -196,7 +197,7 @@ def _float_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
 
 
-def _check_shapes(argument: str, name: str | Path, model: PreTrainedModel, report: Mapping[str, object]) -> None:
+def _check_shapes(argument: str, name: str | Path, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
     """Raise ValueError where weights have another shape than the model's: these would be random."""
     mismatched = sorted(report.get("mismatched_keys") or [])
     if mismatched:
@@ -217,7 +218,7 @@ def _placed(argument: str, model: PreTrainedModel, device: torch.device | None) 
     if spread and device is None:
         return model
     try:
-        return model.to(device or "cpu")
+        return cast(Any, model).to(device or "cpu")
     except (ValueError, NotImplementedError) as error:
         raise ValueError(
             f"{argument}: {type(model).__name__} cannot be moved to {device} once loaded, expected device_map= in "
@@ -225,7 +226,7 @@ def _placed(argument: str, model: PreTrainedModel, device: torch.device | None) 
         ) from error
 
 
-def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
+def refuse_remote_code(argument: str, options: Any) -> None:
     """Take ``trust_remote_code`` out of ``options``. Raises ValueError where it is true."""
     if options.pop("trust_remote_code", False):
         raise ValueError(
@@ -234,7 +235,7 @@ def refuse_remote_code(argument: str, options: dict[str, object]) -> None:
         )
 
 
-def read_config(argument: str, name: str | Path, **options: object) -> PretrainedConfig:
+def read_config(argument: str, name: str | Path, **options: Any) -> PretrainedConfig:
     """The checkpoint's config. Raises ValueError where there is none. Of ``options`` the hub's are used."""
     _, fields = find_checkpoint(argument, name, options, with_weights=False)
     with loading(argument, name):
@@ -254,7 +255,7 @@ def load_tokenizer(
     tokenizer_class: type = AutoTokenizer,
     *,
     name: str | Path | None = None,
-    **options: object,
+    **options: Any,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder; ``name`` is what an error calls it.
 
@@ -268,7 +269,7 @@ def load_tokenizer(
         if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):  # made up by transformers
             raise ValueError(f"{argument}: {str(name or folder)!r} has no tokenizer files")
         longest = tokenizer.model_max_length
-        if not isinstance(longest, Real) or isinstance(longest, bool) or not longest >= 1:
+        if not is_number(longest) or not longest >= 1:
             raise ValueError(
                 f"{argument}: tokenizer_config.json of {str(name or folder)!r} has model_max_length {longest!r:.80}, "
                 "expected a number >= 1"
@@ -276,12 +277,13 @@ def load_tokenizer(
         return tokenizer
 
 
-def hub(options: Mapping[str, object]) -> dict[str, object]:
+def hub(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``options`` that say where on the hub, and as whom, a file is looked for."""
     return {name: options[name] for name in HUB_OPTIONS if name in options}
 
 
-_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, logging.ERROR)
+_level: Any = logging  # whose numbers are not among what it exports
+_silence = HeldSetting(logging.get_verbosity, logging.set_verbosity, _level.ERROR)
 
 
 def without_report() -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -48,17 +49,17 @@ _MAY_BE_ZERO = (
 )
 
 
-def read_json(argument: str, file: Path) -> dict[str, object]:
+def read_json(argument: str, file: Path) -> dict[str, Any]:
     """The fields of a JSON file.
 
     Raises:
         ValueError: where it cannot be read, holds no JSON object, NaN, or one name with two values.
     """
 
-    def pairs(entries: list[tuple[str, object]]) -> dict[str, object] | float:
+    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any] | float:
         if len(entries) == 1 and entries[0][0] == "__float__":  # transformers 5 writes infinity like that
             return constant(str(entries[0][1]))
-        fields: dict[str, object] = {}
+        fields: dict[str, Any] = {}
         for name, value in entries:
             if name in fields and fields[name] != value:
                 raise ValueError(f"{name!r} stands there twice, as {fields[name]!r} and as {value!r}")
@@ -86,7 +87,7 @@ def read_json(argument: str, file: Path) -> dict[str, object]:
     return fields
 
 
-def read_fields(argument: str, folder: Path) -> dict[str, object]:
+def read_fields(argument: str, folder: Path) -> dict[str, Any]:
     """The fields of a folder's config.json, which ask neither for code nor for a model beyond all sizes.
 
     Attention and experts that transformers does not bring itself are left out: they are the user's to choose.
@@ -117,7 +118,7 @@ def read_fields(argument: str, folder: Path) -> dict[str, object]:
     return fields
 
 
-def objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
+def objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """``value`` and every object inside it, with the path to each."""
     if isinstance(value, dict):
         yield place, value
@@ -128,7 +129,7 @@ def objects(value: object, place: str = "") -> Iterator[tuple[str, dict[str, obj
             yield from objects(inner, place)
 
 
-def _check_object(argument: str, file: Path, place: str, part: dict[str, object]) -> None:
+def _check_object(argument: str, file: Path, place: str, part: dict[str, Any]) -> None:
     for name, value in list(part.items()):
         if _IMPLEMENTATION.fullmatch(name):
             for chosen in _strings(value):
@@ -160,10 +161,16 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def is_number(value: object, kind: type = Real) -> bool:
+    """Whether ``value`` is a number of ``kind``; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _check_size(argument: str, file: Path, place: str, name: str, value: object) -> None:
     several = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
-    for size in several or [None]:
-        whole = isinstance(size, Integral) or (isinstance(size, float) and size.is_integer())
+    sizes: Any = several or [None]
+    for size in sizes:
+        whole = is_number(size, Integral) or (isinstance(size, float) and size.is_integer())
         least = -1 if name in _MAY_BE_NEGATIVE else 0 if name in _MAY_BE_ZERO else 1
         if isinstance(size, bool) or not whole or not least <= size <= _MOST[name]:
             raise ValueError(
@@ -171,7 +178,7 @@ def _check_size(argument: str, file: Path, place: str, name: str, value: object)
             )
 
 
-def check_layers(argument: str, name: str | Path, fields: Mapping[str, object], tensors: int) -> None:
+def check_layers(argument: str, name: str | Path, fields: Mapping[str, Any], tensors: int) -> None:
     """Raise ValueError where a config.json has more layers than so many ``tensors`` can fill, shared ones aside."""
     for field in _LAYERS_FIELDS:
         layers = fields.get(field)
@@ -182,7 +189,7 @@ def check_layers(argument: str, name: str | Path, fields: Mapping[str, object], 
             )
 
 
-def stored_dtype(argument: str, fields: Mapping[str, object]) -> torch.dtype | None:
+def stored_dtype(argument: str, fields: Mapping[str, Any]) -> torch.dtype | None:
     """What ``dtype`` or ``torch_dtype`` say; None where they say nothing, or "auto"."""
     dtypes = {
         name: choose_dtype(argument, fields[name], f"{name} of config.json")
@@ -197,10 +204,10 @@ def stored_dtype(argument: str, fields: Mapping[str, object]) -> torch.dtype | N
     return next(iter(dtypes.values()), None)
 
 
-def either(fields: Mapping[str, object], *names: str) -> object | None:
+def either(fields: Mapping[str, Any], *names: str) -> Any:
     """The value of a field that has several names; None where none is given, ValueError where they disagree."""
     given = {name: fields[name] for name in names if fields.get(name) is not None}
-    first = next(iter(given), None)
+    first = next(iter(given), "")
     for name, value in given.items():
         if value != given[first]:
             raise ValueError(
@@ -209,7 +216,7 @@ def either(fields: Mapping[str, object], *names: str) -> object | None:
     return given.get(first)
 
 
-def is_tied(fields: Mapping[str, object], absent: bool) -> bool:
+def is_tied(fields: Mapping[str, Any], absent: bool) -> bool:
     """Whether the output layer is the input embedding: ``tie_word_embeddings`` or ``weight_tying``."""
     tied = either(fields, "tie_word_embeddings", "weight_tying")
     if tied is not None and not isinstance(tied, bool):
@@ -218,13 +225,13 @@ def is_tied(fields: Mapping[str, object], absent: bool) -> bool:
     return absent if tied is None else tied
 
 
-def architectures_of(fields: Mapping[str, object]) -> list[str]:
+def architectures_of(fields: Mapping[str, Any]) -> list[str]:
     """The classes that ``architectures`` names; none where it names none."""
     names = fields.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def model_type_of(fields: Mapping[str, object]) -> str | None:
+def model_type_of(fields: Mapping[str, Any]) -> str | None:
     """``model_type``, or where that is missing, the one that transformers has for one of ``architectures``."""
     given = fields.get("model_type")
     if isinstance(given, str) and given:
@@ -239,7 +246,7 @@ def model_type_of(fields: Mapping[str, object]) -> str | None:
 
 
 def check_fields(
-    fields: Mapping[str, object],
+    fields: Mapping[str, Any],
     required: tuple[str, ...],
     supported: Mapping[str, tuple[object, object]] = MappingProxyType({}),
 ) -> None:
@@ -257,7 +264,7 @@ def check_fields(
         if value is None:
             raise ValueError(f"denoiser: config.json has no {name!r}")
         kind, expected = (Real, "a number") if name.endswith("eps") else (Integral, "an integer")
-        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not is_number(value, kind) or not 0 < value < float("inf"):
             raise ValueError(f"denoiser: config.json has {name} {value!r:.80}, expected {expected} > 0")
     for name, (absent, expected) in supported.items():
         value = fields.get(name, absent)
@@ -274,7 +281,7 @@ def check_fields(
             )
 
 
-def check_heads(fields: Mapping[str, object], width: int, heads: int, kv_heads: object) -> None:
+def check_heads(fields: Mapping[str, Any], width: int, heads: int, kv_heads: object) -> None:
     """Raise ValueError unless ``width`` splits into ``heads`` of an even size that share whole groups of keys."""
     if width % heads or width // heads % 2:
         raise ValueError(f"denoiser: config.json has width {width} and {heads} heads, expected heads of an even size")
@@ -339,7 +346,7 @@ _INERT = {
 }
 
 
-def warn_of_unread(name: str | Path, fields: Mapping[str, object], read: tuple[str, ...]) -> None:
+def warn_of_unread(name: str | Path, fields: Mapping[str, Any], read: tuple[str, ...]) -> None:
     """Warn of fields that say something and are neither ``read`` nor known to change nothing."""
     unread = [
         field

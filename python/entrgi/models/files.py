@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -91,7 +92,7 @@ def checkpoint_folder(
     subfolder: str = "",
     *,
     with_weights: bool = True,
-    **hub_options: object,
+    **hub_options: Any,
 ) -> Path:
     """The folder of a checkpoint: ``name`` itself, or the local copy of a hub id, fetched where it is missing.
 
@@ -126,7 +127,7 @@ def checkpoint_folder(
         return _fetched(name, files, hub_options) / subfolder
 
 
-def _fetched(name: str | Path, files: list[str], hub_options: Mapping[str, object]) -> Path:
+def _fetched(name: str | Path, files: list[str], hub_options: Mapping[str, Any]) -> Path:
     return Path(snapshot_download(str(name), allow_patterns=files, **hub_options))
 
 

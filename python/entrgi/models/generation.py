@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from entrgi.models.fields import read_json
+from entrgi.models.fields import is_number, read_json
 
 _FILE = "generation_config.json"
 
@@ -17,7 +18,7 @@ def keep_end_ids(
     argument: str,
     model: PreTrainedModel,
     folder: Path,
-    fields: Mapping[str, object],
+    fields: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Have ``model`` carry the end ids of its config.json and generation_config.json.
@@ -58,7 +59,7 @@ def declared_end_ids(model: object) -> list[int]:
 
 
 def _listed(label: str, value: object) -> list[int]:
-    values = [] if value is None else value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(each, Integral) and not isinstance(each, bool) for each in values):
+    values: Any = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    if not all(is_number(each, Integral) for each in values):
         raise ValueError(f"{label} has eos_token_id {value!r:.200}, expected an id or several")
     return [int(each) for each in values]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from typing import Any
 
 import transformers
+
+from entrgi.models.fields import is_number
 
 # For each scaling that is computed (by transformers): parameters that must be there, and that may be.
 SCALINGS = {
@@ -42,7 +44,7 @@ class Rope:
     type: str = "default"
     parameters: Mapping[str, float] = field(default_factory=dict)
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """As options of transformers' config classes, of whichever major version is installed."""
         scaling = {"rope_type": self.type, **self.parameters}
         if _is_old():
@@ -50,7 +52,7 @@ class Rope:
         return {"rope_parameters": {"rope_theta": self.theta, **scaling}}
 
 
-def read_rope(argument: str, fields: Mapping[str, object], supported: tuple[str, ...] = tuple(SCALINGS)) -> Rope:
+def read_rope(argument: str, fields: Mapping[str, Any], supported: tuple[str, ...] = tuple(SCALINGS)) -> Rope:
     """The rotary embedding that the fields of a config.json describe.
 
     They may stand in ``rope_parameters`` (transformers 5; there also by layer type), in ``rope_scaling`` (its kind
@@ -65,7 +67,7 @@ def read_rope(argument: str, fields: Mapping[str, object], supported: tuple[str,
         ValueError: without a base, for values that contradict each other or are not numbers, and for a scaling
             that is not ``supported`` or has parameters that are not understood.
     """
-    said: dict[str, tuple[str, object]] = {}  # value and where it stands, by parameter
+    said: dict[str, tuple[str, Any]] = {}  # value and where it stands, by parameter
 
     def say(place: str, name: str, value: object) -> None:
         before, earlier = said.setdefault(name, (place, value))
@@ -109,7 +111,7 @@ def read_rope(argument: str, fields: Mapping[str, object], supported: tuple[str,
     return Rope(said["rope_theta"][1], kind, parameters)
 
 
-def settle_rope(argument: str, part: dict[str, object]) -> None:
+def settle_rope(argument: str, part: dict[str, Any]) -> None:
     """Make one of several spellings in a (sub-)config that transformers is to read, in place.
 
     transformers 5 takes ``rope_scaling`` where both are given and loses what ``rope_parameters`` says; 4 does not
@@ -118,7 +120,7 @@ def settle_rope(argument: str, part: dict[str, object]) -> None:
     Raises:
         ValueError: where they contradict each other.
     """
-    said: dict[str, object] = {}
+    said: dict[str, Any] = {}
     given = [name for name in ("rope_parameters", "rope_scaling") if isinstance(part.get(name), dict) and part[name]]
     if any(isinstance(value, dict) for name in given for value in part[name].values()):  # by layer type
         if _is_old() and "rope_parameters" in given:
@@ -150,7 +152,7 @@ def _is_old() -> bool:
     return int(transformers.__version__.split(".")[0]) < 5
 
 
-def _entries(argument: str, place: str, fields: Mapping[str, object]) -> dict[str, object]:
+def _entries(argument: str, place: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What one field says: ``rope_type``, ``rope_theta`` and parameters, checked one by one."""
     given = fields.get(place)
     if given is None:
@@ -184,12 +186,12 @@ def _entries(argument: str, place: str, fields: Mapping[str, object]) -> dict[st
     return entries
 
 
-def _number(argument: str, place: str, fields: Mapping[str, object], name: str, value: object) -> float | bool:
+def _number(argument: str, place: str, fields: Mapping[str, Any], name: str, value: Any) -> float | bool:
     """``value`` of the parameter ``name`` in the field ``place``, in the type that transformers expects of it."""
     if name == "truncate":
         fits, expected = isinstance(value, bool), "true or false"
     else:
-        finite = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+        finite = is_number(value) and abs(value) < 1e300
         if name == "original_max_position_embeddings":
             fits, expected = finite and value >= 1 and value == int(value), "a whole number >= 1"
             value = int(value) if fits else value

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
 from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,24 +71,25 @@ def unwrap(argument: str, model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"{argument}: expected a model, got {_shown(model)}")
+    inner: Any = model
     while True:
-        kinds = _kinds(model)
+        kinds = _kinds(inner)
         if "torch.OptimizedModule" in kinds:
-            model = model._orig_mod
+            inner = inner._orig_mod
         elif kinds & _PARALLEL:
-            model = model.module
+            inner = inner.module
         elif kinds & _PEFT:
-            _check_adapters(argument, model)
-            model = model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model
+            _check_adapters(argument, inner)
+            inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner.base_model.model
         else:
             break
-    for module in model.modules():
+    for module in inner.modules():
         if _kinds(module) & _SHARDED:
             raise ValueError(
-                f"{argument}: {type(model).__name__} is sharded by FSDP, expected a model whose weights are whole: "
+                f"{argument}: {type(inner).__name__} is sharded by FSDP, expected a model whose weights are whole: "
                 "gather them first, or pass a function that calls the model"
             )
-    return model
+    return inner
 
 
 def wrapped_layer(module: nn.Module | None) -> nn.Module | None:
@@ -110,7 +112,7 @@ def refuse_inference_weights(argument: str, model: nn.Module) -> None:
             )
 
 
-def callable_twin(argument: str, function: Callable[..., object]) -> tuple[Callable[..., object], Twin | None]:
+def callable_twin(argument: str, function: Callable[..., Any]) -> tuple[Callable[..., Any], Twin | None]:
     """A callable as it is run here: the twin of a module, compiled where the module is; anything else as it is."""
     if not isinstance(function, nn.Module):
         return function, None
@@ -132,6 +134,9 @@ class Twin:
         module: its twin.
     """
 
+    source: Any
+    module: Any
+
     def __init__(self, source: nn.Module) -> None:
         self._begin(source)
         with torch.inference_mode(False), torch.no_grad():
@@ -144,7 +149,7 @@ class Twin:
         self._twins: dict[int, nn.Module] = {}  # by the source's id: what is paired is alive
         self._aliases: dict[int, nn.Parameter] = {}  # by the parameter's, since tied ones have one
         self._configs: dict[int, object] = {}
-        self._callables: dict[int, tuple[object, object]] = {}  # by id, those that hold modules and their twins
+        self._callables: dict[int, tuple[Any, Any]] = {}  # by id, those that hold modules and their twins
         self._watched: list[tuple[str, nn.Module]] = []
         self._replaced: str | None = None
         self._lock = Lock()
@@ -231,12 +236,13 @@ class Twin:
                 return False
         return True
 
-    def _twin(self, module: nn.Module) -> nn.Module:
+    def _twin(self, module: Any) -> nn.Module:
         twin = self._twins.get(id(module))
         if twin is not None:
             return twin
         if isinstance(module, torch.jit.ScriptModule):
-            return torch.jit._recursive.wrap_cpp_module(_script_twin(module._c))
+            jit: Any = torch.jit
+            return jit._recursive.wrap_cpp_module(_script_twin(module._c))
         if "torch.OptimizedModule" in _kinds(module):
             twin = type(module)(self._twin(module._orig_mod), module.dynamo_ctx)
         else:
@@ -298,7 +304,7 @@ class Twin:
     def _name(self, module: nn.Module) -> str:
         return next((name for name, other in self.source.named_modules() if other is module), type(module).__name__)
 
-    def _follow_members(self, pair: _Pair, name: str, members: dict[str, object]) -> None:
+    def _follow_members(self, pair: _Pair, name: str, members: dict[str, Any]) -> None:
         own = pair.twin.__dict__.setdefault(name, type(members)())
         before = pair.members.get(name, {})
         for key in before.keys() - members.keys():
@@ -307,7 +313,7 @@ class Twin:
             if name == "_parameters":
                 own[key] = self._without_gradient(value, own.get(key))
             elif key not in before or before[key] is not value:
-                written = name == "_buffers" and value is not None and _changes_itself(pair.source)
+                written = name == "_buffers" and isinstance(value, Tensor) and _changes_itself(pair.source)
                 own[key] = value.clone() if written else self._mapped(value)
         pair.members[name] = dict(members)
 
@@ -321,7 +327,7 @@ class Twin:
         self._aliases[id(parameter)] = alias
         return alias
 
-    def _mapped(self, value: object, depth: int = 0) -> object:
+    def _mapped(self, value: Any, depth: int = 0) -> Any:
         """``value`` with twins in place of modules; itself where it holds none."""
         if isinstance(value, nn.Module):
             return self._twin(value)
@@ -400,9 +406,9 @@ class _Pair:
 
     def __init__(self, source: nn.Module, twin: nn.Module) -> None:
         self.source, self.twin = source, twin
-        self.attributes: dict[str, object] = {}
-        self.members: dict[str, dict[str, object]] = {}
-        self.held: dict[str, object] = {}  # what was in containers that hold modules
+        self.attributes: dict[str, Any] = {}
+        self.members: dict[str, dict[str, Any]] = {}
+        self.held: dict[str, Any] = {}  # what was in containers that hold modules
 
 
 def _shares(alias: Tensor, parameter: Tensor) -> bool:
@@ -423,7 +429,7 @@ class _InTurn:
     def __init__(self, forward: Callable[..., object]) -> None:
         self.forward, self.lock = forward, Lock()
 
-    def __call__(self, *arguments: object, **options: object) -> object:
+    def __call__(self, *arguments: Any, **options: Any) -> object:
         with self.lock:
             return self.forward(*arguments, **options)
 
@@ -431,7 +437,7 @@ class _InTurn:
         return _InTurn, (self.forward,)
 
 
-def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
+def _script_twin(module: Any) -> Any:
     """A TorchScript module with the same tensors in evaluation mode; a copy shares what is below it."""
     twin = copy.copy(module)
     for name, child in torch._C.ModuleDict(module).items():
@@ -441,7 +447,7 @@ def _script_twin(module: torch._C.ScriptModule) -> torch._C.ScriptModule:
     return twin
 
 
-def _modules_in(value: object, depth: int = 0, seen: set[int] | None = None) -> Iterator[nn.Module]:
+def _modules_in(value: Any, depth: int = 0, seen: set[int] | None = None) -> Iterator[nn.Module]:
     """The modules that :meth:`Twin._mapped` finds in ``value``."""
     seen = set() if seen is None else seen
     if isinstance(value, nn.Module):
@@ -498,7 +504,7 @@ def _kinds(model: nn.Module) -> set[str]:
     return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(model).__mro__}
 
 
-def _check_adapters(argument: str, model: nn.Module) -> None:
+def _check_adapters(argument: str, model: Any) -> None:
     for name, config in model.peft_config.items():
         kind = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning or kind in _PEFT_AT_WORK or getattr(config, "alora_invocation_tokens", None):

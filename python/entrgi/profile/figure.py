@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from entrgi.files import replacing
 from entrgi.profile.profiler import IDLE, Profile
@@ -83,7 +83,7 @@ def draw_steps(axes: Axes, profile: Profile) -> None:
     edges = [place - 0.5 for place in places] + [places[-1] + 0.5]
     axes.stairs(floors, edges, baseline=None, color=FLOOR, linewidth=1.4)
     axes.set_xlim(edges[0], edges[-1])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    cast(Any, axes.xaxis.get_major_locator()).set_params(integer=True)
     axes.set_ylim(bottom=0)
     first, last = profile.steps[0].rows, profile.steps[-1].rows
     axes.set_xlabel(f"denoising step (N = {first} rows in the first, {last} in the last)", fontsize=9)

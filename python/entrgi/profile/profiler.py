@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from typing_extensions import Unpack
@@ -93,7 +94,7 @@ class Profile:
     floor: float
     steps: list[StepProfile]
     rates: Rates
-    shapes: dict[str, object]
+    shapes: dict[str, Any]
     repeats: int
 
     @property
@@ -193,7 +194,7 @@ def working_set(counter: WorkCounter) -> int:
     return counter.parameter_bytes + table + logits
 
 
-def _uncompiled() -> object:
+def _uncompiled() -> AbstractContextManager[Any]:
     """Compiled code would hide its operations from the counter."""
     set_stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if set_stance is None else set_stance("force_eager")
@@ -246,7 +247,7 @@ def _summary(
                 seconds=spent,
                 share=spent / seconds,
                 floor=None if name == IDLE else floor,
-                bound=None if name == IDLE else max(bounds, key=bounds.get),
+                bound=None if name == IDLE else max(bounds, key=lambda which: bounds[which]),
                 ratio=spent / floor if floor else None,
                 bytes=sum(work.bytes for work in works) / count,
                 flops=sum(sum(work.flops.values()) for work in works) / count,
@@ -256,7 +257,7 @@ def _summary(
     return Profile(parts, seconds, floor, profiles, rates, _shapes(counter), repeats)
 
 
-def _shapes(counter: WorkCounter) -> dict[str, object]:
+def _shapes(counter: WorkCounter) -> dict[str, Any]:
     calls = [call for step in counter.counted for work in step for call in work.calls]
     rows = [sum(c.rows for work in step for c in work.calls if c.name == "commit_") for step in counter.counted]
     logits = next(call for call in calls if call.logits)

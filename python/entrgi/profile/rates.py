@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Rates:
     copy_bytes: int
     matmul: dict[str, float]
 
-    def seconds(self, work_bytes: float, flops: dict[str, float]) -> tuple[float, str]:
+    def seconds(self, work_bytes: float, flops: Mapping[str, float]) -> tuple[float, str]:
         """(seconds, ``bytes`` or ``flops``): the longer of moving so many bytes and of the FLOPs of each dtype."""
         moving = work_bytes / self.copy
         computing = sum(count / self.matmul[dtype] for dtype, count in flops.items())

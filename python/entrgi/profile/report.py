@@ -7,6 +7,7 @@ import platform
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Group
@@ -59,7 +60,7 @@ def notes(profile: Profile, device: torch.device) -> list[str]:
     return lines
 
 
-def as_dict(profile: Profile, device: torch.device, config: SamplerConfig) -> dict[str, object]:
+def as_dict(profile: Profile, device: torch.device, config: SamplerConfig) -> dict[str, Any]:
     """Everything, as JSON takes it; seconds, bytes, FLOPs, and rates per second."""
     options = {**asdict(config), "logits_dtype": config.logits_dtype and str(config.logits_dtype)}
     return {

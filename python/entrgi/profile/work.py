@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class WorkCounter(Recorder):
         if span.work.name != STEP and self.counted:
             self.counted[-1].append(span.work)
 
-    def call(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, object]) -> object:
+    def call(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> object:
         """Carry out what torch dispatches, and count it."""
         result = function(*args, **kwargs)
         if self._spans and self._spans[-1].work.name != STEP:
@@ -160,7 +161,7 @@ class _Watch(TorchDispatchMode):
         return self.counter.call(function, args, kwargs or {})
 
 
-def floor_of(function: torch._ops.OpOverload, args: list[object]) -> tuple[Call, int, int]:
+def floor_of(function: torch._ops.OpOverload, args: list[Any]) -> tuple[Call, int, int]:
     """The call of one of this package's operators, its bytes and its FLOPs. ``args`` are in the schema's order."""
     name = function.name().removeprefix("entrgi::").split(".")[0]
     arguments = function._schema.arguments
@@ -191,11 +192,11 @@ def floor_of(function: torch._ops.OpOverload, args: list[object]) -> tuple[Call,
 def _attention_formulas() -> dict[object, object]:
     """FLOPs of torch's fused attention operators: the ones that torch leaves out, and fewer key than query heads."""
 
-    def forward(query: Tensor, key: Tensor, value: Tensor, *_args: object, **_kwargs: object) -> int:
+    def forward(query: Tensor, key: Tensor, value: Tensor, *_args: object, **_kwargs: Any) -> int:
         batch, heads, queries, width = query.shape
         return 2 * batch * heads * queries * key.shape[-2] * (width + value.shape[-1])
 
-    def backward(_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_args: object, **_kwargs: object) -> int:
+    def backward(_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_args: object, **_kwargs: Any) -> int:
         # The scores again, then the gradients of queries, of keys, of the scores and of the values.
         batch, heads, queries, width = query.shape
         return 2 * batch * heads * queries * key.shape[-2] * (3 * width + 2 * value.shape[-1])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from entrgi.models.attention import is_close, keep_masks_on_device, trial
 from entrgi.rewards.prefix import Prefix, PrefixCache, compute_prefix
-from entrgi.rewards.sequences import RewardSequences
+from entrgi.rewards.sequences import Places
 
 # Kinds of layers of which an earlier key is all that is to be kept.
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -29,7 +30,7 @@ class CausalBackbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         # Gemma 3 in transformers 4 misnames its own: base_model is then the model, head and all.
-        self.model = model.get_decoder() if model.base_model is model else model.base_model
+        self.model: Any = model.get_decoder() if model.base_model is model else model.base_model
         keep_masks_on_device(model)
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -44,7 +45,7 @@ class CausalBackbone:
         self,
         inputs_embeds: Tensor,
         visible: Tensor,
-        sequences: RewardSequences | None = None,
+        sequences: Places | None = None,
         prefix: Prefix | None = None,
     ) -> Tensor:
         """Last hidden states [A, S, h] of [A, S, d].
@@ -58,13 +59,16 @@ class CausalBackbone:
         if sequences is None:
             index = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
             return self._pass(inputs_embeds, visible, index.expand(inputs_embeds.shape[:2]))
-        cache = None if prefix is None else PrefixCache(prefix, sequences.prompt, sequences.copies)
+        cache = None
+        if prefix is not None:
+            assert sequences.prompt is not None  # whose prefix each reads
+            cache = PrefixCache(prefix, sequences.prompt, sequences.copies)
         return self._pass(inputs_embeds, visible, sequences.positions, cache)
 
     def _pass(
         self, inputs_embeds: Tensor, visible: Tensor, positions: Tensor, cache: PrefixCache | None = None
     ) -> Tensor:
-        options = {"position_ids": positions} if self.takes_positions else {}
+        options: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
         if cache is not None:
             visible = torch.cat([cache.prefix.valid[cache.prompt], visible], dim=1)
             options["past_key_values"] = cache
@@ -72,7 +76,7 @@ class CausalBackbone:
             inputs_embeds=inputs_embeds, attention_mask=visible.long(), use_cache=False, **options
         ).last_hidden_state
 
-    def _follows_prefix(self, embedding: nn.Module) -> bool:
+    def _follows_prefix(self, embedding: Any) -> bool:
         """Whether the model computes after two prefixes, one of them padded, what it does without."""
         device, rows = embedding.weight.device, embedding.weight.shape[0]
         visible = torch.ones(2, 8, dtype=torch.bool, device=device)

@@ -55,12 +55,12 @@ class CallableReward(EmbeddingReward):
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
             got = f"{weight.dtype} {list(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)[:80]
             raise ValueError(f"weight: expected a floating tensor [V, d], got {got}")
-        name = name or getattr(function, "__name__", type(function).__name__)
-        reader = Reader(name, tokenizer, [weight.detach()], RewardOptions.of(type(self), options))
+        called: str = name or getattr(function, "__name__", type(function).__name__)
+        reader = Reader(called, tokenizer, [weight.detach()], RewardOptions.of(type(self), options))
         if isinstance(function, nn.Module):
             refuse_inference_weights("reward", function)
         self.function, twin = callable_twin("reward", function)
-        super().__init__(reader, FunctionHead(self.function, name), twin=twin)
+        super().__init__(reader, FunctionHead(self.function, called), twin=twin)
 
 
 class FunctionHead:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from entrgi.models.attention import keep_masks_on_device
 from entrgi.models.checkpoints import context_length, exact_attention, load_pretrained
+from entrgi.models.fields import is_number
 from entrgi.models.wrapping import check_tokenizer
 from entrgi.rewards.backbone import CausalBackbone
 from entrgi.rewards.embedding import EmbeddingReward, twin_of
@@ -72,11 +73,11 @@ class SequenceClassifierReward(EmbeddingReward):
         label: int | str | None = None,
         **options: Unpack[ModelRewardArguments],
     ) -> None:
-        options = ModelRewardOptions.of(type(self), options)
+        settings = ModelRewardOptions.of(type(self), options)
         twin = twin_of(model)
         check_tokenizer("reward", tokenizer)
         self.model, self.label = twin.module, choose_label(twin.module, label)
-        options = options.within(context_length(exact_attention(self.model), tokenizer))
+        settings = settings.within(context_length(exact_attention(self.model), tokenizer))
         name, config, table = type(self.model).__name__, self.model.config, input_table(self.model)
         if isinstance(getattr(self.model, "score", None), nn.Module) or config.model_type in _CAUSAL_WITH_HEAD:
             head = CausalClassifierHead(self.model, self.label)
@@ -85,12 +86,12 @@ class SequenceClassifierReward(EmbeddingReward):
             head = EncoderClassifierHead(self.model, self.label)
             body, backbone, padding_id = self.model.base_model, None, None
         refused = {config.mask_token_id: "scales all embeddings by the share of"} if scales_by_share(self.model) else {}
-        reader = Reader(name, tokenizer, [table], options, padding_id=padding_id, refused=refused)
-        self.reuse_prefix = options.reuse_prefix and backbone is not None and backbone.reuses_prefix
+        reader = Reader(name, tokenizer, [table], settings, padding_id=padding_id, refused=refused)
+        self.reuse_prefix = settings.reuse_prefix and backbone is not None and backbone.reuses_prefix
         super().__init__(reader, head, backbone=backbone if self.reuse_prefix else None, twin=twin)
         twin.watch(body, table.rows)
         check_own_score(reader, head)
-        if options.compile:
+        if settings.compile:
             body.compile()
 
     @classmethod
@@ -113,6 +114,8 @@ class SequenceClassifierReward(EmbeddingReward):
 
 class CausalClassifierHead:
     """The logit of a label at the last visible position."""
+
+    model: Any  # its head goes by one of several names
 
     def __init__(self, model: PreTrainedModel, label: int) -> None:
         self.model, self.label, self.backbone = model, label, CausalBackbone(model)
@@ -149,12 +152,13 @@ class EncoderClassifierHead:
 
 def choose_label(model: PreTrainedModel, label: int | str | None) -> int:
     """The index of ``label`` among the model's labels. Raises ValueError where it is none, or not given."""
-    config = model.config
+    config: Any = model.config
     count, names = config.num_labels, config.id2label
+    index: Any = label
     if label is None and count == 1:
         return 0
-    if isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < count:
-        return int(label)
+    if is_number(index, Integral) and 0 <= index < count:
+        return int(index)
     named = [index for index, name in names.items() if name == label]
     if isinstance(label, str) and len(named) == 1 and 0 <= named[0] < count:
         return named[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -59,24 +59,24 @@ class LogLikelihoodReward(EmbeddingReward):
         normalize: bool = True,
         **options: Unpack[ModelRewardArguments],
     ) -> None:
-        options = ModelRewardOptions.of(type(self), options)
+        settings = ModelRewardOptions.of(type(self), options)
         twin = twin_of(model)
         check_tokenizer("reward", tokenizer)
         self.model = twin.module
         name, output, layer = type(self.model).__name__, output_layer(self.model), self.model.get_input_embeddings()
-        options = options.within(context_length(exact_attention(self.model), tokenizer))
+        settings = settings.within(context_length(exact_attention(self.model), tokenizer))
         table = EmbeddingTable(layer, layer)
         tied = table.layer is None and layer.weight.data_ptr() == output.weight.data_ptr()
         tables = [table] if tied else [table, EmbeddingTable(output)]
-        reader = Reader(name, tokenizer, tables, options, judges_response=True)
+        reader = Reader(name, tokenizer, tables, settings, judges_response=True)
         head = LikelihoodHead(self.model, output, table.weight.shape[1], normalize)
         backbone = head.backbone
-        self.reuse_prefix = options.reuse_prefix and backbone.reuses_prefix
+        self.reuse_prefix = settings.reuse_prefix and backbone.reuses_prefix
         super().__init__(reader, head, backbone=backbone if self.reuse_prefix else None, twin=twin)
         twin.watch(backbone.model, layer, output)
         head.check_logits(name, table)
         check_own_score(reader, head)
-        if options.compile:
+        if settings.compile:
             backbone.model.compile()
 
     @classmethod
@@ -111,7 +111,7 @@ class LikelihoodHead:
         normalize: mean instead of the sum.
     """
 
-    def __init__(self, model: PreTrainedModel, output: nn.Module, width: int, normalize: bool) -> None:
+    def __init__(self, model: PreTrainedModel, output: Any, width: int, normalize: bool) -> None:
         self.model, self.output, self.width, self.normalize = model, output, width, normalize
         self.backbone = CausalBackbone(model)
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -154,9 +154,9 @@ class LikelihoodHead:
             )
 
 
-def output_layer(model: PreTrainedModel) -> nn.Module:
+def output_layer(model: PreTrainedModel) -> Any:
     """The language-model head; ValueError where it is none that is a matrix alone."""
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if not isinstance(wrapped_layer(head), nn.Linear) or head.bias is not None:
         name = type(model).__name__
         raise ValueError(f"reward: {name} has no language-model head without a bias, expected a causal LM")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -67,5 +67,6 @@ def load_reward(
                 "classifier or a causal language model; pass kind='classifier' or 'likelihood' to choose"
             )
     if kind == "classifier" and not classifies:
-        options.setdefault("num_labels", 1)  # the base of an adapter counts two labels, whatever the adapter has
+        given: Any = options
+        given.setdefault("num_labels", 1)  # the base of an adapter counts two labels, whatever the adapter has
     return KINDS[kind].from_pretrained(name, dtype=dtype, device=device, adapter=adapter, **options)

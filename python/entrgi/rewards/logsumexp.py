@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,7 +20,7 @@ class LogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: object, hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         precise = torch.promote_types(hidden.dtype, torch.float32)
         values, gradients = [], []
@@ -40,6 +42,6 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return (gradient[..., None] * slope).to(slope.dtype), None, None

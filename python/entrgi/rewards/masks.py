@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def attention_mask(
         response: bool [P, S], positions of the response.
     """
     hidden = torch.zeros_like(valid)
-    ends = (eos_token_id,) if isinstance(eos_token_id, Integral) else eos_token_id
+    ends: Any = (eos_token_id,) if isinstance(eos_token_id, Integral) else eos_token_id
     if ends:
         is_eos = (response & holds_any(tokens, ends)).long()
         hidden = is_eos.cumsum(dim=1) > is_eos  # an earlier one exists

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from entrgi.deprecation import rename_option
 from entrgi.models.errors import refuse_unknown
@@ -27,7 +27,7 @@ class RewardArguments(TypedDict, total=False):
     include_prompt: bool
     max_length: int | None
     score_batch_size: int
-    chat_template_kwargs: Mapping[str, object] | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 class ModelRewardArguments(RewardArguments, total=False):
@@ -72,7 +72,7 @@ class RewardOptions:
     include_prompt: bool = True
     max_length: int | None = None
     score_batch_size: int = 16
-    chat_template_kwargs: Mapping[str, object] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.unmapped not in UNMAPPED_ROWS:
@@ -82,7 +82,7 @@ class RewardOptions:
         check_length("reward: score_batch_size", self.score_batch_size)
 
     @classmethod
-    def of(cls, owner: type, given: Mapping[str, object]) -> Self:
+    def of(cls, owner: type, given: Mapping[str, Any]) -> Self:
         """From the keyword arguments of ``owner``'s constructor.
 
         Raises:
@@ -115,7 +115,7 @@ class ModelRewardOptions(RewardOptions):
 OPTION_NAMES = (*(field.name for field in fields(ModelRewardOptions)), "missing")
 
 
-def split_options(options: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """``options`` of the reward, and all others, which say where and how a checkpoint is loaded."""
     own = {name: value for name, value in options.items() if name in OPTION_NAMES}
     return own, {name: value for name, value in options.items() if name not in OPTION_NAMES}

@@ -18,6 +18,7 @@ from entrgi.models.errors import reason_of
 from entrgi.prompts import Completion
 from entrgi.rewards.protocol import Head
 from entrgi.rewards.reader import Reader, Row
+from entrgi.tokenizing import decode_ids
 
 # How far a number may be rounded, relative to it. float32: products in TF32; parts of float64 models are float32.
 _ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -73,9 +74,9 @@ def check_own_score(reader: Reader, head: ModelHead) -> None:
                 )
 
 
-def _check_repeated(name: str, length: int, first: Tensor, second: Tensor, rounding: float) -> None:
+def _check_repeated(name: str, length: int, one: Tensor, other: Tensor, rounding: float) -> None:
     """Raise ValueError where one text's two scores differ by more than the order in which sums are taken."""
-    first, second = first.item(), second.item()
+    first, second = one.item(), other.item()
     if abs(first - second) > rounding * max(abs(first), abs(second)):
         raise ValueError(
             f"reward: {name} gives the same text of {length} tokens two scores, {first:.6g} and {second:.6g}, expected "
@@ -123,10 +124,10 @@ def _probes(reader: Reader) -> list[Row]:
     words = [i for i in range(min(reader.rows, len(tokenizer))) if i not in special] or [0]
     # Spread over the vocabulary, and not to be found in whole by a tokenizer that knows the plainest text only.
     spread = [words[i * (len(words) - 1) // 11] for i in range(12)]
-    parts, prompt = [spread[:8], spread[8:11]], tokenizer.decode(spread[11:])
+    parts, prompt = [spread[:8], spread[8:11]], decode_ids(tokenizer, spread[11:])
     rows = []
     for part in parts:
-        text = tokenizer.decode(part)
+        text = decode_ids(tokenizer, part)
         try:
             row = reader.whole(Completion(prompt, f"{prompt} {text}", text))
         except ValueError:  # no place for an answer, or nothing before it: an error where texts are given

@@ -7,6 +7,7 @@ same for all Adam iterations, all denoising steps and all K trajectories of a pr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,15 +41,15 @@ class RecordingCache(Cache):
         self.values: dict[int, Tensor] = {}
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
         return key_states, value_states
 
-    def get_seq_length(self, *args: object, **kwargs: object) -> int:
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return 0
 
-    def get_mask_sizes(self, queries: int | Tensor, *args: object, **kwargs: object) -> tuple[int, int]:
+    def get_mask_sizes(self, queries: int | Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return _length(queries), 0
 
 
@@ -69,17 +70,17 @@ class PrefixCache(Cache):
         self.prefix, self.prompt, self.copies = prefix, prompt, copies
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         return (
             self._joined(self.prefix.keys[layer_idx], key_states),
             self._joined(self.prefix.values[layer_idx], value_states),
         )
 
-    def get_seq_length(self, *args: object, **kwargs: object) -> int:
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return self.prefix.valid.shape[1]
 
-    def get_mask_sizes(self, queries: int | Tensor, *args: object, **kwargs: object) -> tuple[int, int]:
+    def get_mask_sizes(self, queries: int | Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self.get_seq_length() + _length(queries), 0
 
     def _joined(self, kept: Tensor, new: Tensor) -> Tensor:

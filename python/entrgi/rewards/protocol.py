@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ class BoundReward(Protocol):
         embedding: [V, d], row i is what the buffer holds at a position whose token is the denoiser's id i.
     """
 
-    embedding: Tensor
+    if TYPE_CHECKING:  # an attribute will do
+
+        @property
+        def embedding(self) -> Tensor: ...
 
     def select(self, active: Tensor) -> BoundReward:
         """The trajectories in ``active`` (int64 [A], ascending); itself when those are all."""
@@ -67,8 +70,13 @@ class Reward(Protocol):
         device: where its model is.
     """
 
-    reads_prompt: bool
-    device: torch.device
+    if TYPE_CHECKING:  # attributes will do
+
+        @property
+        def reads_prompt(self) -> bool: ...
+
+        @property
+        def device(self) -> torch.device: ...
 
     def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundReward:
         """Tie the reward to the prompts of one generation.
@@ -118,7 +126,8 @@ class DeprecatedRows:
     def rows(self, trajectories: Tensor, positions: Tensor) -> Tensor:
         """Deprecated: :meth:`BoundReward.row_index`."""
         warn_renamed("BoundReward.rows(...)", "row_index(...)")
-        return self.row_index(trajectories, positions)
+        bound: Any = self
+        return bound.row_index(trajectories, positions)
 
 
 def check_bound(bound: BoundReward) -> BoundReward:
@@ -131,5 +140,6 @@ def check_bound(bound: BoundReward) -> BoundReward:
 
 def row_index(bound: BoundReward, trajectories: Tensor, positions: Tensor) -> Tensor:
     """``bound.row_index(...)``, also of bound rewards that call it ``rows``."""
-    find = bound.row_index if hasattr(bound, "row_index") else bound.rows
+    former: Any = bound
+    find = bound.row_index if hasattr(bound, "row_index") else former.rows
     return find(trajectories, positions)

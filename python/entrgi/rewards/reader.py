@@ -17,6 +17,7 @@ from entrgi.rewards.sequences import Places
 from entrgi.rewards.tables import EmbeddingTable
 from entrgi.rewards.text import TextFormat
 from entrgi.sequences import Frame, Layout
+from entrgi.tokenizing import decode_ids, named_id
 from entrgi.vocabulary import Alignment
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Reader:
         """
         before = layout.before
         if self.format.reads_prompt and not alignment.identical:
-            before = plain_ids(self.tokenizer, denoiser.tokenizer.decode(before, skip_special_tokens=True))
+            before = plain_ids(self.tokenizer, decode_ids(denoiser.tokenizer, before, skip_special_tokens=True))
         prefix, suffix = self.format.frame(layout.prompt, before)
         if self.judges_response:
             prefix, suffix = self._begun(prefix), []
@@ -143,12 +144,13 @@ class Reader:
         """``prefix``, never empty: the first response token needs something that predicts it."""
         if prefix:
             return prefix
-        if self.tokenizer.bos_token_id is None:
+        bos = named_id(self.tokenizer, "bos")
+        if bos is None:
             raise ValueError(
                 f"reward: nothing stands before the response for {self.name} to predict its first token from "
                 "(no chat template, no prompt text, and its tokenizer has no begin-of-sequence token)"
             )
-        return [self.tokenizer.bos_token_id]
+        return [bos]
 
     def _unpadded(self, ids: list[int]) -> list[int]:
         """``ids`` up to the last one that the model takes for text."""

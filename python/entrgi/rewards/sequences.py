@@ -59,6 +59,7 @@ class RewardSequences(Places):
 
     def select(self, active: Tensor) -> RewardSequences:
         """The trajectories in ``active`` (int64 [A], ascending); itself when those are all."""
+        assert self.prompt is not None  # of trajectories always
         if active.shape[0] == self.prompt.shape[0]:
             return self
         names = ("prompt", "valid", "response", "first", "positions", "offset")

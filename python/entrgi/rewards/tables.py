@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class EmbeddingTable:
     """
 
     def __init__(self, rows: Tensor | nn.Module, layer: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.rows, self.layer = rows, layer
+        self.rows: Any = rows
+        self.layer = layer
         if self.weight.is_meta:
             raise ValueError("reward: its embedding is on the meta device, expected loaded weights")
         if layer is not None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from entrgi.messages import Prompt, as_prompt, begun_turn
 from entrgi.prompts import Completion, Options, check_all_shown, first_not_none, render_chat, split_chat
-from entrgi.tokenizing import frame_ids, plain_ids
+from entrgi.tokenizing import frame_ids, named_id, plain_ids
 
 
 def as_completions(texts: Sequence[Completion | str | tuple[Prompt, str]] | str) -> list[Completion]:
@@ -84,15 +84,15 @@ class TextFormat:
         """Ids before and after a plain text; a chat template brings its own."""
         if self.is_chat:
             return [], []
-        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        if start is None and frame_ids(self.tokenizer) == [self.tokenizer.bos_token_id]:
-            start = self.tokenizer.bos_token_id  # Llama-type tokenizers that begin every text with it
+        start, end, bos = (named_id(self.tokenizer, name) for name in ("cls", "sep", "bos"))
+        if start is None and frame_ids(self.tokenizer) == [bos]:
+            start = bos  # Llama-type tokenizers that begin every text with it
         return [] if start is None else [start], [] if end is None else [end]
 
     @property
     def empty_id(self) -> int | None:
         """What a text without a single token is read as: the end-of-sequence token alone."""
-        return first_not_none(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
+        return first_not_none(*(named_id(self.tokenizer, name) for name in ("eos", "sep", "pad")))
 
     def frame(self, prompt: Prompt, before: list[int]) -> tuple[list[int], list[int]]:
         """Ids before and after the response.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -158,7 +158,7 @@ class BoundWeightedReward(DeprecatedRows):
         # One column past the end takes what lies outside a window.
         tokens = ids.new_zeros(count, self.width + 1).scatter(1, self.columns, ids)[:, :-1]
         parts = inputs_embeds.split([child.embedding.shape[1] for child in self.children], dim=-1)
-        total = 0.0
+        total: Any = 0.0
         for child, part, weight in zip(self.children, parts, self.weights, strict=True):
             with torch.no_grad():
                 buffer, child_ids = child.inputs(tokens)

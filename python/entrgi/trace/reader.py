@@ -8,6 +8,7 @@ import re
 import stat
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from entrgi.trace.schema import FORMAT, VERSION, Result, Run, Trace, TracedPrompt, TraceStep, TrajectoryStep
 
@@ -204,21 +205,21 @@ class _Reader:
         self.expect(fits, f"a line of kind {wanted}, got {found[0]!r:.60} of {found[1]!r:.60}")
         return line
 
-    def value(self, line: dict, name: str, kind: type) -> object:
+    def value(self, line: dict, name: str, kind: type) -> Any:
         value = line.get(name)
         if not isinstance(value, kind):
             raise self.error(f"{name!r} to be of type {kind.__name__}, got {value!r:.60}")
         return value
 
     def integer(self, line: dict, name: str, minimum: int, maximum: int | None = None) -> int:
-        value = line.get(name)
+        value: Any = line.get(name)
         fits = type(value) is int and value >= minimum
         self.expect(fits, f"{name!r} to be an integer >= {minimum}, got {value!r:.60}")
         self.expect(maximum is None or value <= maximum, f"{name!r} to be at most {maximum}, got {value!r:.60}")
         return value
 
     def real(self, line: dict, name: str, minimum: float, maximum: float) -> float:
-        value = line.get(name)
+        value: Any = line.get(name)
         self.expect(_is_real(value), f"{name!r} to be of type float, got {value!r:.60}")
         self.expect(minimum <= value <= maximum, f"{name!r} in [{minimum}, {maximum}], got {value!r:.60}")
         return value
@@ -258,7 +259,7 @@ class _Reader:
         self.expect(distinct, f"every column at most once in {name!r}")
         return [(column, piece) for column, piece in values]
 
-    def expect(self, condition: bool, expected: str) -> None:
+    def expect(self, condition: object, expected: str) -> None:
         if not condition:
             raise self.error(expected)
 

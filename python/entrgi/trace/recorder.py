@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrgi.trace.schema import Result, Run, Trace, TracedPrompt, TraceStep, TrajectoryStep
 
@@ -23,7 +23,7 @@ def record(
     prompts: Sequence[Prompt],
     runs: Mapping[str, tuple[SamplerConfig, Output]],
     denoiser: Denoiser,
-    source: Mapping[str, object],
+    source: Mapping[str, Any],
 ) -> Trace:
     """The trace of finished or interrupted generations over the same prompts.
 
@@ -58,7 +58,7 @@ def record(
             Run(
                 name=name,
                 config=plain_options(config),
-                steps=[recorders[name].step(state) for state in output.steps],
+                steps=[recorders[name].step(state) for state in output.steps or ()],
                 complete=output.complete,
                 results=_results(output),
                 seconds=round(output.timings["total"], 6),
@@ -177,7 +177,7 @@ def _results(output: Output) -> list[Result]:
     ]
 
 
-def plain_options(config: SamplerConfig) -> dict[str, object]:
+def plain_options(config: SamplerConfig) -> dict[str, Any]:
     """The config as plain data: a dtype becomes its name."""
     options = asdict(config)
     return {**options, "logits_dtype": config.logits_dtype and str(config.logits_dtype).removeprefix("torch.")}

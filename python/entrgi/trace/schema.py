@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entrgi.files import write_text
 
@@ -67,7 +67,7 @@ class Run:
     """One generation."""
 
     name: str
-    config: dict[str, object]
+    config: dict[str, Any]
     steps: list[TraceStep]
     complete: bool
     results: list[Result]
@@ -95,14 +95,14 @@ class Trace:
         runs: in the order in which they were made.
     """
 
-    source: dict[str, object]
+    source: dict[str, Any]
     special: list[str]
     prompts: list[TracedPrompt]
     copies: int
     runs: list[Run]
 
 
-def lines(trace: Trace) -> Iterator[dict[str, object]]:
+def lines(trace: Trace) -> Iterator[dict[str, Any]]:
     """The lines of the file, as plain data."""
     yield {
         "kind": "header",

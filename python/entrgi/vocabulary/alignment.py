@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from entrgi.deprecation import renamed_keyword
+from entrgi.tokenizing import named_id
 from entrgi.vocabulary.spelling import Vocabulary, state_of
 
 UNMAPPED_ROWS = ("unk", "zero")
@@ -225,7 +226,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> str
 
 
 def _unknown_id(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
-    for token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):
+    for token_id in (named_id(tokenizer, "unk"), named_id(tokenizer, "eos")):
         if token_id is not None:  # id 0 is an id
             if token_id >= rows:
                 raise ValueError(

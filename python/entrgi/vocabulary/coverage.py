@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Coverage:
         """Share of the ids with a token that have a counterpart."""
         return self.mapped / self.tokens if self.tokens else 0.0
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""
         return {**asdict(self), "share": self.share, "unmapped": [asdict(token) for token in self.unmapped]}
 

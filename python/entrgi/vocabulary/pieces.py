@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ def sequence_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> l
         ids: of one sequence, from its middle or its start.
     """
     anchor = _anchor(tokenizer)
-    before = tokenizer.decode(anchor)
-    text = tokenizer.decode([*anchor, *ids])
+    before = _decoded(tokenizer, anchor)
+    text = _decoded(tokenizer, [*anchor, *ids])
     place = len(before) if text.startswith(before) else 0
     known: dict[int, str] = {}
     pieces = []
@@ -49,13 +49,17 @@ def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, token_id: int, anchor: list[int], before: str) -> str:
-    text = tokenizer.decode([*anchor, token_id])
-    return text[len(before) :] if text.startswith(before) else tokenizer.decode([token_id])
+    text = _decoded(tokenizer, [*anchor, token_id])
+    return text[len(before) :] if text.startswith(before) else _decoded(tokenizer, [token_id])
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return cast(str, tokenizer.decode(ids))  # of one text
 
 
 def _byte_spelling(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """Whole characters as they are, other bytes as ``\\xf0``."""
-    spelling = tokenizer.convert_ids_to_tokens(token_id)
+    spelling = cast(str, tokenizer.convert_ids_to_tokens(token_id))  # of one id
     if spelling.startswith("<0x") and spelling.endswith(">"):  # byte fallback, as in SentencePiece
         return f"\\x{spelling[3:-1].lower()}"
     table = byte_alphabet()

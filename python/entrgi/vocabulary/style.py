@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ def _space_marker(steps: list[dict], decoding: bool) -> str | None:
     return None
 
 
-def _steps(component: object) -> Iterator[dict]:
+def _steps(component: Any) -> Iterator[dict]:
     """A component of the tokenizer as flat JSON steps; none for one that is missing or written in Python."""
     if component is None:
         return
