@@ -68,7 +68,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure() -> None:
     """Signals as a terminal delivers them: under nohup or in the background some are ignored, in every process that the
-    tests start, too."""
+    tests start, too. And no width of a terminal, which pytest-xdist gives its processes."""
+    os.environ.pop("COLUMNS", None)
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -164,7 +164,9 @@ class _Watch(TorchDispatchMode):
 def floor_of(function: torch._ops.OpOverload, args: list[Any]) -> tuple[Call, int, int]:
     """The call of one of this package's operators, its bytes and its FLOPs. ``args`` are in the schema's order."""
     name = function.name().removeprefix("entrgi::").split(".")[0]
-    given = dict(zip([argument.name for argument in function._schema.arguments], args, strict=False))
+    arguments = function._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments}  # torch leaves defaults out
+    given |= dict(zip(given, args, strict=False))
     if name == "commit_":
         rows, trajectories = given["candidates"].shape[0], given["counts"].shape[0]
         return Call(name, rows), plans.floor(name, rows, 1, trajectories=trajectories).bytes, 0
