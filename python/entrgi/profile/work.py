@@ -165,7 +165,8 @@ def floor_of(function: torch._ops.OpOverload, args: list[Any]) -> tuple[Call, in
     """The call of one of this package's operators, its bytes and its FLOPs. ``args`` are in the schema's order."""
     name = function.name().removeprefix("entrgi::").split(".")[0]
     arguments = function._schema.arguments
-    given = {argument.name: argument.default_value for argument in arguments}  # torch leaves defaults out
+    # torch leaves defaults out
+    given: dict[str, Any] = {argument.name: argument.default_value for argument in arguments}
     given |= dict(zip(given, args, strict=False))
     if name == "commit_":
         rows, trajectories = given["candidates"].shape[0], given["counts"].shape[0]
