@@ -317,10 +317,9 @@ def adam_step_(a):
                 f"last {'true' if a.last else 'false'}"
             ),
         )
-    rows, columns = a.logits.shape
     for name in ("exp_avg", "exp_avg_sq"):
         if getattr(a, name) is not None:
-            _matrix(a, name, rows, columns, accumulator_dtype(a.logits), a.logits)
+            _matrix(a, name, a.logits.shape[0], a.logits.shape[1], accumulator_dtype(a.logits), a.logits)
             _rows_disjoint(a, name)
 
 

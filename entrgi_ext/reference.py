@@ -193,7 +193,7 @@ def adam_step(
     Knows no padding rows: the operator leaves the logits and moments of those untouched.
     """
     old_m, old_v = 0, 0
-    if step > 1:
+    if step != 1:
         assert exp_avg is not None
         assert exp_avg_sq is not None
         old_m, old_v = beta1 * exp_avg, beta2 * exp_avg_sq

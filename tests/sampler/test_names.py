@@ -27,6 +27,12 @@ def test_former_names_are_the_new_ones_and_warn_where_they_are_asked_for(former,
     assert found is named(current)
 
 
+def test_the_loader_is_still_found_where_it_was():
+    with pytest.warns(DeprecationWarning, match="entrgi.checkpoints is deprecated .*, use entrgi.models.checkpoints"):
+        found = importlib.import_module("entrgi.checkpoints").load_pretrained
+    assert found is importlib.import_module("entrgi.models.checkpoints").load_pretrained
+
+
 def test_names_are_written_once():
     """In the stub that type checkers read; each exists, and none is taken from a package that it would hide."""
     stub = Path(entrgi.__file__).with_name("__init__.pyi")
