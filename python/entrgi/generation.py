@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import cast
@@ -121,7 +121,8 @@ def prepare(
     seed: int | None,
     generator: torch.Generator | None,
     trajectory_seeds: Tensor | None,
-    forbidden_ids: Sequence[int],
+    forbidden_ids: Sequence[int] = (),
+    suppress_tokens: Sequence[int] | None = None,
     mask_id: int | None = None,
     reward_prompts: Prompt | Sequence[Prompt] | None = None,
 ) -> Generation:
@@ -139,7 +140,7 @@ def prepare(
     _check_denoiser(denoiser, config, mask_id, ends)
     reward = _check_reward(reward, config)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
-    never = [*forbidden_ids, *(ends if config.infill else ())]
+    never = {"forbidden_ids": forbidden_ids, "suppress_tokens": suppress_tokens, "ends": ends if config.infill else ()}
     forbidden = for_draws(_forbidden(denoiser, never), denoiser.device).to(denoiser.device)
 
     sequences, layouts, masked = _lay_out(prompts, denoiser, reward, config, seeds, ends)
@@ -317,14 +318,21 @@ def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) 
         )
 
 
-def _forbidden(denoiser: Denoiser, forbidden_ids: Sequence[int]) -> Tensor:
+def _forbidden(denoiser: Denoiser, never: Mapping[str, Iterable[int] | None]) -> Tensor:
+    """bool [V]: ids without a token, the mask token, and those in ``never``, by the argument that names them."""
     forbidden = undecodable(denoiser.tokenizer, denoiser.vocab_size)
-    for token_id in (denoiser.mask_token_id, *forbidden_ids):
-        if isinstance(token_id, bool) or not isinstance(token_id, Integral):
-            raise ValueError(f"forbidden_ids must be integers, got {token_id!r}")
-        if not 0 <= token_id < denoiser.vocab_size:
-            raise ValueError(f"forbidden_ids: {token_id} is not an id below {denoiser.vocab_size}")
-        forbidden[token_id] = True
+    forbidden[denoiser.mask_token_id] = True
+    for name, ids in never.items():
+        if ids is None:
+            continue
+        if not isinstance(ids, Iterable):
+            raise ValueError(f"{name} must be a sequence of integers, got {ids!r:.80}")
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, Integral):
+                raise ValueError(f"{name} must be integers, got {token_id!r}")
+            if not 0 <= token_id < denoiser.vocab_size:
+                raise ValueError(f"{name}: {token_id} is not an id below {denoiser.vocab_size}")
+            forbidden[token_id] = True
     if forbidden.all():
         raise ValueError("forbidden_ids: every id is forbidden, expected at least one to draw")
     return forbidden

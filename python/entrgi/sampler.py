@@ -109,7 +109,8 @@ def generate(
                 seed=seed,
                 generator=generator,
                 trajectory_seeds=trajectory_seeds,
-                forbidden_ids=(*forbidden_ids, *(() if suppress_tokens is None else suppress_tokens)),
+                forbidden_ids=forbidden_ids,
+                suppress_tokens=suppress_tokens,
                 mask_id=mask_id,
                 reward_prompts=reward_prompts,
             )

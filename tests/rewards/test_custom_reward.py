@@ -14,7 +14,7 @@ from torch import nn
 import entrgi.vocabulary
 from entrgi import CallableReward, LogLikelihoodReward, WeightedReward, generate, load_reward
 from entrgi.prompts import Completion
-from entrgi.rewards import EmbeddingReward, ModelRewardOptions, Reader, RewardOptions
+from entrgi.rewards import BoundReward, EmbeddingReward, ModelRewardOptions, Reader, RewardOptions
 from entrgi.rewards.options import ModelRewardArguments, RewardArguments
 from entrgi.vocabulary import align, align_embedding
 from support import architectures, binding, tiny
@@ -171,16 +171,19 @@ class TestNamesFromBefore:
         with pytest.warns(DeprecationWarning, match=r"rows\(...\) is deprecated .*, use row_index\(...\)"):
             assert torch.equal(bound.rows(*where), bound.row_index(*where))
 
-    @pytest.mark.parametrize("inside", ["alone", "in a sum"])
+    @pytest.mark.parametrize("inside", ["alone", "in a sum", "of the protocol"])
     def test_bound_rewards_that_have_rows_alone(self, inside):
         """Guided as ever, with one warning for each generation."""
+        kind = WithRowsOfTheProtocol if inside == "of the protocol" else WithRows
         options = {"max_new_tokens": 4, "steps": 4, "seed": 0, "max_rows": 4}
         old, new = tiny.qwen3_reward(), tiny.qwen3_reward()
         plain = old.bind
-        old.bind = lambda *arguments: WithRows(plain(*arguments))
+        old.bind = lambda *arguments: kind(plain(*arguments))
         if inside == "in a sum":
             old, new = (WeightedReward([reward], [1.0]) for reward in (old, new))
-        with pytest.warns(DeprecationWarning, match=r"WithRows\.rows\(...\) of a bound reward is deprecated") as caught:
+        with pytest.warns(
+            DeprecationWarning, match=r"WithRows\w*\.rows\(...\) of a bound reward is deprecated"
+        ) as caught:
             output = generate(["the movie", "w1"], tiny.denoiser(), old, **options)
         assert [warning.filename for warning in caught] == [__file__]
         with warnings.catch_warnings():
@@ -197,7 +200,11 @@ class WithRows:
         self.bound, self.embedding, self.inputs, self.rows = bound, bound.embedding, bound.inputs, bound.row_index
 
     def select(self, active):
-        return WithRows(self.bound.select(active))
+        return type(self)(self.bound.select(active))
 
     def __call__(self, inputs_embeds, ids):
         return self.bound(inputs_embeds, ids)
+
+
+class WithRowsOfTheProtocol(WithRows, BoundReward):
+    """It has inherited a ``row_index`` that does nothing."""

@@ -213,14 +213,17 @@ def test_seeds(pair, seeds, message):
         generate("the", *pair, SamplerConfig(**SMALL), **seeds)
 
 
-def test_forbidden_ids(pair):
-    with pytest.raises(ValueError, match="forbidden_ids: 64 is not an id below 64"):
-        generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=[64])
+@pytest.mark.parametrize("name", ["forbidden_ids", "suppress_tokens"])
+def test_forbidden_ids(pair, name):
+    with pytest.raises(ValueError, match=f"{name}: 64 is not an id below 64"):
+        generate("the", *pair, SamplerConfig(**SMALL), seed=0, **{name: [64]})
     for wrong in (True, 3.0, "the"):
-        with pytest.raises(ValueError, match=f"forbidden_ids must be integers, got {wrong!r}"):
-            generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=[5, wrong])
+        with pytest.raises(ValueError, match=f"{name} must be integers, got {wrong!r}"):
+            generate("the", *pair, SamplerConfig(**SMALL), seed=0, **{name: [5, wrong]})
+    with pytest.raises(ValueError, match=f"{name} must be a sequence of integers, got 5"):
+        generate("the", *pair, SamplerConfig(**SMALL), seed=0, **{name: 5})
     with pytest.raises(ValueError, match="every id is forbidden"):
-        generate("the", *pair, SamplerConfig(**SMALL), seed=0, forbidden_ids=range(64))
+        generate("the", *pair, SamplerConfig(**SMALL), seed=0, **{name: range(64)})
 
 
 def test_several_labels():

@@ -62,12 +62,14 @@ def keep_masks_on_device(model: PreTrainedModel) -> None:
     with trial(model.device):
         try:
             expected = body(input_ids=ids, attention_mask=mask)[0]
-            _rename(model, _ON_DEVICE[own])
+            _rename(model, own, _ON_DEVICE[own])
             same = is_close(body(input_ids=ids, attention_mask=mask)[0], expected, mask.bool())
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception:
             same = False
     if not same:
-        _rename(model, own)
+        _rename(model, _ON_DEVICE[own], own)
 
 
 @contextmanager
@@ -83,11 +85,12 @@ def is_close(hidden: Tensor, expected: Tensor, where: Tensor) -> bool:
     return bool((hidden - expected).abs().max() <= _CLOSE * expected.abs().max())
 
 
-def _rename(model: PreTrainedModel, name: str) -> None:
+def _rename(model: PreTrainedModel, former: str, name: str) -> None:
+    # What has another attention (a part for images) keeps it.
     # Not by set_attn_implementation: in transformers 4 some models choose their attention when they are built, and
     # ask for its name when they build masks.
     for module in model.modules():
-        if isinstance(module, PreTrainedModel):
+        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == former:
             module.config._attn_implementation_internal = name
 
 

@@ -62,7 +62,7 @@ class CausalBackbone:
         cache = None
         if prefix is not None:
             assert sequences.prompt is not None  # whose prefix each reads
-            cache = PrefixCache(prefix, sequences.prompt, sequences.copies)
+            cache = PrefixCache(prefix, sequences.prompt, sequences.num_trajectories)
         return self._pass(inputs_embeds, visible, sequences.positions, cache)
 
     def _pass(
@@ -90,5 +90,7 @@ class CausalBackbone:
                 cache = PrefixCache(self.prefix(embeds[:, :4], lengths), both, None)
                 rest, seen = embeds[both[:, None], columns], visible[both[:, None], columns]
                 return is_close(self._pass(rest, seen, columns, cache), expected, seen)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
             except Exception:
                 return False

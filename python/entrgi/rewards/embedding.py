@@ -78,7 +78,7 @@ class EmbeddingReward:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundEmbeddingReward:
+    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], num_trajectories: int) -> BoundEmbeddingReward:
         """See :class:`entrgi.rewards.Reward`.
 
         Raises:
@@ -112,7 +112,7 @@ class EmbeddingReward:
         return BoundEmbeddingReward(
             embedding=tables[0] if len(tables) == 1 else torch.cat(tables, dim=1),
             sequences=build_reward_sequences(
-                frames, starts, copies, reader.embed, device, prefix, keeps_first=reader.judges_response
+                frames, starts, num_trajectories, reader.embed, device, prefix, keeps_first=reader.judges_response
             ),
             end_ids=ends,
             pad_token_id=denoiser.pad_token_id,

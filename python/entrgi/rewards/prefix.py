@@ -62,12 +62,12 @@ class PrefixCache(Cache):
     Args:
         prefix: of B prompts.
         prompt: int64 [A], the prompt of each trajectory.
-        copies: K, where the A trajectories are all B * K; None after a selection.
+        num_trajectories: K, where the A trajectories are all B * K; None after a selection.
     """
 
-    def __init__(self, prefix: Prefix, prompt: Tensor, copies: int | None) -> None:
+    def __init__(self, prefix: Prefix, prompt: Tensor, num_trajectories: int | None) -> None:
         super().__init__(layers=[])
-        self.prefix, self.prompt, self.copies = prefix, prompt, copies
+        self.prefix, self.prompt, self.num_trajectories = prefix, prompt, num_trajectories
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -86,12 +86,12 @@ class PrefixCache(Cache):
     def _joined(self, kept: Tensor, new: Tensor) -> Tensor:
         if kept.shape[0] == 1:
             return torch.cat([kept.expand(new.shape[0], -1, -1, -1), new], dim=-2)
-        if self.copies is None:
+        if self.num_trajectories is None:
             return torch.cat([kept[self.prompt], new], dim=-2)
         # Every prompt's copies beside each other: one copy from the shared storage, not two.
-        prompts, copies = kept.shape[0], self.copies
-        shared = kept[:, None].expand(-1, copies, -1, -1, -1)
-        return torch.cat([shared, new.unflatten(0, (prompts, copies))], dim=-2).flatten(0, 1)
+        prompts, count = kept.shape[0], self.num_trajectories
+        shared = kept[:, None].expand(-1, count, -1, -1, -1)
+        return torch.cat([shared, new.unflatten(0, (prompts, count))], dim=-2).flatten(0, 1)
 
 
 def _length(queries: int | Tensor) -> int:

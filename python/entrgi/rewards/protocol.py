@@ -78,13 +78,13 @@ class Reward(Protocol):
         @property
         def device(self) -> torch.device: ...
 
-    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundReward:
+    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], num_trajectories: int) -> BoundReward:
         """Tie the reward to the prompts of one generation.
 
         Args:
             denoiser: the model whose ids the response is made of.
             layouts: B prompts as the denoiser reads them.
-            copies: K, trajectories per prompt.
+            num_trajectories: K, trajectories per prompt.
 
         Raises:
             ValueError: for whatever makes the generation impossible: a prompt that does not fit the context or
@@ -132,7 +132,7 @@ class DeprecatedRows:
 
 def check_bound(bound: BoundReward) -> BoundReward:
     """``bound``, with a warning where it has ``rows`` in place of ``row_index``."""
-    if hasattr(bound, "rows") and not hasattr(bound, "row_index"):
+    if _has_former_name(bound):
         former = f"{type(bound).__name__}.rows(...) of a bound reward"
         warn_renamed(former, "row_index(...)", levels_to_outside())
     return bound
@@ -140,6 +140,12 @@ def check_bound(bound: BoundReward) -> BoundReward:
 
 def row_index(bound: BoundReward, trajectories: Tensor, positions: Tensor) -> Tensor:
     """``bound.row_index(...)``, also of bound rewards that call it ``rows``."""
-    former: Any = bound
-    find = bound.row_index if hasattr(bound, "row_index") else former.rows
+    own: Any = bound
+    find = own.rows if _has_former_name(bound) else own.row_index
     return find(trajectories, positions)
+
+
+def _has_former_name(bound: BoundReward) -> bool:
+    # A class derived from the protocol has inherited its row_index, which returns None.
+    own = getattr(type(bound), "row_index", None) is not BoundReward.row_index and hasattr(bound, "row_index")
+    return hasattr(bound, "rows") and not own

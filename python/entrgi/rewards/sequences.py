@@ -24,14 +24,14 @@ class Places:
         positions: int64 [A, S], index of each column in the whole sequence; padding repeats the last one.
         prefix: keys and values of what stands before column 0; None where nothing does.
         prompt: int64 [A], row of what the trajectories of one prompt share, such as ``prefix``.
-        copies: K, where these are all B * K trajectories; None after a selection.
+        num_trajectories: K, where these are all B * K trajectories; None after a selection.
     """
 
     response: Tensor
     positions: Tensor
     prefix: Prefix | None = None
     prompt: Tensor | None = None
-    copies: int | None = None
+    num_trajectories: int | None = None
 
     @classmethod
     def whole(cls, response: Tensor) -> Places:
@@ -63,7 +63,7 @@ class RewardSequences(Places):
         if active.shape[0] == self.prompt.shape[0]:
             return self
         names = ("prompt", "valid", "response", "first", "positions", "offset")
-        return replace(self, copies=None, **{name: getattr(self, name)[active] for name in names})
+        return replace(self, num_trajectories=None, **{name: getattr(self, name)[active] for name in names})
 
     def inputs(self, tokens: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Input embeddings [A, S, d] and the denoiser's ids [A, S], with the response taken from ``tokens``.
@@ -86,13 +86,13 @@ class RewardSequences(Places):
 def build_reward_sequences(
     frames: Sequence[Frame],
     starts: Sequence[int],
-    copies: int,
+    num_trajectories: int,
     embed: Callable[[Tensor], Tensor],
     device: torch.device,
     prefix: Prefix | None = None,
     keeps_first: bool = False,
 ) -> RewardSequences:
-    """Lay out every prompt's frame around its response window, K = ``copies`` trajectories per prompt.
+    """Lay out every prompt's frame around its response window, K = ``num_trajectories`` trajectories per prompt.
 
     Args:
         frames: of B prompts, in the reward model's ids.
@@ -121,5 +121,5 @@ def build_reward_sequences(
         "positions": kept[:, None] + index.minimum(length - 1),
         "offset": torch.tensor([frame.start - start for frame, start in zip(frames, starts, strict=True)]),
     }
-    per_copy = {name: x.repeat_interleave(copies, dim=0).to(device) for name, x in per_prompt.items()}
-    return RewardSequences(frame=around, copies=copies, prefix=prefix, **per_copy)
+    per_copy = {name: x.repeat_interleave(num_trajectories, dim=0).to(device) for name, x in per_prompt.items()}
+    return RewardSequences(frame=around, num_trajectories=num_trajectories, prefix=prefix, **per_copy)

@@ -64,13 +64,13 @@ class WeightedReward:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], copies: int) -> BoundWeightedReward:
+    def bind(self, denoiser: Denoiser, layouts: Sequence[Layout], num_trajectories: int) -> BoundWeightedReward:
         """See :class:`entrgi.rewards.Reward`; errors are those of the rewards.
 
         Raises:
             ValueError: also where one reward's embedding is float64 and another's is not.
         """
-        bound = tuple(check_bound(reward.bind(denoiser, layouts, copies)) for reward in self.rewards)
+        bound = tuple(check_bound(reward.bind(denoiser, layouts, num_trajectories)) for reward in self.rewards)
         dtypes = [child.embedding.dtype for child in bound]
         if len({dtype == torch.float64 for dtype in dtypes}) > 1:
             raise ValueError(f"rewards: embeddings are {', '.join(map(str, dtypes))}, expected float64 for all or none")
@@ -81,7 +81,7 @@ class WeightedReward:
         width = max(layout.stop for layout in layouts)
         inside = index < length[:, None]
         parts = (start, inside, torch.where(inside, start[:, None] + index, width))
-        start, inside, columns = (x.repeat_interleave(copies, dim=0).to(self.device) for x in parts)
+        start, inside, columns = (x.repeat_interleave(num_trajectories, dim=0).to(self.device) for x in parts)
         tables = [child.embedding.to(dtype) for child in bound]
         return BoundWeightedReward(
             embedding=tables[0] if len(tables) == 1 else torch.cat(tables, dim=1),
