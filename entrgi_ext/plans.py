@@ -262,15 +262,24 @@ def _checked(op: str, fields: Mapping[str, Any], source: str = _VARIABLE) -> dic
     return dict(fields)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of whose names comes twice."""
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        names = [name for name, _ in pairs]
+        _refuse(names, "every operator and field once")
+    return known
+
+
 def _parse(text: str) -> dict[str, dict[str, Any]]:
     """Plans as the environment spells them."""
     if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
         _refuse(text, "UTF-8 text")
     if text.lstrip().startswith("{"):
         try:
-            plans = json.loads(text)
-        except json.JSONDecodeError as error:
-            _refuse(text, f"JSON ({error})")
+            plans = json.loads(text, object_pairs_hook=_once)
+        except (json.JSONDecodeError, RecursionError) as error:
+            _refuse(f"{text:.80}", f"JSON ({error})")
         return {op: _checked(op, fields) for op, fields in plans.items()}
     plans = {}
     for piece in text.split(";") if text.strip() else ():
