@@ -337,11 +337,15 @@ def test_forced_plans_that_cannot_be_followed():
         ("sample_tokens:splits=1,splits=1", "expected the field splits once, got 'splits=1,splits=1'"),
         ("sample_tokens:splits=1;sample_tokens:stages=1", "expected the operator sample_tokens once, got"),
         ('{"sample_tokens": ', "expected JSON (Expecting value: line 1"),
+        ('{"a":' * 20_000, "expected JSON (maximum recursion depth"),
+        ('{"sample_tokens": {"splits": 2}, "sample_tokens": {}}', "expected every operator and field once, got"),
+        ('{"sample_tokens": {"splits": 2, "splits": 3}}', "expected every operator and field once, got"),
         ('{"sample_tokens": 3}', "expected fields and values of sample_tokens, got 3"),
         ('{"sample_tokens": {"tiles": 1}}', "cluster_m, cluster_n), got 'tiles'"),
         ('{"sample_tokens": {"splits": true}}', "expected a whole number >= 1 for splits, got 'True'"),
         ("\udcff", "expected UTF-8 text, got"),
     ],
+    ids=lambda text: text[:60],
 )
 def test_bad_forced_plans_are_refused_at_every_call(forced, message):
     answers = under(forced, (EMBEDDING, {}), (EMBEDDING, {}))

@@ -81,7 +81,7 @@ def check(folder: Path) -> list[str]:
         python, suffix = fresh / "bin" / "python", sysconfig.get_config_var("EXT_SUFFIX")
         own = next((ROOT / "entrgi_ext").glob(f"_bindings*{suffix}"))
         shutil.copy(own, package)  # of this interpreter; those for others are tried below
-        _run([python, "-c", "import rich, markdown_it, expecttest, vaderSentiment.vaderSentiment"], site)
+        _run([python, "-c", "import rich, markdown_it, lazy_loader, expecttest, vaderSentiment.vaderSentiment"], site)
         torch = Path(importlib.util.find_spec("torch").origin).parents[1]
         _run([python, "-c", IMPORT], site, package.parent, torch)
         notes.append("wheels import; CPU operators run, CUDA operators and launchers load in a fresh environment")

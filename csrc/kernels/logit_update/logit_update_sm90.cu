@@ -250,6 +250,7 @@ cudaError_t logit_update_sm90(const LogitUpdateParams& p, const Plan& plan, cuda
       },
       type_of_16_bits(p.embedding.dtype), same_or_float(p.logits.dtype, p.embedding.dtype),
       tile_of<kSm90>(plan));
+  if (kernel == nullptr || plan.cluster_m < 1 || plan.cluster_n < 1) return cudaErrorInvalidValue;
   const int64_t cluster = plan.cluster_m * plan.cluster_n;
   const int64_t rows = ceil_div(p.n, int64_t{plan.block_m} * plan.cluster_m);
   const int64_t tiles = rows * ceil_div(p.vocab, int64_t{plan.block_n} * plan.cluster_n);

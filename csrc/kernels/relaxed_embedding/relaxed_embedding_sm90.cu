@@ -367,6 +367,7 @@ __global__ void __launch_bounds__(Layout<Z, kConsumers>::kThreads, 1)
 
 cudaError_t relaxed_embedding_sm90(const RelaxedEmbeddingParams& p, const Plan& plan, cudaStream_t stream) {
   const int cluster = plan.cluster_m * plan.cluster_n;
+  if (plan.block_m < 1 || plan.block_n < 1 || cluster < 1) return cudaErrorInvalidValue;
   const Dealt tiles(p.n, p.dim, plan);
   if ((cluster != 1 && cluster != 2 && cluster != 4) || plan.cluster_n > 2 ||
       tiles.columns % plan.cluster_n != 0) {
