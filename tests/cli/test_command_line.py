@@ -155,7 +155,10 @@ def test_processes_whose_output_goes_nowhere(tmp_path, arguments, target) -> Non
     if target == "full":
         os.close(write)
         write = os.open("/dev/full", os.O_WRONLY)
-    process = subprocess.Popen([*command, "--trace", file], stdout=write, stderr=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as anywhere else
+    process = subprocess.Popen(
+        [*command, "--trace", file], stdout=write, stderr=subprocess.PIPE, text=True, env=buffered
+    )
     os.close(write)
     _, errors = process.communicate(timeout=500)
     assert trace.read(file).runs[0].complete

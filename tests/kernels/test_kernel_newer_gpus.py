@@ -54,7 +54,7 @@ def test_products_are_those_of_ampere(newer, reference):
 
 
 def test_a_blackwell_gpu_compiles_it_without_spills(tmp_path):
-    source = SOURCES / "kernels" / "vocab_pass_sm90.cu"
+    source = SOURCES / "kernels" / "vocab_pass" / "vocab_pass_sm90.cu"
     options = ["-gencode=arch=compute_90,code=sm_100", '-DENTRGI_CUDA_ARCHITECTURES="compute_90"']
     command = compile_command(*options, "-c", "-o", str(tmp_path / "vocab_pass.o"), str(source))
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,4 +54,9 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             silence(sys.stdout)
             code = BROKEN_PIPE
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (OSError, ValueError):  # which has been told
+            silence(sys.stdout)
         sys.exit(code if isinstance(code, int) else 0)
