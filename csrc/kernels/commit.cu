@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitParams p) 
 }  // namespace
 
 cudaError_t commit(const CommitParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.kernel != Kernel::kCommit || p.confidence_dtype != DType::kFloat32 ||
+  if (plan.kernel != Kernel::kCommit || p.confidence_dtype == DType::kFloat64 ||
       (p.alg_temp > 0 && p.keys == nullptr)) {
     return cudaErrorInvalidValue;
   }
