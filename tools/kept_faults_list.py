@@ -244,8 +244,8 @@ FAULTS = (
     Fault(
         "the mask token may be drawn",
         "python/entrgi/generation.py",
-        "forbidden[denoiser.mask_token_id] = True",
-        "pass",
+        '"mask_token_id": (denoiser.mask_token_id,),',
+        "",
         f"{GENERATION} tests/sampler/test_api.py",
     ),
     Fault(

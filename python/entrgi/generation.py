@@ -140,7 +140,12 @@ def prepare(
     _check_denoiser(denoiser, config, mask_id, ends)
     reward = _check_reward(reward, config)
     # Drawn in a hole, an end of sequence would cut off the user's own text behind it.
-    never = {"forbidden_ids": forbidden_ids, "suppress_tokens": suppress_tokens, "ends": ends if config.infill else ()}
+    never = {
+        "mask_token_id": (denoiser.mask_token_id,),
+        "forbidden_ids": forbidden_ids,
+        "suppress_tokens": suppress_tokens,
+        "ends": ends if config.infill else (),
+    }
     forbidden = for_draws(_forbidden(denoiser, never), denoiser.device).to(denoiser.device)
 
     sequences, layouts, masked = _lay_out(prompts, denoiser, reward, config, seeds, ends)
@@ -319,9 +324,8 @@ def _check_target(denoiser: Denoiser, embedding: Tensor, config: SamplerConfig) 
 
 
 def _forbidden(denoiser: Denoiser, never: Mapping[str, Iterable[int] | None]) -> Tensor:
-    """bool [V]: ids without a token, the mask token, and those in ``never``, by the argument that names them."""
+    """bool [V]: ids without a token, and those in ``never``, by the argument that names them."""
     forbidden = undecodable(denoiser.tokenizer, denoiser.vocab_size)
-    forbidden[denoiser.mask_token_id] = True
     for name, ids in never.items():
         if ids is None:
             continue

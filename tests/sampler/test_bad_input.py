@@ -226,6 +226,14 @@ def test_forbidden_ids(pair, name):
         generate("the", *pair, SamplerConfig(**SMALL), seed=0, **{name: range(64)})
 
 
+@pytest.mark.parametrize("wrong", [-1, 64])
+def test_a_mask_token_that_is_no_id(pair, wrong):
+    denoiser, reward = pair
+    denoiser.mask_token_id = wrong
+    with pytest.raises(ValueError, match=f"mask_token_id: {wrong} is not an id below 64"):
+        generate("the", denoiser, reward, SamplerConfig(**SMALL), seed=0)
+
+
 def test_several_labels():
     model = BertForSequenceClassification(tiny.bert_config(num_labels=3))
     with pytest.raises(ValueError, match=r"BertForSequenceClassification has 3 labels .* expected label="):
