@@ -11,7 +11,7 @@ import lazy_loader
 from entrgi.deprecation import former_names
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-_former = former_names(__name__, {"GuidanceTrace": "entrgi.guidance.GuidanceOutput"}, stacklevel=4)
+_former = former_names(__name__, {"GuidanceTrace": "entrgi.guidance.GuidanceOutput"})
 
 
 def __getattr__(name: str) -> object:

@@ -12,25 +12,27 @@ from typing import Any, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def warn_renamed(former: str, current: str, stacklevel: int = 3) -> None:
-    """Warn the caller's caller that ``former`` is now called ``current``."""
+def warn_renamed(former: str, current: str) -> None:
+    """Warn that ``former`` is now called ``current``, at the line outside of entrgi and torch that says it."""
     message = f"{former} is deprecated and will be removed in the next release, use {current}"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("entrgi", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
 
 
-def former_names(module: str, renamed: Mapping[str, str], stacklevel: int = 3) -> Callable[[str], object]:
+def former_names(module: str, renamed: Mapping[str, str]) -> Callable[[str], object]:
     """A module's ``__getattr__`` that still finds the names it had before.
 
     Args:
         module: the module's ``__name__``.
         renamed: former name -> where it is now, such as ``entrgi.guidance.GuidanceOutput``.
-        stacklevel: whose line the warning names; 3 is the one that asks for the name, where this is ``__getattr__``.
     """
 
     def find(name: str) -> object:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_renamed(f"{module}.{name}", renamed[name], stacklevel)
+        warn_renamed(f"{module}.{name}", renamed[name])
         home, _, current = renamed[name].rpartition(".")
         return getattr(import_module(home), current)
 
@@ -47,7 +49,7 @@ def rename_option(options: dict[str, Any], former: str, current: str) -> None:
         return
     if current in options:
         raise TypeError(f"got both {current}= and {former}=, which is its former name, expected {current}= alone")
-    warn_renamed(f"{former}=", f"{current}=", levels_to_outside())
+    warn_renamed(f"{former}=", f"{current}=")
     options[current] = options.pop(former)
 
 
@@ -63,11 +65,3 @@ def renamed_keyword(former: str, current: str) -> Callable[[Function], Function]
         return cast(Function, call)
 
     return decorate
-
-
-def levels_to_outside() -> int:
-    """The ``stacklevel`` with which the caller's :func:`warn_renamed` names a line outside of entrgi and torch."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("entrgi", "torch"):
-        frame, level = frame.f_back, level + 1
-    return level

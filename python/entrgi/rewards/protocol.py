@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from entrgi.deprecation import levels_to_outside, warn_renamed
+from entrgi.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from entrgi.denoisers import Denoiser
@@ -134,7 +134,7 @@ def check_bound(bound: BoundReward) -> BoundReward:
     """``bound``, with a warning where it has ``rows`` in place of ``row_index``."""
     if _has_former_name(bound):
         former = f"{type(bound).__name__}.rows(...) of a bound reward"
-        warn_renamed(former, "row_index(...)", levels_to_outside())
+        warn_renamed(former, "row_index(...)")
     return bound
 
 
